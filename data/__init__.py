@@ -1,0 +1,14 @@
+"""Datasets. A new one is a function in data/sources.py and a row here."""
+
+from data.batches import batches
+from data.images import Dataset, Files, Images, first, split
+from data.sources import cifar10, digits, fake, imagefolder
+
+DATASETS = {
+    "digits": digits,
+    "cifar10": cifar10,
+    "imagefolder": imagefolder,
+    "fake": fake,
+}
+
+__all__ = ["DATASETS", "Dataset", "Files", "Images", "batches", "first", "split"]

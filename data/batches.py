@@ -1,0 +1,94 @@
+"""Batches for the net: float32 [B, 3, H, W], channels_last, normalised.
+
+Images in memory are cropped, flipped and normalised a whole batch at a time, by one gather with a seeded generator; there
+is no Python per image. Files go through a DataLoader with torchvision's transforms.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from data.images import Files, Images
+from data.sources import open_square
+
+PAD = 4
+
+
+class MemoryBatches:
+    """Iterate (images, labels) over Images. With a generator: shuffled, and augmented if asked; else in order.
+
+    Crops are taken at random from the image padded by 4 black pixels on each side; flips with probability 1/2.
+    """
+
+    def __init__(self, images: Images, batch_size: int, mean, std, generator=None, augment=False, flip=False):
+        self.images, self.batch_size, self.generator = images, batch_size, generator
+        self.augment, self.flip = augment, flip
+        self.pixels = torch.nn.functional.pad(images.pixels, (0, 0, PAD, PAD, PAD, PAD)) if augment else images.pixels
+        self.scale = 1 / (255 * torch.tensor(std))
+        self.shift = -torch.tensor(mean) / torch.tensor(std)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self.images)
+        order = torch.arange(n) if self.generator is None else torch.randperm(n, generator=self.generator)
+        for index in order.split(self.batch_size):
+            taken = self._crop(index) if self.augment else self.pixels[index]
+            values = taken.float().mul_(self.scale).add_(self.shift)
+            yield values.permute(0, 3, 1, 2), self.images.labels[index]
+
+    def _crop(self, index: Tensor) -> Tensor:
+        size = self.images.pixels.shape[1]
+        top, left = torch.randint(0, 2 * PAD + 1, (2, len(index), 1), generator=self.generator)
+        rows, columns = top + torch.arange(size), torch.arange(size).expand(len(index), -1)
+        if self.flip:
+            mirrored = torch.rand(len(index), 1, generator=self.generator) < 0.5
+            columns = torch.where(mirrored, size - 1 - columns, columns)
+        columns = left + columns
+        return self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+class _Decoded(torch.utils.data.Dataset):
+    def __init__(self, files: Files, image_size: int, transform):
+        self.files, self.image_size, self.transform = files, image_size, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        image = open_square(self.files.paths[i], round(self.image_size * 8 / 7))
+        return self.transform(image), int(self.files.labels[i])
+
+
+class FileBatches:
+    """Iterate (images, labels) over Files: random resized crops to train, the centre of 8/7 of the size to test."""
+
+    def __init__(self, files, batch_size, mean, std, image_size, workers, generator=None, augment=False, flip=False):
+        crop = [v2.RandomResizedCrop(image_size)] if augment else [v2.CenterCrop(image_size)]
+        mirror = [v2.RandomHorizontalFlip()] if augment and flip else []
+        pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+        self.loader = torch.utils.data.DataLoader(
+            _Decoded(files, image_size, v2.Compose([*crop, *mirror, *pixels])),
+            batch_size,
+            shuffle=generator is not None,
+            num_workers=workers,
+            generator=generator,
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in self.loader:
+            yield images.contiguous(memory_format=torch.channels_last), labels
+
+
+def batches(images, batch_size, mean, std, image_size, workers, generator=None, augment=False, flip=False):
+    """The batches of Images or Files; see the two classes."""
+    if isinstance(images, Images):
+        return MemoryBatches(images, batch_size, mean, std, generator, augment, flip)
+    return FileBatches(images, batch_size, mean, std, image_size, workers, generator, augment, flip)

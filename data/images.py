@@ -1,0 +1,74 @@
+"""What a dataset is: images and labels for training and for testing, and how the pixels are normalised."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in memory: pixels uint8 [N, H, W, 3], labels int64 [N]."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Images":
+        return Images(self.pixels[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Files:
+    """Images on disk, decoded a batch at a time: their paths, and labels int64 [N]."""
+
+    paths: Sequence[Path]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Files":
+        return Files([self.paths[i] for i in index.tolist()], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """train, val (or None) and test images; mean and std of the three channels, of pixels in [0, 1]."""
+
+    train: Images | Files
+    test: Images | Files
+    classes: list[str]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    val: Images | Files | None = field(default=None)
+
+
+def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation a channel of uint8 pixels [N, H, W, 3], on the scale [0, 1]."""
+    sample = pixels[:: max(1, len(pixels) // 5000)].double() / 255
+    std = sample.std(dim=(0, 1, 2)).clamp(min=1e-3)
+    return tuple(sample.mean(dim=(0, 1, 2)).tolist()), tuple(std.tolist())
+
+
+def first(images, limit: int | None):
+    """The first `limit` images of a fixed shuffle; all of them, in order, without a limit."""
+    if limit is None or limit >= len(images):
+        return images
+    return images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit])
+
+
+def split(dataset: Dataset, fraction: float) -> Dataset:
+    """Hold out a fixed random share of the training images as the validation set."""
+    held = round(len(dataset.train) * fraction)
+    if held == 0:
+        return dataset
+    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(1))
+    return replace(dataset, train=dataset.train.take(order[held:]), val=dataset.train.take(order[:held]))

@@ -1,0 +1,55 @@
+"""Plain float nets, with no trace of quantization. A new one is a function in its family's file and a row here.
+
+A factory takes (num_classes, form, **its own options) and returns an nn.Module. The form is "cifar" (for images of about
+32 x 32) or "imagenet"; which of them a model has stands in its row, and "auto" takes the one that fits the image size.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from models.mobilenet import mobilenet_v2
+from models.resnet import resnet18, resnet20, resnet32, resnet44, resnet56
+from utils.errors import UserError, choose, nearest
+
+
+@dataclass(frozen=True)
+class Row:
+    factory: Callable[..., nn.Module]
+    forms: tuple[str, ...]
+
+
+MODELS = {
+    "resnet20": Row(resnet20, ("cifar",)),
+    "resnet32": Row(resnet32, ("cifar",)),
+    "resnet44": Row(resnet44, ("cifar",)),
+    "resnet56": Row(resnet56, ("cifar",)),
+    "resnet18": Row(resnet18, ("cifar", "imagenet")),
+    "mobilenet_v2": Row(mobilenet_v2, ("cifar", "imagenet")),
+}
+
+
+def check(name: str, options: dict[str, Any]) -> None:
+    """Raise UserError unless `name` is a model and `options` are options it has."""
+    row = choose(MODELS, name, "model.name")
+    known = [*list(inspect.signature(row.factory).parameters)[1:]]
+    for key in options:
+        if key not in known:
+            hint = nearest(key, [*known, "name", "weights"])
+            raise UserError(
+                f"model.{key}: {name} has no such option" + (f", did you mean {hint}?" if hint else "")
+            )
+    choose(dict.fromkeys(("auto", *row.forms)), options.get("form", "auto"), f"model.form of {name}")
+
+
+def build(name: str, num_classes: int, image_size: int, options: dict[str, Any]) -> nn.Module:
+    """A freshly initialised float net for images of image_size x image_size."""
+    check(name, options)
+    row, options = MODELS[name], dict(options)
+    form = options.pop("form", "auto")
+    if form == "auto":
+        form = row.forms[0] if image_size <= 64 else row.forms[-1]
+    return row.factory(num_classes, form, **options)

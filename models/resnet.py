@@ -1,0 +1,79 @@
+"""ResNets: those of the CIFAR experiments of He et al. (arXiv 1512.03385, section 4.2), and torchvision's ResNet-18.
+
+| name     | layers | parameters (10 classes) |
+| resnet20 | 20     | 269,722                 |
+| resnet32 | 32     | 464,154                 |
+| resnet44 | 44     | 658,586                 |
+| resnet56 | 56     | 853,018                 |
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models import resnet18 as torchvision_resnet18
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut without parameters (option A: subsample, pad with zero channels)."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.stride, self.extra = stride, c_out - c_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.extra:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
+        return F.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """Three stages of n blocks with 16, 32 and 64 channels: 6 n + 2 layers. Input [N, 3, H, W], meant for 32 x 32."""
+
+    def __init__(self, n: int, num_classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        widths = [(16, 16, 1), (16, 32, 2), (32, 64, 2)]
+        self.layer1, self.layer2, self.layer3 = (
+            nn.Sequential(Block(a, b, stride), *(Block(b, b, 1) for _ in range(n - 1))) for a, b, stride in widths
+        )
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def resnet20(num_classes: int, form: str) -> nn.Module:
+    return CifarResNet(3, num_classes)
+
+
+def resnet32(num_classes: int, form: str) -> nn.Module:
+    return CifarResNet(5, num_classes)
+
+
+def resnet44(num_classes: int, form: str) -> nn.Module:
+    return CifarResNet(7, num_classes)
+
+
+def resnet56(num_classes: int, form: str) -> nn.Module:
+    return CifarResNet(9, num_classes)
+
+
+def resnet18(num_classes: int, form: str) -> nn.Module:
+    """torchvision's; the cifar form starts with a 3 x 3 convolution of stride 1 and has no max-pool (11.17 M)."""
+    model = torchvision_resnet18(num_classes=num_classes)
+    if form == "cifar":
+        model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    return model

@@ -1,0 +1,159 @@
+"""The arithmetic of an integer convolution or linear layer: what the simulation computes and the engines must reproduce.
+
+A layer reads integers n = q_x - z_x on scale s_x. Its weights are integers q on scales s_c, its batch norm is absorbed: with
+g_c = gamma_c / sqrt(var_c + eps), conv + BN of channel c is the convolution with
+
+    weights  sign(g_c) q_c   on scale  s_c |g_c|,      bias  beta_c + (bias_c - mean_c) g_c
+
+exactly. The bias is rounded to an integer B_c on the grid s_x s_c |g_c|, and
+
+    q_y = clamp(round(m_c (sum n q + B_c)) + z_y, lo, hi),     m_c = s_x s_c |g_c| / s_y,     ties to even.
+
+ReLU and ReLU6 are nothing but lo and hi. Sums are exact; m_c and the product are fp32, as in fbgemm and qnnpack.
+
+Below 8 bits the same weights are stored as k q on scale s / k with k = floor(limit / q_max), which refines the bias grid.
+A scale so small that the bias would not fit in 2^30 steps (gamma near 0) is raised and its q rounded anew; a dead channel
+becomes q = 0.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quant.grid import Grid
+
+EXACT = 2.0**24
+"""Integers up to here, and sums that stay below it, are exact in fp32."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a layer's sums run over its input: a convolution's strides, or (all None) a linear layer."""
+
+    stride: tuple[int, int] | None = None
+    padding: tuple[int, int] | None = None
+    dilation: tuple[int, int] | None = None
+    groups: int = 1
+
+    @property
+    def linear(self) -> bool:
+        return self.stride is None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.linear:
+            return F.linear(x, weight, bias)
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """weight: integers in fp32, [O, I/g, kh, kw] or [O, I]; scale fp32 [O]; bias: integers in fp32, [O].
+
+    x and y are the grids of input and output (y None: the output is float); lo and hi bound the output's integers.
+    """
+
+    geometry: Geometry
+    weight: Tensor
+    scale: Tensor
+    bias: Tensor
+    x: Grid
+    y: Grid | None
+    lo: int
+    hi: int
+
+    def accumulator_scale(self) -> Tensor:
+        """s_x s_c, fp32 [O]: what one unit of the sum is worth."""
+        return self.x.scale * self.scale
+
+    def accumulate(self, n: Tensor) -> Tensor:
+        """The exact sums of centred integers n with the weights, plus the bias, rounded once to fp32."""
+        largest = max(self.x.q_max - int(self.x.zero_point), int(self.x.zero_point) - self.x.q_min)
+        return exact_sums(self.geometry, n, self.weight, largest, self._along_channels(self.bias))
+
+    def __call__(self, n: Tensor) -> Tensor:
+        """Centred output integers; float values where the layer has no output grid."""
+        sums = self.accumulate(n)
+        if self.y is None:
+            return sums * self._along_channels(self.accumulator_scale())
+        multiplier = self._along_channels(self.accumulator_scale() / self.y.scale)
+        zero_point = int(self.y.zero_point)
+        return (sums * multiplier).round_().clamp_(self.lo - zero_point, self.hi - zero_point)
+
+    def _along_channels(self, values: Tensor) -> Tensor:
+        return values if self.geometry.linear else values.view(-1, 1, 1)
+
+
+def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias: Tensor) -> Tensor:
+    """sum n * weight + bias of integers with |n| <= largest, computed exactly, then rounded once to fp32.
+
+    In fp32 where no partial sum can reach 2^24; else n is split in n = 16 high + low and two such sums are added in fp64;
+    else all of it runs in fp64.
+    """
+    reach = float(weight.flatten(1).abs().sum(1).max())
+    if reach * largest < EXACT:
+        return geometry(n, weight).add_(bias)
+    if reach * 16 < EXACT:
+        high = torch.floor(n / 16)
+        sums = geometry(high, weight).double().mul_(16).add_(geometry(n - 16 * high, weight))
+    else:
+        sums = geometry(n.double(), weight.double())
+    return sums.add_(bias).float()
+
+
+def absorb(
+    geometry: Geometry,
+    weight: Tensor,
+    grid: Grid,
+    bias: Tensor | None,
+    norm: nn.Module | None,
+    x: Grid,
+    y: Grid | None,
+    bounds: tuple[float, float],
+    limit: int,
+) -> IntegerLayer:
+    """Build the integer layer of a float layer.
+
+    weight: its integers, on `grid` (zero_point 0). bias: its float bias or None. norm: the batch norm behind it or None.
+    bounds: the real least and greatest output that its activation lets through. limit: the largest integer to store.
+    """
+    factor = max(1, limit // max(abs(grid.q_min), grid.q_max))
+    q = weight.double() * factor
+    scale = grid.scale.double().expand(len(q)) / factor
+    shift = torch.zeros_like(scale) if bias is None else bias.double()
+    if norm is not None:
+        gain, shift = _norm(norm, shift)
+        q = q * torch.sign(gain).view(-1, *[1] * (q.ndim - 1))
+        scale = scale * gain.abs()
+    q, scale = _raised(q, scale, shift, x.scale.double())
+    scale = scale.float()
+    steps = (shift / (x.scale * scale).double()).round().float()
+    lo, hi = (y.q_min, y.q_max) if y is not None else (0, 0)
+    if y is not None:
+        least, greatest = y.to_int(torch.tensor(bounds, device=y.scale.device).clamp(-1e30, 1e30)).tolist()
+        lo, hi = max(lo, int(least)), min(hi, int(greatest))
+    return IntegerLayer(geometry, q.float(), scale, steps, x, y, lo, hi)
+
+
+def _norm(norm: nn.Module, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """(g, beta + (bias - mean) g) of a batch norm in eval, in fp64."""
+    gain = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
+    if norm.weight is not None:
+        gain = gain * norm.weight.double()
+    shift = (bias - norm.running_mean.double()) * gain
+    return gain, shift if norm.bias is None else shift + norm.bias.double()
+
+
+def _raised(q: Tensor, scale: Tensor, shift: Tensor, x_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales on which the bias fits in 2^30 steps and every product of scales is a normal fp32 number."""
+    floor = torch.maximum(shift.abs() / 2**30, torch.full_like(shift, 2.0**-64)) / x_scale
+    raised = torch.maximum(scale, floor)
+    keep = (scale / raised).view(-1, *[1] * (q.ndim - 1))
+    return torch.where(keep == 1, q, (q * keep).round()), raised
+
+
+Bounds = tuple[float, float]
+UNBOUNDED: Bounds = (float("-inf"), float("inf"))
+Layer = Callable[[Tensor], Tensor]

@@ -1,0 +1,75 @@
+"""The prepared layer: a convolution or linear layer with its batch norm, activation and quantizers as one unit.
+
+It takes the place of the float layer under the same name and holds the very same Parameter objects. In train mode it is
+the usual fake-quantized computation, batch norm live and unfolded. In eval, with its quantizers enabled, it *is* the
+integer layer (quant/integer.py), computed on integers held in fp32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quant.grid import Grid
+from quant.integer import UNBOUNDED, Bounds, Geometry, IntegerLayer, absorb
+from quant.quantizer import Quantizer
+
+
+class QuantLayer(nn.Module):
+    """weight and bias are those of `layer`; `weight_quantizer` and `output` (the quantizer of what leaves) may be None.
+
+    forward(x, source, norm): `source` is the quantizer whose grid x lies on, `norm` the batch norm; both live elsewhere in
+    the model under their own names and are passed in by the graph, or are None.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, weight_quantizer: Quantizer | None, limit: int):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.geometry = geometry_of(layer)
+        self.weight_quantizer = weight_quantizer
+        self.output: Quantizer | None = None
+        self.bounds: Bounds = UNBOUNDED
+        self.limit = limit
+
+    def forward(self, x: Tensor, source: Quantizer | None, norm: nn.Module | None) -> Tensor:
+        if not self.training and self.runs_in_integers(source):
+            layer = self.integer(source.grid(), norm)
+            n = layer(layer.x.centred(x))
+            return n if layer.y is None else layer.y.value(n)
+        return self.simulate(x, norm)
+
+    def simulate(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        """The fake-quantized computation in float."""
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        y = self.geometry(x, weight, self.bias)
+        y = y if norm is None else norm(y)
+        y = bounded(y, self.bounds)
+        return y if self.output is None else self.output(y)
+
+    def runs_in_integers(self, source: Quantizer | None) -> bool:
+        """Whether weights and input are on integer grids, and those quantizers are enabled."""
+        needed = [source, self.weight_quantizer, *([] if self.output is None else [self.output])]
+        return all(q is not None and bool(q.enabled) for q in needed)
+
+    @torch.no_grad()
+    def integer(self, x: Grid, norm: nn.Module | None) -> IntegerLayer:
+        """The integer layer, for inputs on the grid x."""
+        grid = self.weight_quantizer.grid()
+        q = grid.to_int(self.weight.float())
+        y = None if self.output is None else self.output.grid()
+        return absorb(self.geometry, q, grid, self.bias, norm, x, y, self.bounds, self.limit)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, {self.geometry}, bounds={self.bounds}"
+
+
+def geometry_of(layer: nn.Conv2d | nn.Linear) -> Geometry:
+    if isinstance(layer, nn.Linear):
+        return Geometry()
+    return Geometry(tuple(layer.stride), tuple(layer.padding), tuple(layer.dilation), layer.groups)
+
+
+def bounded(y: Tensor, bounds: Bounds) -> Tensor:
+    """ReLU, ReLU6 and their kin, by the least and greatest value they let through."""
+    if bounds == UNBOUNDED:
+        return y
+    return F.relu(y) if bounds == (0.0, float("inf")) else F.hardtanh(y, *bounds)

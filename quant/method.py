@@ -1,0 +1,40 @@
+"""What a quantization method is to the rest: which quantizers it puts where, and when."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quant.quantizer import Quantizer
+from utils.config import QuantSettings
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of quant.METHODS."""
+
+    weight: Callable[[QuantSettings, int, int], Quantizer] | None
+    """(spec, bits, channels) -> the quantizer of a weight tensor whose axis 0 is the output channels."""
+    activation: Callable[[QuantSettings, int, bool], Quantizer] | None
+    """(spec, bits, signed) -> the quantizer of an activation."""
+    float_epochs: Callable[[QuantSettings, int], int]
+    """(spec, epochs) -> how many epochs of the run come before prepare."""
+    weight_bits: range
+    act_bits: range
+    observers: tuple[str, ...]
+    """Observers it takes, its default first."""
+    options: frozenset[str]
+    """Keys of the quant section that only some methods read, and this one does."""
+    calibrates: bool
+    """Ranges are found once, on training images, right after prepare."""
+
+
+FLOAT = Method(
+    weight=None,
+    activation=None,
+    float_epochs=lambda spec, epochs: epochs,
+    weight_bits=range(0),
+    act_bits=range(0),
+    observers=(),
+    options=frozenset(),
+    calibrates=False,
+)
+"""The row of plain float training: nothing is quantized."""

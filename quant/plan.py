@@ -1,0 +1,128 @@
+"""Which values get a quantizer, and of how many bits: decided on the float graph, before anything is changed.
+
+    the image                     8, affine
+    read by a layer               act_bits; by the last layer first_last_bits
+    read by an addition           residual_bits
+    read by another operator      residual_bits, if a layer or an addition writes it
+    the logits                    none: float
+
+A value read at two widths gets the wider grid (the narrower reader gets a second quantizer). First layers read the image,
+last layers write the logits; their weights have first_last_bits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from quant.trace import RELU, bounds_of
+from utils.config import QuantSettings
+
+FLOAT = 32
+KEEP_SIGN = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+NOT_NEGATIVE = (nn.Sigmoid, nn.Hardsigmoid, nn.ReLU6)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A node that computes (layer, add, float or image), and what is fused behind it; its value leaves at `end`."""
+
+    head: fx.Node
+    end: fx.Node
+    norm: fx.Node | None = None
+    act: fx.Node | None = None
+
+
+class Plan:
+    """Chains of a traced model, and the bits that `spec` gives to their weights and values."""
+
+    def __init__(self, traced: fx.GraphModule, role: dict[fx.Node, str], spec: QuantSettings):
+        self.traced, self.role, self.spec = traced, role, spec
+        fused: set[fx.Node] = set()
+        self.chains: list[Chain] = []
+        for node in traced.graph.nodes:
+            if node not in fused and not self.passes(node) and role[node] != "output":
+                self.chains.append(self._chain(node))
+                fused |= {self.chains[-1].norm, self.chains[-1].act}
+        self.by_head = {chain.head: chain for chain in self.chains}
+        self.by_end = {chain.end: chain for chain in self.chains}
+
+    def passes(self, node: fx.Node) -> bool:
+        """Whether a node outside all chains hands its input's grid on. A ReLU does: zero is on every grid."""
+        return self.role[node] == "pass" or (self.role[node] == "act" and bounds_of(self.traced, node) == RELU)
+
+    def root(self, node: fx.Node) -> fx.Node:
+        """The end of the chain that the value of `node` comes from."""
+        while node not in self.by_end and self.passes(node):
+            node = node.args[0]
+        return node
+
+    def weight_bits(self, chain: Chain) -> int:
+        ends = self.is_first(chain) or self.is_last(chain)
+        return self._first_last(self.spec.weight_bits) if ends else self.spec.weight_bits
+
+    def bits_read(self, head: fx.Node) -> int:
+        """Bits that the head of a chain wants its inputs to have; 32 if it does not mind."""
+        if self.spec.act_bits == FLOAT:
+            return FLOAT
+        if self.role[head] != "layer":
+            return self.spec.residual_bits if self.role[head] == "add" else FLOAT
+        chain = self.by_head[head]
+        if self.weight_bits(chain) == FLOAT and (self.is_first(chain) or self.is_last(chain)):
+            return FLOAT
+        if self.is_first(chain):
+            return 8
+        return self._first_last(self.spec.act_bits) if self.is_last(chain) else self.spec.act_bits
+
+    def bits_written(self, chain: Chain) -> int:
+        """Bits of the grid that the chain's value is put on; 32 for none."""
+        readers = list(self._readers(chain.end))
+        wants = {self.bits_read(r) for r in readers if self.role[r] != "output"}
+        if self.role[chain.head] in ("layer", "add") and self.spec.act_bits != FLOAT and wants == {FLOAT}:
+            return self.spec.residual_bits
+        return max(wants - {FLOAT}, default=FLOAT)
+
+    def is_first(self, chain: Chain) -> bool:
+        return self.role[self.root(chain.head.args[0])] == "image"
+
+    def is_last(self, chain: Chain) -> bool:
+        return any(self.role[reader] == "output" for reader in self._readers(chain.end))
+
+    def signed(self, node: fx.Node) -> bool:
+        """Whether the value of a node can be negative, as far as the graph tells."""
+        bounds = bounds_of(self.traced, node)
+        if bounds is not None:
+            return bounds[0] < 0
+        if self.role[node] == "add":
+            return any(self.signed(a) for a in node.args)
+        module = self.traced.get_submodule(node.target) if node.op == "call_module" else None
+        if self.role[node] == "pass" or isinstance(module, KEEP_SIGN):
+            return self.signed(node.args[0])
+        name = getattr(node.target, "__name__", str(node.target))
+        if "avg_pool" in name or name == "mean":
+            return self.signed(node.args[0])
+        return not (isinstance(module, NOT_NEGATIVE) or "sigmoid" in name)
+
+    def _first_last(self, otherwise: int) -> int:
+        return otherwise if self.spec.first_last_bits == "same" else self.spec.first_last_bits
+
+    def _chain(self, head: fx.Node) -> Chain:
+        end, norm, act = head, None, None
+        if self.role[head] == "layer":
+            norm = self._only_user(end, "norm")
+            end = norm or end
+        if self.role[head] in ("layer", "add"):
+            act = self._only_user(end, "act")
+            end = act or end
+        return Chain(head, end, norm, act)
+
+    def _only_user(self, node: fx.Node, role: str) -> fx.Node | None:
+        users = list(node.users)
+        return users[0] if len(users) == 1 and self.role[users[0]] == role else None
+
+    def _readers(self, end: fx.Node) -> Iterator[fx.Node]:
+        for user in end.users:
+            if user not in self.by_head and self.passes(user):
+                yield from self._readers(user)
+            else:
+                yield user

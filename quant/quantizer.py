@@ -1,0 +1,94 @@
+"""The contract of a quantizer, and the one whose range is observed.
+
+    forward(x)   the fake-quantized x; identity when disabled
+    grid()       the Grid that forward's outputs lie on, as it is now
+    to_int(x)    the integers: x_hat = scale * (to_int(x) - zero_point), exactly
+
+The engines read grid() and to_int() and nothing else, so a new method runs in integers on the day it is written.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from quant.grid import Grid, fake_quantize
+from quant.observers import OBSERVERS
+
+TINY = 2.0**-24
+
+
+class Quantizer(nn.Module):
+    """Base of all quantizers. `enabled` and `observing` are switched by quant.calibrate and by train()."""
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("enabled", torch.tensor(True))
+        self.observing = False
+
+    def grid(self) -> Grid:
+        raise NotImplementedError
+
+    def to_int(self, x: Tensor) -> Tensor:
+        return self.grid().to_int(x)
+
+
+class ObservedQuantizer(Quantizer):
+    """A range [low, high], found by an observer, cut into equal steps.
+
+    symmetric (weights): scale = max(|low|, |high|) / q_max, q in [-q_max, q_max] with q_max = 2^(bits-1) - 1.
+    affine (activations): the range is stretched to hold 0, scale = (high - low) / (2^bits - 1), q in [0, 2^bits - 1], and
+    zero_point = round(-low / scale): zero, and so padding, is exact.
+    In train mode every batch is observed first; in eval the observer rests unless `observing` is set.
+    """
+
+    def __init__(self, bits: int, symmetric: bool, channels: int | None, observer: str, percentile: float, q_limit=127):
+        super().__init__(bits)
+        self.symmetric = symmetric
+        q_max = min(2 ** (bits - 1) - 1, q_limit) if symmetric else 2**bits - 1
+        self.q_min, self.q_max = (-q_max if symmetric else 0), q_max
+        shape = () if channels is None else (channels,)
+        self.register_buffer("low", torch.zeros(shape))
+        self.register_buffer("high", torch.zeros(shape))
+        self.register_buffer("observed", torch.tensor(False))
+        self.observer = OBSERVERS[observer](percentile)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observing or self.training:
+            self._observe(x)
+        if not self.enabled:
+            return x
+        with torch.autocast(x.device.type, enabled=False):
+            return fake_quantize(x.float(), self.grid())
+
+    def grid(self) -> Grid:
+        return self._grid(self.low, self.high)
+
+    def _grid(self, low: Tensor, high: Tensor) -> Grid:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        if self.symmetric:
+            scale = (torch.maximum(-low, high) / self.q_max).clamp(min=TINY)
+            return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), self.q_min, self.q_max)
+        scale = ((high - low) / self.q_max).clamp(min=TINY)
+        zero_point = (-low / scale).round().clamp(self.q_min, self.q_max).int()
+        return Grid(scale, zero_point, self.q_min, self.q_max)
+
+    def finish_observing(self) -> None:
+        """Settle the range of observers that look at all batches together (percentile, mse)."""
+        self._set(self.observer.settle(self._fit))
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        rows = x.detach().float().flatten(1) if self.low.ndim else x.detach().float()
+        self._set(self.observer.update(rows, self.low, self.high, bool(self.observed)))
+
+    @torch.no_grad()
+    def _set(self, found: tuple[Tensor, Tensor] | None) -> None:
+        if found is not None:
+            self.low.copy_(found[0])
+            self.high.copy_(found[1])
+            self.observed.fill_(True)
+
+    def _fit(self, low: Tensor, high: Tensor, sample: Tensor) -> Tensor:
+        """Mean squared error of the sample (values, or [C, values]) on the grid that [low, high] would give."""
+        grid = self._grid(low, high)
+        return (grid.value(grid.centred(sample)) - sample).square().mean(-1)

@@ -1,0 +1,150 @@
+"""From an nn.Module to a graph whose nodes say what they are.
+
+torch.fx traces the model; its modules and Parameters stay the same objects under the same names. Each node gets a role:
+
+    image     the input
+    layer     a convolution or linear layer that can run in integers
+    norm      a batch norm
+    act       ReLU, ReLU6, Hardtanh, clamp: bounds on the value before it
+    add       the sum of two tensors
+    pass      moves or selects values without changing them (max-pool, reshape, dropout ...): keeps its input's grid
+    float     anything else; it runs in float
+    output    the logits
+"""
+
+import math
+import operator
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from quant.integer import UNBOUNDED, Bounds
+from utils.errors import UserError
+
+PASS_MODULES = (nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.PixelShuffle, nn.ChannelShuffle)
+PASS_FUNCTIONS = {F.max_pool2d, torch.max_pool2d, torch.flatten, torch.reshape, torch.permute, torch.transpose}
+PASS_FUNCTIONS |= {torch.chunk, torch.split, torch.squeeze, torch.unsqueeze, operator.getitem}
+PASS_METHODS = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "chunk", "split", "squeeze"}
+PASS_METHODS |= {"unsqueeze"}
+ADD_FUNCTIONS, ADD_METHODS = {operator.add, operator.iadd, torch.add}, {"add", "add_"}
+RELU: Bounds = (0.0, math.inf)
+ACT_FUNCTIONS = {F.relu: RELU, F.relu_: RELU, torch.relu: RELU, torch.relu_: RELU, F.relu6: (0.0, 6.0)}
+CLAMPS = {torch.clamp, torch.clamp_, F.hardtanh}
+DROPOUTS: dict[Callable, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The model as a graph on the same modules. Raises UserError, in one line, for what torch.fx cannot follow."""
+    training = {m: m.training for m in model.modules()}
+    try:
+        traced = fx.symbolic_trace(model.train())
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {type(model).__name__}: torch.fx cannot trace it: {reason}") from error
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    for node in traced.graph.nodes:
+        _unfreeze(traced, node)
+    traced.recompile()
+    return traced
+
+
+def roles(traced: fx.GraphModule) -> dict[fx.Node, str]:
+    """The role of each node. Layers called twice, and layers the integer arithmetic does not cover, have role float."""
+    calls: dict[str, int] = {}
+    for node in traced.graph.nodes:
+        if node.op == "call_module":
+            calls[node.target] = calls.get(node.target, 0) + 1
+    return {node: _role(traced, node, calls) for node in traced.graph.nodes}
+
+
+def why_float(traced: fx.GraphModule, node: fx.Node) -> str:
+    """Why a convolution or linear layer has role float; empty for other nodes."""
+    if node.op != "call_module":
+        return ""
+    layer = traced.get_submodule(node.target)
+    if type(layer) in (nn.Conv2d, nn.Linear):
+        padded = isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str))
+        return "padding without zeros of a fixed number" if padded else "called more than once"
+    known = isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+    return f"{type(layer).__name__} has no integer form here" if known else ""
+
+
+def bounds_of(traced: fx.GraphModule, node: fx.Node) -> Bounds | None:
+    """What an activation lets through, or None if it is more than a clamp."""
+    if node.op == "call_module":
+        module = traced.get_submodule(node.target)
+        if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+            return float(module.min_val), float(module.max_val)
+        return RELU if type(module) is nn.ReLU else None
+    if node.op == "call_method" and node.target in ("relu", "relu_"):
+        return RELU
+    if node.target in ACT_FUNCTIONS:
+        return ACT_FUNCTIONS[node.target]
+    if node.target in CLAMPS or (node.op == "call_method" and node.target in ("clamp", "clamp_")):
+        return _clamp_bounds(node)
+    return None
+
+
+def _clamp_bounds(node: fx.Node) -> Bounds | None:
+    default = (-1.0, 1.0) if node.target is F.hardtanh else UNBOUNDED
+    given = [*node.args[1:], None, None][:2]
+    low = node.kwargs.get("min", node.kwargs.get("min_val", given[0]))
+    high = node.kwargs.get("max", node.kwargs.get("max_val", given[1]))
+    if any(isinstance(v, fx.Node) for v in (low, high)):
+        return None
+    return float(default[0] if low is None else low), float(default[1] if high is None else high)
+
+
+def _role(traced: fx.GraphModule, node: fx.Node, calls: dict[str, int]) -> str:
+    if node.op in ("placeholder", "output"):
+        return "image" if node.op == "placeholder" else "output"
+    if node.op == "call_module":
+        return _module_role(traced.get_submodule(node.target), calls[node.target], bounds_of(traced, node))
+    if bounds_of(traced, node) is not None:
+        return "act"
+    functions, methods = node.op == "call_function", node.op == "call_method"
+    if (functions and node.target in ADD_FUNCTIONS) or (methods and node.target in ADD_METHODS):
+        two = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs
+        return "add" if two else "float"
+    passes = (functions and node.target in PASS_FUNCTIONS) or (methods and node.target in PASS_METHODS)
+    return "pass" if passes or _pads_zeros(node) else "float"
+
+
+def _module_role(module: nn.Module, calls: int, bounds: Bounds | None) -> str:
+    if bounds is not None:
+        return "act"
+    if isinstance(module, PASS_MODULES):
+        return "pass"
+    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.track_running_stats:
+        return "norm"
+    whole = type(module) is nn.Linear or (
+        type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    )
+    return "layer" if whole and calls == 1 else "float"
+
+
+def _pads_zeros(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target is not F.pad:
+        return False
+    mode, value = [*node.args[2:], *[None, None]][:2]
+    mode, value = node.kwargs.get("mode", mode), node.kwargs.get("value", value)
+    return mode in (None, "constant") and not value
+
+
+def _unfreeze(traced: fx.GraphModule, node: fx.Node) -> None:
+    """Functions that were traced with training=True frozen in: dropout becomes a module, others are refused."""
+    if node.op != "call_function":
+        return
+    if node.target in DROPOUTS:
+        rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        name = f"{node.name}_module"
+        traced.add_submodule(name, DROPOUTS[node.target](rate))
+        node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
+    elif node.kwargs.get("training") is True:
+        raise UserError(
+            f"model: {node.target.__name__} reads self.training, which torch.fx freezes; use the nn.Module of that name"
+        )

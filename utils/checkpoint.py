@@ -1,0 +1,65 @@
+"""Checkpoints: the trained float or fake-quant state and the setting that made it, never only an integer model.
+
+    format      1
+    settings    the resolved setting, as JSON-able values
+    prepared    whether `model` is the state of a prepared model, or still of the float one
+    classes, mean, std, epoch
+    model       the state dict
+
+Integer models are rebuilt from it, for whichever engine, so that no torch upgrade strands a file.
+"""
+
+from torch import nn
+
+from utils import files
+from utils.config import TrainSettings, check
+from utils.errors import UserError
+
+FORMAT = 1
+
+
+def pack(model: nn.Module, settings: TrainSettings, dataset, prepared: bool, epoch: int) -> dict:
+    """What a checkpoint holds. `dataset` gives class names and normalisation."""
+    return {
+        "format": FORMAT,
+        "settings": settings.model_dump(),
+        "prepared": prepared,
+        "classes": list(dataset.classes),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "epoch": epoch,
+        "model": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+    }
+
+
+def load(path: str) -> tuple[dict, TrainSettings]:
+    """A checkpoint and its setting. Raises UserError if it is not one that this version reads."""
+    state = files.load_tensors(path)
+    if state.get("format") != FORMAT:
+        raise UserError(f"{path}: not a checkpoint of train.py, format {FORMAT} (it says {state.get('format')})")
+    return state, check(TrainSettings, state["settings"], path)
+
+
+def load_weights(model: nn.Module, path: str) -> None:
+    """Load a checkpoint of train.py or a plain state dict (torchvision's, say) into a float model.
+
+    Quantizer state is left out. Raises UserError if the names or shapes do not fit.
+    """
+    state = files.load_tensors(path)
+    state = state["model"] if "model" in state and "format" in state else state
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in state]
+    wrong = [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
+    if missing or wrong:
+        name = (missing or wrong)[0]
+        have = "is not in it" if missing else f"is {tuple(state[name].shape)} there, {tuple(wanted[name].shape)} here"
+        raise UserError(f"{path}: not weights of this model: {name} {have} ({len(missing) + len(wrong)} do not fit)")
+    model.load_state_dict({name: state[name] for name in wanted})
+
+
+def restore(model: nn.Module, state: dict, path: str) -> None:
+    """Load a checkpoint's state into the model its setting builds. Raises UserError if they do not fit."""
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: does not fit the model it names ({' '.join(str(error).split())[:160]})") from None

@@ -1,0 +1,26 @@
+"""Parameters and multiply-accumulates. MACs are those of convolutions and linear layers; FLOPs are twice as many."""
+
+import torch
+from torch import nn
+
+
+@torch.inference_mode()
+def complexity(model: nn.Module, image_size: int) -> tuple[int, int]:
+    """(parameters, MACs) of a float model on one image [1, 3, image_size, image_size]. The model is left as it was."""
+    macs = 0
+
+    def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        nonlocal macs
+        macs += module.weight[0].numel() * output.numel()
+
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_hook(count) for m in layers]
+    training = {m: m.training for m in model.modules()}
+    try:
+        model.eval()(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in training.items():
+            module.training = mode
+    return sum(p.numel() for p in model.parameters()), macs

@@ -1,0 +1,251 @@
+"""Settings: one JSON file is one experiment, and these types are the only place where a key is described.
+
+Every section is frozen and refuses keys it does not know. `load` reads a file, lays `section.key=value` overrides over it
+and reports a mistake in one line: file, key, what is wrong, the nearest right thing.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from utils.errors import UserError, nearest
+
+Method = Literal["float", "ptq", "statassist"]
+Engine = Literal["fbgemm", "qnnpack", "x86", "onednn"]
+
+
+def _bits(value: int) -> int:
+    if value != 32 and not 1 <= value <= 8:
+        raise ValueError(f"{value} bits; choose 1..8, or 32 for float")
+    return value
+
+
+Bits = Annotated[int, AfterValidator(_bits)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class DataSettings(Section):
+    name: str = "digits"
+    """The dataset: a row of data.DATASETS."""
+    root: str = "datasets"
+    """Folder of the files. imagefolder: the one that holds train/ and val/ or test/."""
+    image_size: int = Field(32, ge=8, le=1024)
+    """Side of the square images that the model sees, in pixels."""
+    batch_size: int = Field(128, ge=1)
+    """Images a training step. Evaluation takes batches of at least 256 small images."""
+    workers: int = Field(2, ge=0)
+    """Threads (images kept in memory) or processes (large images) that decode image files."""
+    augment: bool = True
+    """Random crop and, where the dataset allows it, horizontal flip of the training images."""
+    limit: int | None = Field(None, ge=1)
+    """Take only this many images (of a fixed shuffle) of the training and of the test set, for trials."""
+    val_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the training images held out to choose best.pt by. 0: no best.pt; the test set never chooses."""
+
+
+class ModelSettings(Section):
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    name: str = "resnet20"
+    """The network: a row of models.MODELS. Further keys are that model's own options."""
+    weights: str | None = None
+    """A checkpoint or state dict to start from, or null: from scratch."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class QuantSettings(Section):
+    method: Method = "statassist"
+    """How low precision is reached: a row of quant.METHODS."""
+    weight_bits: Bits = 8
+    """Bits of the weights; 32 leaves them float."""
+    act_bits: Bits = 8
+    """Bits of what convolutions and linear layers read; 32 leaves all activations float."""
+    first_last_bits: Bits | Literal["same"] = 8
+    """Bits of the first and last layer's weights and of the last layer's input. The image always has 8."""
+    residual_bits: Bits = 8
+    """Bits of what additions, pools and other element-wise operators read."""
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    """Weight scales: one an output channel, or one a layer."""
+    engine: Engine = "fbgemm"
+    """The integer engine that the run is meant for; evaluate.py measures any of them."""
+    reduce_range: bool | Literal["auto"] = "auto"
+    """Keep integer weights within +-63, which int8 kernels without VNNI need to be exact. auto: as this CPU needs."""
+    observer: Literal["minmax", "moving_average", "percentile", "mse"] | None = None
+    """How ranges are found; null: the method's own default."""
+    percentile: float = Field(99.99, gt=50.0, le=100.0)
+    """The share of values kept inside the range (observer percentile), in percent."""
+    calibration_images: int = Field(1024, ge=1)
+    """Training images, without augmentation, that post-training ranges are found on."""
+    float_epochs: int = Field(1, ge=0)
+    """StatAssist: epochs in float, at the start of the run, before fake-quantization switches on."""
+
+
+class OptimSettings(Section):
+    name: str = "sgd"
+    """The optimizer: a row of utils.optim.OPTIMIZERS."""
+    lr: float = Field(0.1, gt=0)
+    """Peak learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of sgd and rmsprop."""
+    nesterov: bool = True
+    """Nesterov momentum (sgd)."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """L2 (sgd, rmsprop, adam) or decoupled (adamw) decay of convolution and linear weights; other parameters get none."""
+    schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
+    """How the rate falls after the warm-up: a row of utils.schedule.SCHEDULES."""
+    warmup_epochs: float = Field(1.0, ge=0)
+    """Epochs of linear warm-up from 0; set anew at every step."""
+    milestones: list[float] = [0.5, 0.75]
+    """Schedule step: shares of the run after which the rate is divided by ten."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target spread over all classes."""
+
+
+class RunSettings(Section):
+    epochs: int = Field(20, ge=0)
+    """Passes over the training images, the float ones included."""
+    seed: int = 1882
+    """Seed of initial weights, data order and augmentation."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of convolutions in training; quantizers always compute in fp32. bf16 slows depthwise nets on CPUs."""
+    device: str = "auto"
+    """Where training runs, as torch names it; auto: an accelerator where there is one. Integer engines run on the CPU."""
+    dir: str = "runs"
+    """Folder of all runs."""
+    name: str | None = None
+    """This run's folder; null: the name of the setting file."""
+    engines: list[str] | None = None
+    """Engines measured when training ends; null: quant.engine alone."""
+
+
+class TrainSettings(Section):
+    """setting/train.json and its kin: one training run."""
+
+    note: str = ""
+    """What this setting does and what it costs."""
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    quant: QuantSettings = QuantSettings()
+    optim: OptimSettings = OptimSettings()
+    run: RunSettings = RunSettings()
+
+
+class EvaluateSettings(Section):
+    """setting/evaluate.json: measure a checkpoint."""
+
+    note: str = ""
+    """What this setting does and what it costs."""
+    checkpoint: str = "runs/train/last.pt"
+    """The checkpoint, written by train.py."""
+    engines: list[str] = ["reference", "fbgemm", "qnnpack", "x86", "onednn"]
+    """Engines to convert to and measure; rows of quant.ENGINES."""
+    output: str | None = None
+    """Folder for evaluation.json; null: beside the checkpoint."""
+    data: dict[str, Any] = {}
+    """Keys of the data section laid over the run's own, to measure on other images."""
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+def parser(description: str, default: str) -> argparse.ArgumentParser:
+    """The command line that all scripts share."""
+    cli = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("-c", "--config", default=default, metavar="FILE", help=f"setting file (default: {default})")
+    cli.add_argument("--list", metavar="WHAT", help="print the choices: models, datasets, methods, engines, optimizers")
+    cli.add_argument("--print-config", action="store_true", help="print the resolved setting and stop")
+    cli.add_argument("overrides", nargs="*", metavar="section.key=value", help="lay a value over the file's")
+    return cli
+
+
+def load(kind: type[S], path: str, overrides: list[str]) -> S:
+    """Read a setting file, lay the overrides over it and check it all.
+
+    Values of overrides are JSON where they parse as JSON, else strings. Raises UserError in one line.
+    """
+    values, overridden = _read(path), set()
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"command line: {text!r} is not of the form section.key=value")
+        overridden.add(key)
+        _lay(values, key.split("."), _json_or_text(value), f"command line: {key}")
+    return check(kind, values, path, overridden)
+
+
+def check(kind: type[S], values: dict, source: str, overridden: set[str] = frozenset()) -> S:
+    """`values` as an immutable, checked `kind`; `source` (a file name) opens the message of a mistake."""
+    try:
+        return kind.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UserError(_one_line(kind, error.errors()[0], source, overridden)) from None
+
+
+def _read(path: str) -> dict:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        beside = [str(p) for p in Path(path).parent.glob("*.json")] if Path(path).parent.is_dir() else []
+        hint = nearest(path, beside)
+        raise UserError(f"{path}: {error.strerror or error}" + (f", did you mean {hint}?" if hint else "")) from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return values
+
+
+def _json_or_text(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _lay(values: dict, keys: list[str], value: Any, where: str) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: {key} is not a section")
+    values[keys[-1]] = value
+
+
+def _one_line(kind: type[BaseModel], error: dict, source: str, overridden: set[str]) -> str:
+    keys = _own_keys(kind, error["loc"])
+    dotted = ".".join(keys)
+    where = f"{'command line' if dotted in overridden else source}: {dotted}"
+    if error["type"] == "extra_forbidden":
+        hint = nearest(keys[-1], _fields(kind, keys[:-1]))
+        return f"{where}: unknown key" + (f", did you mean {hint}?" if hint else "")
+    message = error["msg"].removeprefix("Value error, ")
+    shown = json.dumps(error["input"], default=str)
+    word = nearest(str(error["input"]), error.get("ctx", {}).get("expected", "").replace("'", "").split(", "))
+    return f"{where}: {message[0].lower()}{message[1:]}, not {shown}" + (f" (nearest: {word})" if word else "")
+
+
+def _own_keys(kind: type[BaseModel], location: tuple) -> list[str]:
+    """The JSON keys in a pydantic location, without the names it adds for the branches of a union."""
+    keys: list[str] = []
+    for part in location:
+        if keys and not _fields(kind, keys):
+            break
+        keys.append(str(part))
+    return keys
+
+
+def _fields(kind: type[BaseModel], keys: list[str]) -> list[str]:
+    for key in keys:
+        field = kind.model_fields.get(key)
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        kind = field.annotation
+    return list(kind.model_fields)

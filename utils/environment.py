@@ -1,0 +1,48 @@
+"""What a run ran on."""
+
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy
+import torch
+import torchvision
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+
+
+def environment() -> dict:
+    """Versions, CPU name and the flags that matter to int8, threads, git commit."""
+    name, flags = _cpu()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "cpu": name,
+        "cpu_flags": flags,
+        "threads": torch.get_num_threads(),
+        "git_commit": _commit(),
+    }
+
+
+def _cpu() -> tuple[str, list[str]]:
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor() or platform.machine(), []
+    values = {}
+    for line in info.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        values.setdefault(key.strip().lower(), value.strip())
+    found = (values.get("flags") or values.get("features") or "").split()
+    return values.get("model name", platform.machine()), [flag for flag in FLAGS if flag in found]
+
+
+def _commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

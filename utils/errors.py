@@ -1,0 +1,40 @@
+"""A user's mistake is one clear line and exit code 2; a bug keeps its traceback."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(Exception):
+    """What the user can mend. The message is one line: where, what is wrong, the nearest right thing."""
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that `word` most looks like, or None when nothing is near."""
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def choose(table: Mapping[str, T], name: str, where: str) -> T:
+    """table[name], or a UserError that names the choices and the nearest of them."""
+    if name in table:
+        return table[name]
+    hint = nearest(name, table)
+    raise UserError(
+        f"{where}: unknown {name!r}; choose from {', '.join(table)}" + (f" (nearest: {hint})" if hint else "")
+    )
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Call main(arguments); turn a UserError into one line on stderr and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,67 @@
+"""Files that are either the old ones or the new ones, never half of each."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, bring it to disk, then rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    text = json.dumps(value, indent=2) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Rows with the same keys; the keys are the header."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, lambda part: part.write_text(buffer.getvalue(), encoding="utf-8"))
+
+
+def save_tensors(path: Path, value: dict) -> None:
+    """Write plain tensors and JSON-able values in torch's format."""
+    write_whole(path, lambda part: torch.save(value, part))
+
+
+def load_tensors(path: str) -> dict:
+    """Read what save_tensors wrote. Never runs code from the file; raises UserError when it cannot be read."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:100]})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a checkpoint: holds a {type(value).__name__}")
+    return value
+
+
+def saved_megabytes(value: dict) -> float:
+    """Decimal megabytes that torch.save of `value` takes."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.tell() / 1e6
