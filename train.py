@@ -1,30 +1,43 @@
 """Train an image classifier as one JSON setting says, quantize it, and measure float, simulation and integers.
 
-    python train.py                                        setting/train.json: two minutes on two cores
-    python train.py -c setting/cifar10_jpeg_resnet20.json run.epochs=2 data.limit=5000
-    python train.py --list models
+python train.py                                        setting/train.json: two minutes on two cores
+python train.py -c setting/cifar10_jpeg_resnet20.json run.epochs=2 data.limit=5000
+python train.py --list models
 """
 
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from torch import nn
 
 import data
 import models
 import quant
-from utils import checkpoint, config, device, files, loop, metrics, optim, plot, schedule, seed
+from utils import checkpoint, config, device, files, loop, metrics, optim, plot, runlog, schedule, seed
 from utils.complexity import complexity
 from utils.environment import environment
 from utils.errors import choose, run
 
+CHOICES = {
+    "models": models.MODELS,
+    "datasets": data.DATASETS,
+    "methods": quant.METHODS,
+    "engines": quant.ENGINES,
+    "optimizers": optim.OPTIMIZERS,
+}
+
 
 def main(arguments: list[str]) -> None:
-    cli = config.parser(__doc__, "setting/train.json")
-    options = cli.parse_args(arguments)
+    options = config.parser(__doc__, "setting/train.json", CHOICES).parse_args(arguments)
+    if options.list:
+        print("\n".join(CHOICES[options.list]))
+        return
     settings = config.load(config.TrainSettings, options.config, options.overrides)
-    settings = check(settings, Path(options.config).stem)
+    with config.blame(options.config):
+        settings = check(settings, Path(options.config).stem)
     if options.print_config:
         print(settings.model_dump_json(indent=2))
         return
@@ -36,89 +49,120 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     choose(data.DATASETS, settings.data.name, "data.name")
     choose(optim.OPTIMIZERS, settings.optim.name, "optim.name")
     models.check(settings.model.name, settings.model.options)
-    quant_settings = quant.resolve(settings.quant)
+    device.find(settings.run.device)
     engines = [settings.quant.engine] if settings.run.engines is None else settings.run.engines
+    for engine in engines:
+        quant.engine(engine, "run.engines")
     run_settings = settings.run.model_copy(update={"name": settings.run.name or name, "engines": engines})
-    return settings.model_copy(update={"quant": quant_settings, "run": run_settings})
+    return settings.model_copy(update={"quant": quant.resolve(settings.quant), "run": run_settings})
 
 
 def train(settings: config.TrainSettings) -> None:
-    start, where = time.time(), device.find(settings.run.device)
+    began, where = time.time(), device.find(settings.run.device)
     folder = Path(settings.run.dir) / settings.run.name
     files.write_json(folder / "config.json", settings.model_dump())
     files.write_json(folder / "environment.json", environment())
     generator = seed.seed_all(settings.run.seed)
 
     d = settings.data
-    dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers)
-    dataset = data.split(dataset, d.val_fraction)
-    shape = dict(mean=dataset.mean, std=dataset.std, image_size=d.image_size, workers=d.workers)
-    batches = data.batches(
-        dataset.train, d.batch_size, **shape, generator=generator, augment=d.augment, flip=dataset.flip
+    dataset = data.split(data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers), d.val_fraction)
+    batches = functools.partial(
+        data.batches, mean=dataset.mean, std=dataset.std, image_size=d.image_size, workers=d.workers
     )
-    val = dataset.val and data.batches(dataset.val, max(d.batch_size, 256), **shape)
-
     model = models.build(settings.model.name, len(dataset.classes), d.image_size, settings.model.options)
     if settings.model.weights:
         checkpoint.load_weights(model, settings.model.weights)
     params, macs = complexity(model, d.image_size)
-    print(f"{settings.model.name}: {params:,} parameters, {macs:,} MACs; {len(dataset.train):,} training images, {where}")
-    model = model.to(where, memory_format=torch.channels_last)
+    print(
+        f"{settings.model.name}: {params:,} parameters, {macs:,} MACs; {len(dataset.train):,} training images, {where}"
+    )
 
-    o, method = settings.optim, quant.METHODS[settings.quant.method]
+    log = runlog.RunLog(folder, settings.run.epochs)
+    model = fit(model, settings, dataset, batches, generator, where, log)
+    model = quantized(model, settings, dataset, batches)
+    kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), settings.run.epochs)
+    files.save_tensors(folder / ("last.pt" if log.best is None else "best.pt"), kept)
+
+    result, table = quant.measure(model, settings.run.engines, batches(dataset.test, 512), float_too(settings))
+    summary = {
+        "model": settings.model.name,
+        "dataset": d.name,
+        "method": settings.quant.method,
+        "weight_bits": settings.quant.weight_bits if quant.is_prepared(model) else 32,
+        "act_bits": settings.quant.act_bits if quant.is_prepared(model) else 32,
+        "engine": settings.quant.engine,
+        "params": params,
+        "macs": macs,
+        "epochs": settings.run.epochs,
+        "seconds": time.time() - began,
+    }
+    files.write_json(folder / "summary.json", summary | result)
+    files.write_text(folder / "layers.txt", table + "\n")
+    title = f"{settings.model.name} on {d.name}, {settings.quant.method}"
+    plot.curves(log.rows, title, folder / "curves.png")
+    print(f"\n{quant.accuracy_table(result)}\n\n{len(dataset.test):,} test images; files in {folder}")
+
+
+def fit(
+    model: nn.Module,
+    settings: config.TrainSettings,
+    dataset: data.Dataset,
+    batches: Callable,
+    generator: torch.Generator,
+    where: torch.device,
+    log: runlog.RunLog,
+) -> nn.Module:
+    """Train: float epochs, then fake-quantized ones, under one optimizer. Returns the best epoch's model, or the last's.
+
+    `batches(images, batch_size, ...)` makes batches of the dataset; the best epoch is that on the validation images.
+    """
+    d, o, epochs, folder = settings.data, settings.optim, settings.run.epochs, log.folder
+    training = batches(dataset.train, d.batch_size, generator=generator, augment=d.augment, flip=dataset.flip)
+    held_out = dataset.val and batches(dataset.val, 512)
+    model = model.to(where, memory_format=torch.channels_last)
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay)
-    float_epochs = method.float_epochs(settings.quant, settings.run.epochs)
-    rows, best = [], -1.0
-    for epoch in range(settings.run.epochs):
+    float_epochs = quant.METHODS[settings.quant.method].float_epochs(settings.quant, epochs)
+    for epoch in range(epochs):
         if epoch == float_epochs:
             model = quant.prepare(model, settings.quant).to(where)
             optim.add_new(optimizer, model.parameters())
         optim.check_covers(optimizer, model)
 
         def set_rate(share: float, epoch: int = epoch) -> None:
-            rate = schedule.factor(o.schedule, epoch + share, settings.run.epochs, o.warmup_epochs, o.milestones)
-            for group in optimizer.param_groups:
-                group["lr"] = o.lr * rate
+            optim.set_rate(
+                optimizer, o.lr * schedule.factor(o.schedule, epoch + share, epochs, o.warmup_epochs, o.milestones)
+            )
 
-        bar = tqdm(total=len(dataset.train), desc=f"epoch {epoch + 1}", unit="image", leave=False, disable=None)
-        began = time.time()
-        score = loop.train_epoch(
-            model, batches, optimizer, set_rate, o.label_smoothing, settings.run.precision == "bf16", where, show(bar)
-        )
-        bar.close()
-        seconds = time.time() - began
-        held = metrics.score(model.eval(), val, where).summary() if val else {}
-        row = {"epoch": epoch + 1, "stage": "float" if epoch < float_epochs else settings.quant.method}
-        row |= {f"train_{k}": v for k, v in score.summary().items()} | {f"val_{k}": v for k, v in held.items()}
-        row |= {"lr": optimizer.param_groups[0]["lr"], "seconds": seconds, "images_per_second": score.images / seconds}
-        rows.append(row)
-        print(line(row, settings.run.epochs), flush=True)
-        files.write_csv(folder / "metrics.csv", rows)
-        state = checkpoint.pack(model, settings, dataset, epoch >= float_epochs, epoch + 1)
+        with log.bar(len(dataset.train)) as progress:
+            bf16 = settings.run.precision == "bf16"
+            score = loop.train_epoch(model, training, optimizer, set_rate, o.label_smoothing, bf16, where, progress)
+        held = metrics.score(model.eval(), held_out, where) if held_out else None
+        stage = "float" if epoch < float_epochs else settings.quant.method
+        better = log.epoch(stage, score, held, optimizer.param_groups[0]["lr"], stage != "float" or float_too(settings))
+        state = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epoch + 1)
         files.save_tensors(folder / "last.pt", state)
-        if held and epoch >= float_epochs % settings.run.epochs and held["top1"] > best:
-            best = held["top1"]
+        if better:
             files.save_tensors(folder / "best.pt", state)
-    if rows:
-        plot.curves(rows, float_epochs, f"{settings.model.name} on {d.name}, {settings.quant.method}", folder / "curves.png")
-    print(time.time() - start)
+    if log.best is not None:
+        checkpoint.restore(model, checkpoint.load(str(folder / "best.pt"))[0], str(folder / "best.pt"))
+    return model.cpu().eval()
 
 
-def show(bar: tqdm):
-    def progress(score: metrics.Score, images: int) -> None:
-        values = score.summary()
-        bar.set_postfix_str(f"loss {values['loss']:.3f}, top-1 {values['top1']:.2f} %", refresh=False)
-        bar.update(images)
+def quantized(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, batches: Callable) -> nn.Module:
+    """Prepare what was trained in float, and find its ranges, if the method says so."""
+    spec = settings.quant
+    if spec.method != "float" and not quant.is_prepared(model):
+        model = quant.prepare(model, spec)
+    if quant.METHODS[spec.method].calibrates:
+        sample = batches(data.first(dataset.train, spec.calibration_images), 256)
+        quant.calibrate(model, (images for images, _ in sample))
+    return model
 
-    return progress
 
-
-def line(row: dict, epochs: int) -> str:
-    held = f"  val top-1 {row['val_top1']:6.2f} %" if "val_top1" in row else ""
-    return (
-        f"epoch {row['epoch']:3}/{epochs}  {row['stage']:10}  loss {row['train_loss']:.4f}  "
-        f"top-1 {row['train_top1']:6.2f} %{held}  {row['seconds']:6.1f} s  {row['images_per_second']:6.0f} images/s"
-    )
+def float_too(settings: config.TrainSettings) -> bool:
+    """Whether the run ends with a float net of its own, worth measuring beside the quantized one."""
+    epochs = settings.run.epochs
+    return quant.METHODS[settings.quant.method].float_epochs(settings.quant, epochs) >= epochs
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Batches for the net: float32 [B, 3, H, W], channels_last, normalised.
 
-Images in memory are cropped, flipped and normalised a whole batch at a time, by one gather with a seeded generator; there
-is no Python per image. Files go through a DataLoader with torchvision's transforms.
+Images in memory are cropped, flipped and normalised a whole batch at a time, by one gather with a seeded generator;
+there is no Python per image. Files go through a DataLoader with torchvision's transforms.
 """
 
 import math

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -72,3 +74,12 @@ def split(dataset: Dataset, fraction: float) -> Dataset:
         return dataset
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(1))
     return replace(dataset, train=dataset.train.take(order[held:]), val=dataset.train.take(order[:held]))
+
+
+def check_classes(found: list[str], trained: list[str]) -> None:
+    """Raise UserError unless a dataset has the classes a model was trained on, in their order."""
+    if list(found) != list(trained):
+        raise UserError(
+            f"data: {len(found)} classes ({', '.join(found[:3])}, ...) where the checkpoint was trained on "
+            f"{len(trained)} ({', '.join(trained[:3])}, ...)"
+        )

@@ -1,7 +1,8 @@
 """Plain float nets, with no trace of quantization. A new one is a function in its family's file and a row here.
 
-A factory takes (num_classes, form, **its own options) and returns an nn.Module. The form is "cifar" (for images of about
-32 x 32) or "imagenet"; which of them a model has stands in its row, and "auto" takes the one that fits the image size.
+A factory takes (num_classes, form, **its own options) and returns an nn.Module. The form is "cifar" (for images of
+about 32 x 32) or "imagenet"; which of them a model has stands in its row, and "auto" takes the one that fits the
+image size.
 """
 
 import inspect
@@ -39,9 +40,7 @@ def check(name: str, options: dict[str, Any]) -> None:
     for key in options:
         if key not in known:
             hint = nearest(key, [*known, "name", "weights"])
-            raise UserError(
-                f"model.{key}: {name} has no such option" + (f", did you mean {hint}?" if hint else "")
-            )
+            raise UserError(f"model.{key}: {name} has no such option" + (f", did you mean {hint}?" if hint else ""))
     choose(dict.fromkeys(("auto", *row.forms)), options.get("form", "auto"), f"model.form of {name}")
 
 

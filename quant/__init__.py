@@ -3,13 +3,23 @@
 A new method is one file and a row in METHODS.
 """
 
+import functools
+from collections.abc import Callable, Iterable
+
 from torch import fx, nn
+from tqdm import tqdm
 
 from quant import ptq, statassist
 from quant.calibrate import calibrate, set_enabled
+from quant.compare import accuracy_table, compare
+from quant.convert import IntegerModel
+from quant.convert import convert as _convert
+from quant.engine import Engine
 from quant.method import FLOAT, Method
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
+from quant.report import report, report_table
+from quant.verify import exact_in_int8
 from utils.config import QuantSettings
 from utils.errors import UserError, choose, nearest
 
@@ -20,13 +30,33 @@ METHODS: dict[str, Method] = {
 }
 
 
+def _native(name: str) -> Callable[[], Engine]:
+    def make() -> Engine:
+        from quant.native import NativeEngine  # here, since torch has announced to remove what it stands on
+
+        return NativeEngine(name)
+
+    return make
+
+
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "reference": Engine,
+    "fbgemm": _native("fbgemm"),
+    "qnnpack": _native("qnnpack"),
+    "x86": _native("x86"),
+    "onednn": _native("onednn"),
+}
+
+
 def resolve(spec: QuantSettings) -> QuantSettings:
     """The spec with the method's defaults filled in. Raises UserError for what the method cannot do."""
     method = choose(METHODS, spec.method, "quant.method")
     own = frozenset().union(*(m.options for m in METHODS.values()))
     for key in sorted(spec.model_fields_set & (own - method.options)):
         if getattr(spec, key) != type(spec).model_fields[key].default:
-            raise UserError(f"quant.{key}: {spec.method} has no such option; it has {', '.join(sorted(method.options))}")
+            raise UserError(
+                f"quant.{key}: {spec.method} has no such option; it has {', '.join(sorted(method.options))}"
+            )
     if method is FLOAT:
         return spec
     for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
@@ -40,7 +70,9 @@ def resolve(spec: QuantSettings) -> QuantSettings:
             f"quant.observer: {spec.method} cannot use {observer!r}; choose from {', '.join(method.observers)}"
             + (f" (nearest: {hint})" if hint else "")
         )
-    reduce_range = _needs_reduced_range(spec.engine) if spec.reduce_range == "auto" else spec.reduce_range
+    reduce_range = spec.reduce_range
+    if reduce_range == "auto":
+        reduce_range = not exact_in_int8(engine(spec.engine), 127)
     return spec.model_copy(update={"observer": observer, "reduce_range": reduce_range})
 
 
@@ -54,8 +86,36 @@ def _check_bits(key: str, bits: int, allowed: range, method: str) -> None:
         raise UserError(f"{key}: {method} cannot use {bits} bits; choose {allowed[0]}..{allowed[-1]}, or 32 for float")
 
 
-def _needs_reduced_range(engine: str) -> bool:
-    return False
+@functools.cache
+def engine(name: str, key: str = "quant.engine") -> Engine:
+    """The engine of that name, which the setting has under `key`. Raises UserError if there is none."""
+    found = choose(ENGINES, name, key)()
+    if not found.available():
+        here = [other for other, make in ENGINES.items() if make().available()]
+        raise UserError(f"{key}: {name} is not in this build of torch; choose from {', '.join(here)}")
+    return found
 
 
-__all__ = ["METHODS", "Method", "calibrate", "prepare", "quantizers", "resolve", "set_enabled"]
+def is_prepared(model: nn.Module) -> bool:
+    return bool(quantizers(model))
+
+
+def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
+    """quant/convert.py on the engine of that name."""
+    return _convert(prepared, engine(engine_name))
+
+
+def measure(model: nn.Module, engine_names: list[str], batches: Iterable, with_float: bool) -> tuple[dict, str]:
+    """Convert a model to each engine and compare them all over (images, labels) batches, with a progress bar.
+
+    Returns the result of quant/compare.py and the layer table of the first engine; a float model has neither twin nor
+    table.
+    """
+    engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
+    result = compare(model, engines, tqdm(batches, "measuring", leave=False, disable=None), with_float)
+    layers = report_table(model, next(iter(engines.values()))) if engines else "float: nothing is quantized"
+    return result, layers
+
+
+__all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "engine"]
+__all__ += ["is_prepared", "measure", "prepare", "quantizers", "report", "report_table", "resolve", "set_enabled"]

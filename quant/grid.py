@@ -1,7 +1,7 @@
 """The affine integer grid: x_hat = scale * (q - zero_point), q an integer in [q_min, q_max].
 
-Every quantizer's outputs lie on one, and the engines read nothing else. Integers travel here as fp32 tensors, which hold
-them exactly; `centred` means q - zero_point, the number that multiplies the scale.
+Every quantizer's outputs lie on one, and the engines read nothing else. Integers travel here as fp32 tensors, which
+hold them exactly; `centred` means q - zero_point, the number that multiplies the scale.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""The arithmetic of an integer convolution or linear layer: what the simulation computes and the engines must reproduce.
+"""The arithmetic of an integer convolution or linear layer: what the simulation computes, what engines must reproduce.
 
-A layer reads integers n = q_x - z_x on scale s_x. Its weights are integers q on scales s_c, its batch norm is absorbed: with
-g_c = gamma_c / sqrt(var_c + eps), conv + BN of channel c is the convolution with
+A layer reads integers n = q_x - z_x on scale s_x. Its weights are integers q on scales s_c, its batch norm is
+absorbed: with g_c = gamma_c / sqrt(var_c + eps), conv + BN of channel c is the convolution with
 
     weights  sign(g_c) q_c   on scale  s_c |g_c|,      bias  beta_c + (bias_c - mean_c) g_c
 
@@ -11,12 +11,11 @@ exactly. The bias is rounded to an integer B_c on the grid s_x s_c |g_c|, and
 
 ReLU and ReLU6 are nothing but lo and hi. Sums are exact; m_c and the product are fp32, as in fbgemm and qnnpack.
 
-Below 8 bits the same weights are stored as k q on scale s / k with k = floor(limit / q_max), which refines the bias grid.
-A scale so small that the bias would not fit in 2^30 steps (gamma near 0) is raised and its q rounded anew; a dead channel
-becomes q = 0.
+Below 8 bits the same weights are stored as k q on scale s / k with k = floor(limit / q_max): that refines the bias
+grid. A scale so small that the bias would not fit in 2^30 steps (gamma near 0) is raised and its q rounded anew; a
+dead channel becomes q = 0.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quant.grid import Grid
+
+Bounds = tuple[float, float]
+"""The real least and greatest value that an activation lets through."""
+UNBOUNDED: Bounds = (float("-inf"), float("inf"))
 
 EXACT = 2.0**24
 """Integers up to here, and sums that stay below it, are exact in fp32."""
@@ -89,8 +92,8 @@ class IntegerLayer:
 def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias: Tensor) -> Tensor:
     """sum n * weight + bias of integers with |n| <= largest, computed exactly, then rounded once to fp32.
 
-    In fp32 where no partial sum can reach 2^24; else n is split in n = 16 high + low and two such sums are added in fp64;
-    else all of it runs in fp64.
+    In fp32 where no partial sum can reach 2^24; else n is split in n = 16 high + low and two such sums are added in
+    fp64; else all of it runs in fp64.
     """
     reach = float(weight.flatten(1).abs().sum(1).max())
     if reach * largest < EXACT:
@@ -111,13 +114,14 @@ def absorb(
     norm: nn.Module | None,
     x: Grid,
     y: Grid | None,
-    bounds: tuple[float, float],
+    bounds: Bounds,
     limit: int,
 ) -> IntegerLayer:
     """Build the integer layer of a float layer.
 
-    weight: its integers, on `grid` (zero_point 0). bias: its float bias or None. norm: the batch norm behind it or None.
-    bounds: the real least and greatest output that its activation lets through. limit: the largest integer to store.
+    weight: its integers, on `grid` (zero_point 0). bias: its float bias or None. norm: the batch norm behind it or
+    None. bounds: the real least and greatest output that its activation lets through. limit: the largest integer to
+    store.
     """
     factor = max(1, limit // max(abs(grid.q_min), grid.q_max))
     q = weight.double() * factor
@@ -130,11 +134,15 @@ def absorb(
     q, scale = _raised(q, scale, shift, x.scale.double())
     scale = scale.float()
     steps = (shift / (x.scale * scale).double()).round().float()
-    lo, hi = (y.q_min, y.q_max) if y is not None else (0, 0)
-    if y is not None:
-        least, greatest = y.to_int(torch.tensor(bounds, device=y.scale.device).clamp(-1e30, 1e30)).tolist()
-        lo, hi = max(lo, int(least)), min(hi, int(greatest))
+    lo, hi = (0, 0) if y is None else integer_bounds(y, bounds)
     return IntegerLayer(geometry, q.float(), scale, steps, x, y, lo, hi)
+
+
+def integer_bounds(y: Grid, bounds: Bounds) -> tuple[int, int]:
+    """The least and greatest integer of y that an activation with these real bounds lets through."""
+    ends = torch.tensor(bounds, device=y.scale.device).clamp(-1e30, 1e30)
+    lo, hi = y.to_int(ends).tolist()
+    return int(lo), int(hi)
 
 
 def _norm(norm: nn.Module, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,8 +160,3 @@ def _raised(q: Tensor, scale: Tensor, shift: Tensor, x_scale: Tensor) -> tuple[T
     raised = torch.maximum(scale, floor)
     keep = (scale / raised).view(-1, *[1] * (q.ndim - 1))
     return torch.where(keep == 1, q, (q * keep).round()), raised
-
-
-Bounds = tuple[float, float]
-UNBOUNDED: Bounds = (float("-inf"), float("inf"))
-Layer = Callable[[Tensor], Tensor]

@@ -17,8 +17,8 @@ from quant.quantizer import Quantizer
 class QuantLayer(nn.Module):
     """weight and bias are those of `layer`; `weight_quantizer` and `output` (the quantizer of what leaves) may be None.
 
-    forward(x, source, norm): `source` is the quantizer whose grid x lies on, `norm` the batch norm; both live elsewhere in
-    the model under their own names and are passed in by the graph, or are None.
+    forward(x, source, norm): `source` is the quantizer whose grid x lies on, `norm` the batch norm; both live
+    elsewhere in the model under their own names and are passed in by the graph, or are None.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, weight_quantizer: Quantizer | None, limit: int):

@@ -6,8 +6,8 @@
     read by another operator      residual_bits, if a layer or an addition writes it
     the logits                    none: float
 
-A value read at two widths gets the wider grid (the narrower reader gets a second quantizer). First layers read the image,
-last layers write the logits; their weights have first_last_bits.
+A value read at two widths gets the wider grid (the narrower reader gets a second quantizer). First layers read the
+image, last layers write the logits; their weights have first_last_bits.
 """
 
 from collections.abc import Iterator

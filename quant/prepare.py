@@ -17,9 +17,9 @@ OUT_OF_PLACE = {operator.iadd: operator.add, "add_": "add"}
 def prepare(model: nn.Module, spec: QuantSettings, method: Method) -> fx.GraphModule:
     """Trace `model` and put the quantizers of `method` in, as quant/plan.py says.
 
-    Every Parameter of the model stays the same object under the same name, so an optimizer that was running before keeps
-    its state. Layers become QuantLayers under their own names; other quantizers live under `quantizers`. Raises UserError
-    if the model cannot be traced.
+    Every Parameter of the model stays the same object under the same name, so an optimizer that was running before
+    keeps its state. Layers become QuantLayers under their own names; other quantizers live under `quantizers`. Raises
+    UserError if the model cannot be traced.
     """
     traced = trace(model)
     role = roles(traced)

@@ -3,12 +3,12 @@
     weights       q = clamp(round(w / s), -Q, Q),  Q = 2^(b-1) - 1,  s = max(|low|, |high|) / Q    symmetric
     activations   q = clamp(round(x / s) + z, 0, 2^b - 1),  s = (high - low) / (2^b - 1),  z = round(-low / s)
 
-[low, high] comes from quant.observers: of each output channel (or the whole tensor) for weights, of the whole tensor for
-activations, measured in the float net on unaugmented training images. See Krishnamoorthi, arXiv 1806.08342, sections 2
-and 3; the mse range search is that of Nagel et al., arXiv 2106.08295, section 3.1.
+[low, high] comes from quant.observers: of each output channel (or the whole tensor) for weights, of the whole tensor
+for activations, measured in the float net on unaugmented training images. See Krishnamoorthi, arXiv 1806.08342,
+sections 2 and 3; the mse range search is that of Nagel et al., arXiv 2106.08295, section 3.1.
 
-Differs from the papers: batch norm is not folded into the weights before their ranges are found; it is absorbed afterwards
-(quant/integer.py), which changes no per-channel result. Signed activations keep an affine grid.
+Differs from the papers: batch norm is not folded into the weights before their ranges are found; it is absorbed
+afterwards (quant/integer.py), which changes no per-channel result. Signed activations keep an affine grid.
 """
 
 from quant.method import Method

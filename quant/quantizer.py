@@ -36,8 +36,8 @@ class ObservedQuantizer(Quantizer):
     """A range [low, high], found by an observer, cut into equal steps.
 
     symmetric (weights): scale = max(|low|, |high|) / q_max, q in [-q_max, q_max] with q_max = 2^(bits-1) - 1.
-    affine (activations): the range is stretched to hold 0, scale = (high - low) / (2^bits - 1), q in [0, 2^bits - 1], and
-    zero_point = round(-low / scale): zero, and so padding, is exact.
+    affine (activations): the range is stretched to hold 0, scale = (high - low) / (2^bits - 1), q in [0, 2^bits - 1],
+    and zero_point = round(-low / scale): zero, and so padding, is exact.
     In train mode every batch is observed first; in eval the observer rests unless `observing` is set.
     """
 

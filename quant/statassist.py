@@ -10,9 +10,9 @@ quantized steps. From there on, each step is
 
 Observers rest in eval: test images move no range.
 
-Differs from the reference: weight scales follow the current weights (there: a moving average, per tensor), batch norm is
-not folded, and the float start is governed by float_epochs alone (there: skipped without a learning-rate warm-up). The
-GradBoost optimizers that the paper pairs it with are not part of this file.
+Differs from the reference: weight scales follow the current weights (there: a moving average, per tensor), batch norm
+is not folded, and the float start is governed by float_epochs alone (there: skipped without a learning-rate warm-up).
+The GradBoost optimizers that the paper pairs it with are not part of this file.
 """
 
 from quant.method import Method

@@ -1,11 +1,13 @@
 """Settings: one JSON file is one experiment, and these types are the only place where a key is described.
 
-Every section is frozen and refuses keys it does not know. `load` reads a file, lays `section.key=value` overrides over it
-and reports a mistake in one line: file, key, what is wrong, the nearest right thing.
+Every section is frozen and refuses keys it does not know. `load` reads a file, lays `section.key=value` overrides over
+it and reports a mistake in one line: file, key, what is wrong, the nearest right thing.
 """
 
 import argparse
+import contextlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -99,7 +101,7 @@ class OptimSettings(Section):
     nesterov: bool = True
     """Nesterov momentum (sgd)."""
     weight_decay: float = Field(5e-4, ge=0)
-    """L2 (sgd, rmsprop, adam) or decoupled (adamw) decay of convolution and linear weights; other parameters get none."""
+    """L2 (sgd, rmsprop, adam) or decoupled (adamw) decay of convolution and linear weights; others get none."""
     schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up: a row of utils.schedule.SCHEDULES."""
     warmup_epochs: float = Field(1.0, ge=0)
@@ -118,7 +120,7 @@ class RunSettings(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of convolutions in training; quantizers always compute in fp32. bf16 slows depthwise nets on CPUs."""
     device: str = "auto"
-    """Where training runs, as torch names it; auto: an accelerator where there is one. Integer engines run on the CPU."""
+    """Where training runs, as torch names it; auto: an accelerator if there is one. Integer engines run on the CPU."""
     dir: str = "runs"
     """Folder of all runs."""
     name: str | None = None
@@ -157,11 +159,11 @@ class EvaluateSettings(Section):
 S = TypeVar("S", bound=BaseModel)
 
 
-def parser(description: str, default: str) -> argparse.ArgumentParser:
-    """The command line that all scripts share."""
+def parser(description: str, default: str, choices: Iterable[str]) -> argparse.ArgumentParser:
+    """The command line that all scripts share; `choices` are what --list can list."""
     cli = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("-c", "--config", default=default, metavar="FILE", help=f"setting file (default: {default})")
-    cli.add_argument("--list", metavar="WHAT", help="print the choices: models, datasets, methods, engines, optimizers")
+    cli.add_argument("--list", choices=list(choices), help="print the names to choose from, and stop")
     cli.add_argument("--print-config", action="store_true", help="print the resolved setting and stop")
     cli.add_argument("overrides", nargs="*", metavar="section.key=value", help="lay a value over the file's")
     return cli
@@ -180,6 +182,15 @@ def load(kind: type[S], path: str, overrides: list[str]) -> S:
         overridden.add(key)
         _lay(values, key.split("."), _json_or_text(value), f"command line: {key}")
     return check(kind, values, path, overridden)
+
+
+@contextlib.contextmanager
+def blame(source: str) -> Iterator[None]:
+    """Open the message of a UserError raised within with the name of the setting file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
 
 
 def check(kind: type[S], values: dict, source: str, overridden: set[str] = frozenset()) -> S:

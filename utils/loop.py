@@ -22,9 +22,9 @@ def train_epoch(
 ) -> Score:
     """Train over `batches` once and return the running score of the training images.
 
-    `set_rate(share)` is called before each step with the share of the epoch that is done; `progress(score, images)` after
-    each. bf16 runs convolutions in bfloat16; quantizers leave autocast by themselves. Raises UserError at a loss that is
-    not finite.
+    `set_rate(share)` is called before each step with the share of the epoch that is done; `progress(score, images)`
+    after each. bf16 runs convolutions in bfloat16; quantizers leave autocast by themselves. Raises UserError at a
+    loss that is not finite.
     """
     model.train()
     total, steps = Score(), len(batches)

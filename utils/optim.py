@@ -42,3 +42,8 @@ def check_covers(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     missing = [name for key, name in names.items() if key not in held]
     if missing or len(held) != len(set(held)) or set(held) - set(names):
         raise RuntimeError(f"the optimizer and the model hold different parameters; not trained: {missing}")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -10,9 +10,11 @@ from matplotlib import pyplot
 from utils.files import write_whole
 
 
-def curves(rows: list[dict], float_epochs: int, title: str, path: Path) -> None:
+def curves(rows: list[dict], title: str, path: Path) -> None:
     """Loss and top-1 accuracy by epoch, training and (where held out) validation; float epochs shaded."""
-    epochs = [row["epoch"] for row in rows]
+    if not rows:
+        return
+    epochs, float_epochs = [row["epoch"] for row in rows], sum(row["stage"] == "float" for row in rows)
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, what, label in zip(axes, ("loss", "top1"), ("cross-entropy", "top-1 accuracy, %"), strict=True):
         axis.plot(epochs, [row[f"train_{what}"] for row in rows], marker="o", markersize=3, label="training")

@@ -1,0 +1,208 @@
+"""convert: a prepared model becomes integer operators of one engine; every layer is checked before it is handed out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from quant.engine import Engine, Operator
+from quant.grid import Grid
+from quant.integer import UNBOUNDED, Bounds, IntegerLayer
+from quant.layers import QuantLayer
+from quant.quantizer import Quantizer
+from quant.trace import RELU, bounds_of, roles
+from quant.verify import Difference, choose_kernel
+
+ALIASES = (nn.Dropout, nn.Dropout2d, nn.Identity)
+INSPECT = {"size", "dim"}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A layer on its kernel."""
+
+    layer: IntegerLayer
+    kernel: str
+    operator: Operator
+    difference: Difference
+
+
+class IntegerModel(nn.Module):
+    """Float images [N, 3, H, W] in, float logits out, integers between.
+
+    `layers`: the Converted layers by name; `additions`: the bits of each integer addition by its node's name;
+    `twins`: for each node of the prepared graph that has one, its node here and the grid its value is on, or None.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        graph: fx.GraphModule,
+        layers: dict[str, Converted],
+        additions: dict[str, int],
+        twins: dict[str, tuple[str, Grid | None]],
+    ):
+        super().__init__()
+        self.engine, self.graph, self.layers, self.additions = engine, graph.eval(), layers, additions
+        self.twins = twins
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        with self.engine.running():
+            return self.graph(images)
+
+    def integers(self) -> dict[str, dict[str, Tensor]]:
+        """What there is to store: int8 weights, fp32 scales and int32 biases of each layer, and its output's grid."""
+        return {name: _stored(converted.layer) for name, converted in self.layers.items()}
+
+
+@torch.no_grad()
+def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
+    """Build the integer twin of a prepared model on `engine`. The prepared model stays as it is.
+
+    Raises RuntimeError if a layer cannot be reproduced exactly by any kernel of the engine.
+    """
+    return _Converter(prepared.cpu().eval(), engine).run()
+
+
+class _Converter:
+    """Walks the prepared graph once and writes the engine's."""
+
+    def __init__(self, prepared: fx.GraphModule, engine: Engine):
+        self.prepared, self.engine = prepared, engine
+        self.modules = dict(prepared.named_modules())
+        self.role = roles(prepared)
+        self.graph = fx.Graph()
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.grid: dict[fx.Node, Grid | None] = {}
+        self.floats: dict[fx.Node, fx.Node] = {}
+        self.layers: dict[str, Converted] = {}
+        self.additions: dict[str, int] = {}
+        self.sums = self._find_sums()
+        self.inside = {node for add, act, _ in self.sums.values() for node in (add, act) if node is not None}
+
+    def run(self) -> IntegerModel:
+        for node in self.prepared.graph.nodes:
+            if node not in self.inside:
+                self._put(node)
+        self.graph.lint()
+        twins = {node.name: (new.name, self.grid[node]) for node, new in self.new.items()}
+        return IntegerModel(self.engine, fx.GraphModule(self.prepared, self.graph), self.layers, self.additions, twins)
+
+    def _put(self, node: fx.Node) -> None:
+        module = self.modules.get(node.target) if node.op == "call_module" else None
+        if node.op == "get_attr" and isinstance(self.modules.get(node.target), nn.Module):
+            return  # a quantizer or norm that a layer is given; its numbers are in the integer layer
+        if isinstance(module, QuantLayer):
+            self._put_layer(node, module)
+        elif node in self.sums:
+            self._put_sum(node, module)
+        elif isinstance(module, Quantizer):
+            self._put_quantizer(node, module)
+        elif isinstance(module, ALIASES):
+            self._set(node, self.new[node.args[0]], self.grid[node.args[0]])
+        elif self._on_grid(node):
+            self._put_pass(node)
+        else:
+            self._set(node, self.graph.node_copy(node, self._float), None)
+
+    def _put_layer(self, node: fx.Node, module: QuantLayer) -> None:
+        x, source, norm = node.args
+        quantizer = source and self.modules[source.target]
+        norm = norm and self.modules[norm.target]
+        grid = None if module.output is None else module.output.grid()
+        if module.runs_in_integers(quantizer) and self.grid[x] is not None:
+            layer = module.integer(self.grid[x], norm)
+            kernel, run, difference = choose_kernel(self.engine, layer)
+            self.layers[node.target] = Converted(layer, kernel, run, difference)
+            self._set(node, self._call(run, (self.new[x],), node.name), grid)
+            return
+        value = self._call(lambda x: module.simulate(x, norm), (self._float(x),), node.name)
+        if grid is not None:
+            value = self._call(self.engine.quantize(grid), (value,), f"{node.name}_quantize")
+        self._set(node, value, grid)
+
+    def _put_sum(self, node: fx.Node, quantizer: Quantizer) -> None:
+        add, _, bounds = self.sums[node]
+        y = quantizer.grid()
+        run = self.engine.add(*(self.grid[a] for a in add.args), y, bounds)
+        self.additions[add.name] = quantizer.bits
+        self._set(node, self._call(run, [self.new[a] for a in add.args], add.name), y)
+
+    def _put_quantizer(self, node: fx.Node, quantizer: Quantizer) -> None:
+        x, y = node.args[0], quantizer.grid()
+        run = self.engine.quantize(y) if self.grid[x] is None else self.engine.requantize(self.grid[x], y)
+        self._set(node, self._call(run, (self.new[x],), node.name), y)
+
+    def _put_pass(self, node: fx.Node) -> None:
+        if self.role[node] == "act":
+            x = node.args[0]
+            self._set(node, self._call(self.engine.relu(self.grid[x]), (self.new[x],), node.name), self.grid[x])
+            return
+        inspects = node.op == "call_method" and node.target in INSPECT
+        copy = self.graph.node_copy(node, lambda n: self.new[n])
+        self._set(node, copy, None if inspects else self.grid[node.args[0]])
+
+    def _on_grid(self, node: fx.Node) -> bool:
+        """Whether a node works on held integers as it stands."""
+        if not node.args or not isinstance(node.args[0], fx.Node) or self.grid.get(node.args[0]) is None:
+            return False
+        if self.role[node] == "act":
+            return bounds_of(self.prepared, node) == RELU
+        return self.role[node] == "pass" or (node.op == "call_method" and node.target in INSPECT)
+
+    def _float(self, node: fx.Node) -> fx.Node:
+        """The value of a node in float."""
+        if self.grid[node] is None:
+            return self.new[node]
+        if node not in self.floats:
+            run = self.engine.dequantize(self.grid[node])
+            self.floats[node] = self._call(run, (self.new[node],), f"{node.name}_dequantize")
+        return self.floats[node]
+
+    def _find_sums(self) -> dict[fx.Node, tuple[fx.Node, fx.Node | None, Bounds]]:
+        """Quantizer nodes that close addition (+ activation) of two values on grids: their one integer operator."""
+        found = {}
+        for node in self.prepared.graph.nodes:
+            if not isinstance(self.modules.get(node.target) if node.op == "call_module" else None, Quantizer):
+                continue
+            below, act, bounds = node.args[0], None, UNBOUNDED
+            if self.role[below] == "act" and len(below.users) == 1 and self.role[below.args[0]] == "add":
+                act, bounds = below, bounds_of(self.prepared, below)
+                below = act.args[0]
+            if self.role[below] == "add" and len(below.users) == 1 and all(map(self._will_have_grid, below.args)):
+                found[node] = below, act, bounds
+        return found
+
+    def _will_have_grid(self, node: fx.Node) -> bool:
+        module = self.modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(module, Quantizer):
+            return True
+        if isinstance(module, QuantLayer):
+            return module.output is not None
+        passes = self.role[node] == "pass" or (self.role[node] == "act" and bounds_of(self.prepared, node) == RELU)
+        return passes and self._will_have_grid(node.args[0])
+
+    def _call(self, function, arguments, name: str) -> fx.Node:
+        return self.graph.create_node("call_function", _Named(function, name), tuple(arguments), name=name)
+
+    def _set(self, node: fx.Node, new: fx.Node, grid: Grid | None) -> None:
+        self.new[node], self.grid[node] = new, grid
+
+
+class _Named:
+    """A callable under a name that reads well in the graph's code."""
+
+    def __init__(self, function, name: str):
+        self.__name__ = self.__qualname__ = name
+        self.function = function
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+
+def _stored(layer: IntegerLayer) -> dict[str, Tensor]:
+    stored = {"weight": layer.weight.to(torch.int8), "scale": layer.scale, "bias": layer.bias.to(torch.int32)}
+    if layer.y is not None:
+        stored |= {"output_scale": layer.y.scale, "output_zero_point": layer.y.zero_point}
+    return stored

@@ -1,0 +1,74 @@
+"""What became of each layer: bits, and the kernel it runs on, or 'float' and why. Nothing is left in float silently."""
+
+from torch import fx, nn
+
+from quant.convert import IntegerModel
+from quant.layers import QuantLayer
+from quant.quantizer import Quantizer
+from quant.trace import roles, why_float
+from utils.table import text_table
+
+HEADER = ["layer", "weight bits", "input bits", "output bits", "runs on", "note"]
+
+
+def report(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]:
+    """A row (as HEADER) for each layer, and for each other operator that computes."""
+    modules, role = dict(prepared.named_modules()), roles(prepared)
+    rows = []
+    for node in prepared.graph.nodes:
+        module = modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(module, QuantLayer):
+            rows.append(_layer_row(node, module, modules, model))
+        elif role[node] in ("add", "float", "norm", "layer") and node.op != "get_attr":
+            if isinstance(module, Quantizer):
+                rows += _quantizer_row(node, module, modules)
+            else:
+                rows.append(_operator_row(node, prepared, modules, model))
+    return rows
+
+
+def report_table(prepared: fx.GraphModule, model: IntegerModel) -> str:
+    return text_table(HEADER, report(prepared, model))
+
+
+def in_float(rows: list[list[str]]) -> list[str]:
+    """Names of the rows that run in float."""
+    return [row[0] for row in rows if row[4] == "float"]
+
+
+def _layer_row(node: fx.Node, layer: QuantLayer, modules: dict, model: IntegerModel) -> list[str]:
+    source = node.args[1] and modules[node.args[1].target]
+    converted = model.layers.get(node.target)
+    note = ""
+    if converted is None:
+        lacks = "weights" if layer.weight_quantizer is None else "input"
+        note = f"its {lacks} stay float"
+    elif layer.weight_quantizer.grid().scale.ndim == 0 and node.args[2] is not None:
+        note = "scales per tensor, per channel with the batch norm absorbed"
+    where = "float" if converted is None else converted.kernel
+    return [node.target, _bits(layer.weight_quantizer), _bits(source), _bits(layer.output), where, note]
+
+
+def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[list[str]]:
+    below = node.args[0]
+    if below.op == "placeholder":
+        return [["image", "", "float", _bits(quantizer), "quantize", ""]]
+    above = modules.get(below.target) if below.op == "call_module" else None
+    if not isinstance(above, Quantizer | QuantLayer):
+        return []  # what it closes has a row of its own
+    before = above.output if isinstance(above, QuantLayer) else above
+    return [[node.target.removeprefix("quantizers."), "", _bits(before), _bits(quantizer), "requantize", ""]]
+
+
+def _operator_row(node: fx.Node, prepared: fx.GraphModule, modules: dict, model: IntegerModel) -> list[str]:
+    name = node.target if node.op == "call_module" else node.name
+    if node.name in model.additions:
+        return [name, "", "", str(model.additions[node.name]), model.engine.name, ""]
+    why = why_float(prepared, node) or "no integer form: works on dequantized values"
+    users = [modules.get(u.target) if u.op == "call_module" else None for u in node.users]
+    out = next((_bits(u) for u in users if isinstance(u, Quantizer)), "float")
+    return [name, "", "", out, "float", why]
+
+
+def _bits(quantizer: nn.Module | None) -> str:
+    return "float" if quantizer is None else str(quantizer.bits)

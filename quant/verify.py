@@ -1,0 +1,152 @@
+"""Is a kernel exact? Asked of every layer at conversion, on this CPU: no kernel is trusted.
+
+An engine's output is compared with quant/integer.py, integer by integer, on random inputs that fill the whole grid.
+Rounding of exact ties and the last bit of a product may differ: one step, on at most 0.01 % of the elements, is
+'exact'. Saturating kernels are off by dozens of steps on percents of them.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from quant.engine import Engine, Operator
+from quant.grid import Grid
+from quant.integer import Geometry, IntegerLayer
+
+MOST_STEPS, MOST_SHARE = 1, 1e-4
+ELEMENTS = 30_000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest distance in steps of the output grid, and the share of elements that differ at all."""
+
+    steps: float
+    share: float
+
+    def within(self, most_share: float = MOST_SHARE) -> bool:
+        return self.steps <= MOST_STEPS and self.share <= most_share
+
+
+def difference(ours: Tensor, theirs: Tensor) -> Difference:
+    distance = (ours - theirs).abs()
+    return Difference(float(distance.max()), float((distance > 0).double().mean()))
+
+
+@torch.inference_mode()
+def layer_difference(engine: Engine, layer: IntegerLayer, operator: Operator, n: Tensor) -> Difference:
+    """How an engine's operator for a layer differs from the layer's own arithmetic on centred integers n.
+
+    A float output counts in units of its sums.
+    """
+    with engine.running():
+        theirs = operator(engine.hold(layer.x)(n))
+    ours = layer(n)
+    if layer.y is not None:
+        return difference(ours, engine.centred(layer.y)(theirs))
+    unit = layer.accumulator_scale()
+    unit = unit if layer.geometry.linear else unit.view(-1, 1, 1)
+    return difference((ours / unit).round(), (theirs / unit).round())
+
+
+def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, Difference]:
+    """The engine's first kernel that is exact for this layer: for its shape with full-range weights, and as it is.
+
+    Raises RuntimeError if none is.
+    """
+    n = full_range(layer.x, _input_shape(layer))
+    for kernel in engine.kernels(layer):
+        if not _exact_for_shape(engine, kernel, _shape_of(layer)):
+            continue
+        operator = engine.layer(layer, kernel)
+        found = layer_difference(engine, layer, operator, n)
+        if found.within():
+            return kernel, operator, found
+    raise RuntimeError(f"{engine.name}: no kernel reproduces the layer {layer.geometry}, {tuple(layer.weight.shape)}")
+
+
+def exact_in_int8(engine: Engine, largest: int) -> bool:
+    """Whether one of the engine's int8 kernels multiplies weights up to +-largest exactly on this CPU."""
+    shape = _Shape(Geometry((1, 1), (1, 1), (1, 1)), (64, 64, 3, 3), largest, 0, 255, False)
+    return any(_exact_for_shape(engine, kernel, shape) for kernel in engine.kernels(_blank(shape))[:-1])
+
+
+def full_range(grid: Grid, shape: tuple[int, ...]) -> Tensor:
+    """Centred integers drawn evenly from the whole grid; fp32, channels_last where there are four axes."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randint(grid.q_min, grid.q_max + 1, shape, generator=generator)
+    n = (q - int(grid.zero_point)).float()
+    return n.contiguous(memory_format=torch.channels_last) if n.ndim == 4 else n
+
+
+def with_full_range_weights(layer: IntegerLayer, largest: int) -> IntegerLayer:
+    """The layer with even random weights up to +-largest, random bias, and scales that show its sums.
+
+    Scales are random too: multipliers that are simple fractions would put many sums on exact ties.
+    """
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randint(-largest, largest + 1, layer.weight.shape, generator=generator).float()
+    spread = math.sqrt(weight[0].numel()) * largest * (layer.x.q_max - layer.x.q_min) / 3
+    bias = (torch.randn(len(weight), generator=generator) * spread / 4).round()
+    if layer.y is None:
+        return replace(layer, weight=weight, bias=bias)
+    scale = (0.5 + torch.rand(len(weight), generator=generator)) * layer.scale.max()
+    steps = max(layer.y.q_max - int(layer.y.zero_point), 1)
+    y = replace(layer.y, scale=2 * spread * layer.x.scale * scale.mean() / steps)
+    return replace(layer, weight=weight, bias=bias, scale=scale, y=y)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    geometry: Geometry
+    weight: tuple[int, ...]
+    largest: int
+    x_zero_point: int
+    x_max: int
+    float_out: bool
+
+
+def _shape_of(layer: IntegerLayer) -> _Shape:
+    largest = max(1, int(layer.weight.abs().max()))
+    x = layer.x
+    return _Shape(
+        layer.geometry,
+        tuple(layer.weight.shape),
+        largest,
+        int(x.zero_point) - x.q_min,
+        x.q_max - x.q_min,
+        layer.y is None,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _exact_for_shape(engine: Engine, kernel: str, shape: _Shape) -> bool:
+    layer = with_full_range_weights(_blank(shape), shape.largest)
+    n = full_range(layer.x, _input_shape(layer))
+    return layer_difference(engine, layer, engine.layer(layer, kernel), n).within()
+
+
+def _blank(shape: _Shape) -> IntegerLayer:
+    x = Grid(torch.tensor(0.02), torch.tensor(shape.x_zero_point, dtype=torch.int32), 0, shape.x_max)
+    y = None if shape.float_out else Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), 0, 255)
+    outputs = shape.weight[0]
+    return IntegerLayer(
+        shape.geometry, torch.zeros(shape.weight), torch.full((outputs,), 0.01), torch.zeros(outputs), x, y, 0, 255
+    )
+
+
+def _input_shape(layer: IntegerLayer) -> tuple[int, ...]:
+    """Just large enough to have borders and an inside, and some 30,000 outputs."""
+    outputs, inputs = layer.weight.shape[0], layer.weight.shape[1] * layer.geometry.groups
+    if layer.geometry.linear:
+        return max(4, min(256, ELEMENTS // outputs)), inputs
+    sides = [
+        dilation * (kernel - 1) + 1 + 3 * stride
+        for kernel, stride, dilation in zip(
+            layer.weight.shape[2:], layer.geometry.stride, layer.geometry.dilation, strict=True
+        )
+    ]
+    return max(1, min(64, ELEMENTS // (outputs * 16))), inputs, *sides
