@@ -112,7 +112,7 @@ def fit(
     where: torch.device,
     log: runlog.RunLog,
 ) -> nn.Module:
-    """Train: float epochs, then fake-quantized ones, under one optimizer. Returns the best epoch's model, or the last's.
+    """Train: float epochs, then fake-quantized ones, under one optimizer. Returns the best epoch's model, or the last.
 
     `batches(images, batch_size, ...)` makes batches of the dataset; the best epoch is that on the validation images.
     """

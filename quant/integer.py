@@ -106,6 +106,7 @@ def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias
     return sums.add_(bias).float()
 
 
+@torch.no_grad()
 def absorb(
     geometry: Geometry,
     weight: Tensor,

@@ -7,6 +7,7 @@ it and reports a mistake in one line: file, key, what is wrong, the nearest righ
 import argparse
 import contextlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -239,7 +240,7 @@ def _one_line(kind: type[BaseModel], error: dict, source: str, overridden: set[s
         return f"{where}: unknown key" + (f", did you mean {hint}?" if hint else "")
     message = error["msg"].removeprefix("Value error, ")
     shown = json.dumps(error["input"], default=str)
-    word = nearest(str(error["input"]), error.get("ctx", {}).get("expected", "").replace("'", "").split(", "))
+    word = nearest(str(error["input"]), re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", ""))))
     return f"{where}: {message[0].lower()}{message[1:]}, not {shown}" + (f" (nearest: {word})" if word else "")
 
 

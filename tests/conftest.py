@@ -1,0 +1,65 @@
+"""What tests share: real images, and small nets trained on them."""
+
+import os
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+import data
+import models
+import quant
+from utils.config import QuantSettings
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def digits32():
+    """All real digits at 32 x 32: (training batches of 128, the 360 test images, their labels)."""
+    dataset = data.DATASETS["digits"]("", 32, None, 0)
+    batches = data.batches(dataset.train, 128, dataset.mean, dataset.std, 32, 0, torch.Generator().manual_seed(0))
+    images, labels = next(iter(data.batches(dataset.test, 360, dataset.mean, dataset.std, 32, 0)))
+    return batches, images, labels
+
+
+def spec(**keys) -> QuantSettings:
+    return quant.resolve(QuantSettings(**keys))
+
+
+def trained(digits32, name: str, options: dict, epochs: int, settings: QuantSettings):
+    """A net trained on digits: one float epoch, then prepared with `settings` if they train, else calibrated after."""
+    batches = digits32[0]
+    model = models.build(name, 10, 32, options).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    late = quant.METHODS[settings.method].calibrates
+    for epoch in range(epochs):
+        if epoch == 1 and not late:
+            model = quant.prepare(model, settings)
+        model.train()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 - epoch / epochs)
+        for x, y in batches:
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    if late:
+        model = quant.prepare(model, settings)
+        quant.calibrate(model, (x for x, _ in batches))
+    return model.eval()
+
+
+NETS = {"resnet20": ("resnet20", {}, 6), "mobilenet_v2": ("mobilenet_v2", {"form": "imagenet"}, 8)}
+
+
+@pytest.fixture(scope="session", params=list(NETS))
+def net(request, digits32):
+    """resnet20 and the ImageNet-stride mobilenet_v2 after quantization-aware training at 8/8 on digits."""
+    name, options, epochs = NETS[request.param]
+    torch.manual_seed(0)
+    return trained(digits32, name, options, epochs, spec(method="statassist"))

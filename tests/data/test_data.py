@@ -1,0 +1,156 @@
+"""Datasets give uint8 images in memory; batches augment, normalise and shuffle as they say, by a seed."""
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data.batches import PAD, FileBatches, MemoryBatches
+from utils.errors import UserError
+
+ONE = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # pixels come out as they are
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of odd-sized images, 12 to train and 4 to test."""
+    random = numpy.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 2)):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (40 + i, 52, 3), dtype=numpy.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{i}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["digits", "fake"])
+def test_embedded_datasets(name):
+    dataset = data.DATASETS[name]("", 16, None, 0)
+    for part in (dataset.train, dataset.test):
+        assert part.pixels.dtype == torch.uint8
+        assert part.pixels.shape == (len(part), 16, 16, 3)
+        assert set(part.labels.tolist()) == set(range(10))
+    again = data.DATASETS[name]("", 16, None, 0)
+    assert torch.equal(dataset.train.pixels, again.train.pixels)
+    assert torch.equal(dataset.test.labels, again.test.labels)
+
+
+def test_digits_are_all_there_once():
+    dataset = data.DATASETS["digits"]("", 8, None, 0)
+    assert (len(dataset.train), len(dataset.test)) == (1437, 360)
+
+
+def test_limit_takes_a_fixed_shuffle_of_both_parts():
+    whole, few = data.DATASETS["digits"]("", 8, None, 0), data.DATASETS["digits"]("", 8, 100, 0)
+    assert (len(few.train), len(few.test)) == (100, 100)
+    assert len(few.train.labels.unique()) == 10
+    assert torch.equal(few.train.pixels, data.first(whole.train, 100).pixels)
+
+
+def test_validation_images_are_held_out_of_training():
+    whole = data.DATASETS["digits"]("", 8, None, 0)
+    parts = data.split(whole, 0.2)
+    assert (len(parts.train), len(parts.val)) == (1437 - 287, 287)
+    rows = torch.cat([parts.train.pixels, parts.val.pixels]).flatten(1)
+    assert torch.equal(rows.double().sum(), whole.train.pixels.double().sum())
+    assert data.split(whole, 0.0).val is None
+
+
+def test_imagefolder_in_memory(folder):
+    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 2)
+    assert dataset.classes == ["cat", "dog"]
+    assert dataset.train.pixels.shape == (12, 32, 32, 3)
+    assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6
+    assert 0.4 < dataset.mean[0] < 0.6
+
+
+def test_imagefolder_too_large_for_memory_is_read_by_the_batch(folder, monkeypatch):
+    monkeypatch.setattr("data.sources.MEMORY_BYTES", 1)
+    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 2)
+    for augment in (False, True):
+        batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, 0, augment=augment, flip=True)
+        assert isinstance(batches, FileBatches)
+        shapes = [tuple(x.shape) for x, _ in batches]
+        assert shapes == [(5, 3, 32, 32), (5, 3, 32, 32), (2, 3, 32, 32)]
+
+
+def test_unaugmented_batches_are_the_images_in_order():
+    images = data.DATASETS["fake"]("", 16, 50, 0).train
+    pixels, labels = zip(*MemoryBatches(images, 20, **ONE), strict=True)
+    assert [len(p) for p in pixels] == [20, 20, 10]
+    assert pixels[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(torch.cat(pixels), images.pixels.permute(0, 3, 1, 2).float(), atol=1e-3)
+    assert torch.equal(torch.cat(labels), images.labels)
+
+
+def test_normalisation():
+    dataset = data.DATASETS["digits"]("", 16, None, 0)
+    x = torch.cat([x for x, _ in MemoryBatches(dataset.train, 500, dataset.mean, dataset.std)])
+    assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+    assert (x.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_every_augmented_image_is_a_crop_of_its_padded_self_or_its_mirror():
+    images = data.DATASETS["fake"]("", 12, 60, 0).train
+    batches = MemoryBatches(images, 60, **ONE, generator=torch.Generator().manual_seed(3), augment=True, flip=True)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(3))
+    x, labels = next(iter(batches))
+    assert torch.equal(labels, images.labels[order])
+    padded = torch.nn.functional.pad(images.pixels.permute(0, 3, 1, 2).float(), (PAD,) * 4)
+    shifts, mirrored = set(), 0
+    for found, original in zip(x, padded[order], strict=True):
+        matches = [
+            (top, left, flip)
+            for top in range(2 * PAD + 1)
+            for left in range(2 * PAD + 1)
+            for flip in (False, True)
+            if (original[:, top : top + 12, left : left + 12] - (found.flip(2) if flip else found)).abs().max() < 1e-2
+        ]
+        assert len(matches) == 1
+        shifts.add(matches[0][:2])
+        mirrored += matches[0][2]
+    assert len(shifts) > 20
+    assert 15 < mirrored < 45
+
+
+def test_a_seed_gives_the_same_batches_and_epochs_differ():
+    images = data.DATASETS["fake"]("", 12, 60, 0).train
+
+    def two_epochs():
+        batches = MemoryBatches(images, 30, **ONE, generator=torch.Generator().manual_seed(5), augment=True, flip=True)
+        return [torch.cat([x for x, _ in batches]) for _ in range(2)]
+
+    first, again = two_epochs(), two_epochs()
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], first[1])
+
+
+def test_mistakes_are_named(folder):
+    load = data.DATASETS["imagefolder"]
+    with pytest.raises(UserError, match=r"no folder .*/nowhere/train"):
+        load(str(folder / "nowhere"), 32, None, 0)
+    (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"broken\.jpg: not a readable image"):
+        load(str(folder), 32, None, 0)
+    (folder / "test" / "bird").mkdir()
+    with pytest.raises(UserError, match="has classes that train/ has not: bird"):
+        load(str(folder), 32, None, 0)
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+    with pytest.raises(UserError, match="no images under"):
+        data.DATASETS["imagefolder"](str(tmp_path), 32, None, 0)
+
+
+def test_cifar10_without_a_network_says_where_the_file_goes(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
+    with pytest.raises(UserError, match=r"put cifar-10-python.tar.gz there"):
+        data.DATASETS["cifar10"](str(tmp_path), 32, None, 0)

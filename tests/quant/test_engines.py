@@ -1,0 +1,205 @@
+"""Every engine reproduces the integer arithmetic: single layers at full range, and each layer of whole trained nets."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import quant
+from quant.calibrate import calibrate
+from quant.forced import forced
+from quant.verify import MOST_SHARE, choose_kernel, layer_difference, with_full_range_weights
+from tests.conftest import spec
+
+ENGINES = [name for name, make in quant.ENGINES.items() if make().available()]
+ELEMENTWISE_SHARE = 0.01
+
+# name: (in, out, kernel, stride, groups)
+CONVOLUTIONS = {
+    "1x1": (32, 48, 1, 1, 1),
+    "3x3": (16, 24, 3, 1, 1),
+    "5x5": (8, 16, 5, 1, 1),
+    "3x3 stride 2": (16, 24, 3, 2, 1),
+    "1x1 stride 2": (16, 24, 1, 2, 1),
+    "stem": (3, 16, 3, 1, 1),
+    "grouped": (32, 32, 3, 1, 4),
+    "wide": (512, 64, 3, 1, 1),
+    "depthwise 58": (58, 58, 3, 1, 58),
+    "depthwise 64": (64, 64, 3, 1, 64),
+    "depthwise 104 stride 2": (104, 104, 3, 2, 104),
+    "depthwise 120 5x5": (120, 120, 5, 1, 120),
+}
+
+
+def full_range(module: nn.Module) -> None:
+    """Even random weights, and batch norms with negative and zero gamma."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            with torch.no_grad():
+                layer.weight.uniform_(-1, 1)
+        if isinstance(layer, nn.BatchNorm2d):
+            with torch.no_grad():
+                layer.weight.uniform_(-1, 1)
+                layer.weight[::5] = 0
+                layer.bias.normal_()
+                layer.running_mean.normal_()
+                layer.running_var.uniform_(0.5, 2)
+
+
+def prepared_with(module: nn.Module, bits: int, shape: tuple[int, ...]):
+    """The module prepared at `bits` everywhere and calibrated on even random images, and such images."""
+    images = torch.rand(16, *shape).mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
+    full_range(module)
+    settings = spec(method="ptq", weight_bits=bits, act_bits=bits, first_last_bits="same", residual_bits=bits)
+    prepared = quant.prepare(module.eval(), settings)
+    calibrate(prepared, [images])
+    return prepared, images
+
+
+def assert_forced_equal(prepared, engine: str, images, elementwise: tuple[str, ...] = ()):
+    model = quant.convert(prepared, engine)
+    differences = forced(prepared, model, images)
+    assert differences
+    for name, found in differences.items():
+        share = ELEMENTWISE_SHARE if elementwise and name.startswith(elementwise) else MOST_SHARE
+        assert found.within(share), f"{name}: {found}"
+    return model
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution(engine, bits, bias, name):
+    """conv -> conv + BN + ReLU -> conv, so that the middle one reads `bits` and writes `bits`."""
+    c_in, c_out, kernel, stride, groups = CONVOLUTIONS[name]
+    module = nn.Sequential(
+        nn.Conv2d(3, c_in, 1),
+        nn.ReLU(),
+        nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=bias),
+        nn.BatchNorm2d(c_out),
+        nn.ReLU(),
+        nn.Conv2d(c_out, 8, 1),
+        nn.Flatten(),
+        nn.Linear(8 * (10 // stride) ** 2, 5),
+    )
+    prepared, images = prepared_with(module, bits, (3, 10, 10))
+    assert_forced_equal(prepared, engine, images)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_no_convolution_saturates(engine, name):
+    """The kernel that conversion picks is exact with weights of +-127 and inputs of 0..255."""
+    c_in, c_out, kernel, stride, groups = CONVOLUTIONS[name]
+    module = nn.Sequential(
+        nn.Conv2d(3, c_in, 1), nn.ReLU(), nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups), nn.ReLU()
+    )
+    module.append(nn.Conv2d(c_out, 8, 1))
+    prepared, _ = prepared_with(module, 8, (3, 10, 10))
+    layer = with_full_range_weights(quant.convert(prepared, "reference").layers["2"].layer, 127)
+    chosen, operator, _ = choose_kernel(quant.engine(engine), layer)
+    n = torch.randint(0, 256, (32, c_in, 10, 10)).float() - float(layer.x.zero_point)
+    found = layer_difference(quant.engine(engine), layer, operator, n.contiguous(memory_format=torch.channels_last))
+    assert found.within(), f"{chosen}: {found}"
+
+
+class Residual(nn.Module):
+    """Additions with and without ReLU and ReLU6, pools, a max-pool and a strided, padded shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 24, 1)
+        self.pool, self.average, self.relu6 = nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1), nn.ReLU6()
+        self.fc = nn.Linear(24, 7)
+
+    def forward(self, x):
+        x = self.pool(F.relu(self.a(x)))
+        x = x + self.b(x)
+        x = F.relu(x + F.avg_pool2d(x, 3, 1, 1))
+        y = self.c(self.average(x))
+        x = self.relu6(y + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_additions_pools_and_linear(engine, bits):
+    prepared, images = prepared_with(Residual(), bits, (3, 16, 16))
+    model = assert_forced_equal(prepared, engine, images, elementwise=("add", "quantizers"))
+    assert len(model.additions) == 3
+    assert len(model.layers) == 4
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_adaptive_pool_with_overlapping_bins(engine):
+    module = nn.Sequential(
+        nn.Conv2d(3, 16, 3),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(6),
+        nn.Flatten(),
+        nn.Linear(16 * 36, 20),
+        nn.ReLU(),
+        nn.Linear(20, 5),
+    )
+    prepared, images = prepared_with(module, 8, (3, 9, 9))
+    assert_forced_equal(prepared, engine, images)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_whole_net_on_real_images(engine, net, digits32):
+    """Forced equality of every operator on real images; and the same predictions, with an accuracy that means it."""
+    _, images, labels = digits32
+    model = assert_forced_equal(net, engine, images, elementwise=("add",))
+    with torch.inference_mode():
+        simulated, integer = net(images), model(images)
+    assert (simulated.argmax(1) == labels).float().mean() >= 0.95
+    assert (simulated.argmax(1) == integer.argmax(1)).float().mean() >= 0.995
+    if engine == "reference":
+        assert torch.equal(simulated, integer)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_layer_of_a_net_at_full_range(engine, net):
+    """Each layer of the trained nets with weights of +-127 and inputs from the whole grid."""
+    backend = quant.engine(engine)
+    for name, converted in quant.convert(net, "reference").layers.items():
+        layer = with_full_range_weights(converted.layer, 127)
+        kernel, _, found = choose_kernel(backend, layer)
+        assert found.within(), f"{name} on {kernel}: {found}"
+
+
+@pytest.mark.parametrize("engine", [e for e in ENGINES if e != "reference"])
+def test_running_does_not_depend_on_the_global_engine(engine, net, digits32):
+    _, images, _ = digits32
+    model, before = quant.convert(net, engine), torch.backends.quantized.engine
+    expected = model(images[:16])
+    try:
+        for other in torch.backends.quantized.supported_engines:
+            torch.backends.quantized.engine = other
+            assert torch.equal(model(images[:16]), expected)
+            assert torch.backends.quantized.engine == other, "left as it was"
+    finally:
+        torch.backends.quantized.engine = before
+
+
+def test_depthwise_layers_do_not_run_on_the_saturating_kernel(net):
+    if "fbgemm" not in ENGINES or "onednn" not in ENGINES:
+        pytest.skip("this build of torch lacks fbgemm or onednn")
+    for converted in quant.convert(net, "fbgemm").layers.values():
+        if converted.layer.geometry.groups > 1:
+            assert converted.kernel == "onednn"
+
+
+@pytest.mark.skipif("ONEDNN_MAX_CPU_ISA" in os.environ, reason="this is that run")
+@pytest.mark.skipif("onednn" not in ENGINES, reason="this build of torch lacks onednn")
+def test_all_of_this_holds_without_vnni():
+    """oneDNN held to AVX2, whose int8 kernels saturate: the same tests, in a process of their own."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]

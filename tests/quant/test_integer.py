@@ -1,0 +1,120 @@
+"""The integer arithmetic (quant/integer.py) against NumPy in int64, and its edges."""
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from quant.grid import Grid
+from quant.integer import UNBOUNDED, Geometry, absorb, exact_sums
+from quant.quantizer import ObservedQuantizer
+
+
+def grid(scale: float, zero_point: int, bits: int = 8) -> Grid:
+    return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), 0, 2**bits - 1)
+
+
+def numpy_convolution(n, w, stride, padding):
+    """Integer convolution of n [N, C, H, W] with w [O, C, k, k], by definition."""
+    n = numpy.pad(n, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    k = w.shape[2]
+    windows = numpy.lib.stride_tricks.sliding_window_view(n, (k, k), axis=(2, 3))[:, :, ::stride, ::stride]
+    return numpy.einsum("nchwij,ocij->nohw", windows, w)
+
+
+def random_norm(channels: int) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(channels)
+    with torch.no_grad():
+        norm.weight.uniform_(-1, 1)
+        norm.bias.normal_()
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.2, 3)
+    return norm.eval()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_layer_against_numpy(bits, bias, stride):
+    conv, norm = nn.Conv2d(6, 8, 3, stride, 1, bias=bias), random_norm(8)
+    quantizer = ObservedQuantizer(bits, True, 8, "last_minmax", 100.0)
+    quantizer(conv.weight)
+    wg, x, y = quantizer.grid(), grid(0.031, 3, bits), grid(0.05, 2, bits)
+    geometry = Geometry((stride, stride), (1, 1), (1, 1))
+    layer = absorb(geometry, wg.to_int(conv.weight), wg, conv.bias, norm, x, y, (0.0, 6.0), 127)
+    q = torch.randint(0, 2**bits, (2, 6, 9, 9))
+    found = layer((q - 3).float())
+
+    g = (norm.weight / (norm.running_var + norm.eps).sqrt()).double().detach().numpy()
+    factor = 127 // wg.q_max
+    weights = wg.to_int(conv.weight).detach().numpy().astype(numpy.int64) * factor
+    weights = weights * numpy.sign(g).astype(numpy.int64)[:, None, None, None]
+    scales = (wg.scale.double().numpy() / factor * numpy.abs(g)).astype(numpy.float32)
+    shift = norm.bias.double().detach().numpy() - norm.running_mean.double().numpy() * g
+    shift = shift + (conv.bias.double().detach().numpy() * g if bias else 0)
+    unit = numpy.float32(0.031) * scales
+    steps = numpy.rint(shift / unit).astype(numpy.int64)
+    sums = numpy_convolution((q - 3).numpy(), weights, stride, 1) + steps[:, None, None]
+    multiplier = (unit / numpy.float32(0.05))[:, None, None]
+    top = min(2**bits - 1, numpy.rint(numpy.float32(6) / numpy.float32(0.05)) + 2)
+    expected = numpy.clip(numpy.rint(sums.astype(numpy.float32) * multiplier) + 2, 2, top)
+    assert numpy.abs(layer.weight.numpy() - weights).max() == 0
+    differs = numpy.abs(found.numpy() + 2 - expected)
+    assert differs.max() <= 1
+    assert (differs > 0).mean() < 1e-3, "only where fp32 and fp64 disagree on a scale's last bit"
+
+
+def test_simulated_values_are_those_of_the_float_layer_within_half_a_step():
+    conv, norm = nn.Conv2d(16, 8, 3, 1, 1), random_norm(8)
+    quantizer = ObservedQuantizer(8, True, 8, "last_minmax", 100.0)
+    quantizer(conv.weight)
+    wg, x, y = quantizer.grid(), grid(0.02, 128), grid(0.03, 128)
+    layer = absorb(Geometry((1, 1), (1, 1), (1, 1)), wg.to_int(conv.weight), wg, conv.bias, norm, x, y, UNBOUNDED, 127)
+    n = torch.randint(-128, 128, (4, 16, 8, 8)).float()
+    weight = wg.value(wg.centred(conv.weight))
+    real = norm(torch.nn.functional.conv2d(x.value(n), weight, conv.bias, padding=1))
+    inside = (real / 0.03).abs() < 126
+    error = (y.value(layer(n)) - real).abs()[inside]
+    assert error.max() <= 0.03 * 0.502
+
+
+@pytest.mark.parametrize("inputs", [3, 300, 60_000])
+def test_sums_are_exact_whatever_their_size(inputs):
+    """The three branches: fp32, split in two, fp64."""
+    n = torch.full((2, inputs), 255.0)
+    n[1] = torch.randint(0, 256, (inputs,))
+    w = torch.full((4, inputs), 127.0)
+    w[1:] = torch.randint(-127, 128, (3, inputs))
+    bias = torch.tensor([1.0, -7.0, 3e5, 0.0])
+    exact = n.long() @ w.long().t() + bias.long()
+    assert torch.equal(exact_sums(Geometry(), n, w, 255, bias), exact.float())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-45, 1e-30, 1e-12, -1e-30])
+def test_vanishing_gamma_gives_a_sound_layer(gamma):
+    conv, norm = nn.Conv2d(4, 3, 1), random_norm(3)
+    with torch.no_grad():
+        norm.weight[1] = gamma
+        norm.bias.copy_(torch.tensor([0.5, 1.25, -0.5]))
+    quantizer = ObservedQuantizer(8, True, 3, "last_minmax", 100.0)
+    quantizer(conv.weight)
+    wg, x, y = quantizer.grid(), grid(0.02, 0), grid(0.01, 100)
+    layer = absorb(Geometry((1, 1), (0, 0), (1, 1)), wg.to_int(conv.weight), wg, conv.bias, norm, x, y, UNBOUNDED, 127)
+    assert torch.finfo(torch.float32).tiny < layer.accumulator_scale().min()
+    assert (layer.bias.abs() <= 2**30).all()
+    value = y.value(layer(torch.randint(0, 256, (2, 4, 5, 5)).float()))
+    assert torch.allclose(value[:, 1], torch.tensor(1.25)), "a dead channel is its bias"
+
+
+def test_a_bias_too_large_for_the_grid_raises_the_scale():
+    conv = nn.Conv2d(4, 2, 1)
+    with torch.no_grad():
+        conv.weight.mul_(1e-9)
+        conv.bias.copy_(torch.tensor([5.0, 0.0]))
+    quantizer = ObservedQuantizer(8, True, 2, "last_minmax", 100.0)
+    quantizer.low.copy_(conv.weight.flatten(1).amin(1).detach())
+    wg = Grid(torch.tensor([1e-12, 1e-3]), torch.zeros(2, dtype=torch.int32), -127, 127)
+    x, y = grid(0.01, 0), grid(0.05, 0)
+    layer = absorb(Geometry((1, 1), (0, 0), (1, 1)), torch.ones(2, 4, 1, 1), wg, conv.bias, None, x, y, UNBOUNDED, 127)
+    assert layer.bias.abs().max() <= 2**30 * 1.001
+    assert y.value(layer(torch.zeros(1, 4, 1, 1)))[0, 0].item() == pytest.approx(5.0)

@@ -1,0 +1,43 @@
+"""What a method cannot do is refused in one line that says what it can."""
+
+import pytest
+
+import quant
+from tests.conftest import spec
+from utils.config import QuantSettings
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"method": "ptq", "weight_bits": 1}, r"quant.weight_bits: ptq cannot use 1 bits; choose 2..8, or 32"),
+        (
+            {"method": "statassist", "observer": "mse"},
+            r"quant.observer: statassist cannot use 'mse'; choose from moving_",
+        ),
+        (
+            {"method": "ptq", "float_epochs": 3},
+            r"quant.float_epochs: ptq has no such option; it has calibration_images",
+        ),
+        ({"method": "statassist", "percentile": 99.0}, r"quant.percentile: statassist has no such option"),
+    ],
+)
+def test_refusals(keys, message):
+    with pytest.raises(UserError, match=message):
+        quant.resolve(QuantSettings(**keys))
+
+
+def test_defaults_are_filled_in():
+    assert spec(method="ptq").observer == "minmax"
+    assert spec(method="statassist").observer == "moving_average"
+    assert spec(method="statassist").reduce_range in (True, False), "auto became a fact about this CPU"
+    assert spec(method="ptq", engine="qnnpack").reduce_range is False
+
+
+def test_reduced_range_keeps_weights_within_63():
+    import torch
+
+    quantizer = quant.METHODS["ptq"].weight(spec(method="ptq", reduce_range=True), 8, 4)
+    quantizer(torch.randn(4, 10))
+    assert (quantizer.grid().q_min, quantizer.grid().q_max) == (-63, 63)

@@ -1,0 +1,174 @@
+"""The scripts as a user runs them: a process each, on real digits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+TINY = ["data.image_size=16", "data.limit=300", "run.epochs=2", 'run.engines=["reference","fbgemm"]']
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONWARNINGS": "error::UserWarning"}
+    return subprocess.run(
+        [sys.executable, script, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short statassist run with held-out images."""
+    folder = tmp_path_factory.mktemp("runs")
+    done = run("train.py", *TINY, f"run.dir={folder}", "run.name=trial", "data.val_fraction=0.2")
+    assert done.returncode == 0, done.stderr
+    return folder / "trial", done.stdout
+
+
+def test_a_run_leaves_its_files(trained):
+    folder, out = trained
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.json",
+        "environment.json",
+        "metrics.csv",
+        "curves.png",
+        "last.pt",
+        "best.pt",
+        "summary.json",
+        "layers.txt",
+    }
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary["accuracy"]) == {"fake_quant", "reference", "fbgemm"}
+    assert set(summary["agreement"]) == {"reference", "fbgemm"}
+    assert summary["agreement"]["reference"] == 100.0
+    assert {"model", "dataset", "method", "weight_bits", "act_bits", "engine", "params", "macs"} <= set(summary)
+    assert summary["size_mb"]["fbgemm"] < summary["size_mb"]["float"] / 3.5
+    assert len((folder / "metrics.csv").read_text().splitlines()) == 3
+    assert "simulated" in out
+    assert "Traceback" not in out
+
+
+def test_a_checkpoint_in_a_new_process_gives_bit_identical_logits(trained, tmp_path):
+    """Two processes rebuild the integer models from the file; all logits are the same bits."""
+    program = (
+        "import sys, torch, data, models, quant\n"
+        "from utils import checkpoint\n"
+        "state, s = checkpoint.load(sys.argv[1])\n"
+        "model = quant.prepare(models.build(s.model.name, 10, 16, s.model.options), s.quant)\n"
+        "checkpoint.restore(model, state, sys.argv[1])\n"
+        "d = data.DATASETS['digits']('', 16, None, 0)\n"
+        "x, _ = next(iter(data.batches(d.test, 360, state['mean'], state['std'], 16, 0)))\n"
+        "found = {n: quant.convert(model.eval(), n)(x) for n, make in quant.ENGINES.items() if make().available()}\n"
+        "torch.save(found, sys.argv[2])\n"
+    )
+    logits = []
+    for i in range(2):
+        out = tmp_path / f"{i}.pt"
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(trained[0] / "last.pt"), str(out)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        logits.append(torch.load(out, weights_only=True))
+    assert len(logits[0]) >= 2
+    for name, first in logits[0].items():
+        assert torch.equal(first, logits[1][name]), name
+
+
+def test_evaluate_gives_the_numbers_of_the_run(trained, tmp_path):
+    folder, _ = trained
+    done = run(
+        "evaluate.py", f"checkpoint={folder / 'best.pt'}", f"output={tmp_path}", 'engines=["reference","fbgemm"]'
+    )
+    assert done.returncode == 0, done.stderr
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    for key in ("accuracy", "agreement", "size_mb"):
+        assert evaluation[key] == summary[key]
+    assert "layer1.0.conv1" in done.stdout
+
+
+def test_evaluate_on_other_images(trained, tmp_path):
+    done = run(
+        "evaluate.py", f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]'
+    )
+    assert done.returncode == 0, done.stderr
+    assert "50 test images" in done.stdout
+    done = run("evaluate.py", f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.name=fake")
+    assert done.returncode == 2
+    assert "the checkpoint was trained on" in done.stderr
+
+
+@pytest.mark.parametrize(("method", "extra"), [("float", []), ("ptq", ["quant.observer=mse", "quant.act_bits=6"])])
+def test_other_methods(method, extra, tmp_path):
+    done = run("train.py", *TINY, f"run.dir={tmp_path}", f"quant.method={method}", *extra)
+    assert done.returncode == 0, done.stderr
+    accuracy = json.loads((tmp_path / "train" / "summary.json").read_text())["accuracy"]
+    assert set(accuracy) == ({"float"} if method == "float" else {"float", "fake_quant", "reference", "fbgemm"})
+    done = run("evaluate.py", f"checkpoint={tmp_path / 'train' / 'last.pt'}", 'engines=["reference","fbgemm"]')
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "train" / "evaluation.json").read_text())["accuracy"] == accuracy
+
+
+def test_ptq_of_a_checkpoint(trained, tmp_path):
+    weights = trained[0] / "last.pt"
+    done = run("train.py", *TINY, f"run.dir={tmp_path}", f"model.weights={weights}", "quant.method=ptq", "run.epochs=0")
+    assert done.returncode == 0, done.stderr
+    assert "float" in done.stdout
+
+
+def test_same_seed_same_weights(tmp_path):
+    for name in ("a", "b"):
+        done = run("train.py", *TINY, f"run.dir={tmp_path}", f"run.name={name}", "data.limit=128", "run.engines=[]")
+        assert done.returncode == 0, done.stderr
+    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("a", "b"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quant.weight_bit=4"], "command line: quant.weight_bit: unknown key, did you mean weight_bits?"),
+        (["-c", "setting/tran.json"], "did you mean setting/train.json?"),
+        (["model.name=resnet2"], "setting/train.json: model.name: unknown 'resnet2'; choose from resnet20"),
+        (["data.name=digit"], "setting/train.json: data.name: unknown 'digit'; choose from digits"),
+        (["quant.weight_bits=9"], "quant.weight_bits: 9 bits; choose 1..8, or 32 for float"),
+        (["quant.weight_bits=1"], "quant.weight_bits: statassist cannot use 1 bits; choose 2..8"),
+        (["model.weights=nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (['run.engines=["fbgem"]'], "run.engines: unknown 'fbgem'; choose from reference, fbgemm"),
+        (["run.device=tpu"], "run.device: 'tpu' is not to be had here"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path):
+    done = run("train.py", *arguments, f"run.dir={tmp_path}")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == "" or "weights" in arguments[0]
+
+
+def test_evaluate_names_what_is_wrong_with_a_checkpoint(tmp_path):
+    done = run("evaluate.py", f"checkpoint={tmp_path / 'none.pt'}")
+    assert done.returncode == 2
+    assert "no such checkpoint" in done.stderr
+    torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    done = run("evaluate.py", f"checkpoint={tmp_path / 'other.pt'}")
+    assert done.returncode == 2
+    assert "not a checkpoint of train.py" in done.stderr
+
+
+def test_lists_and_print_config():
+    assert "resnet20" in run("train.py", "--list", "models").stdout.split()
+    assert run("train.py", "--list", "engines").stdout.split() == ["reference", "fbgemm", "qnnpack", "x86", "onednn"]
+    resolved = json.loads(run("train.py", "--print-config").stdout)
+    assert resolved["quant"]["observer"] == "moving_average"
+    assert resolved["run"]["name"] == "train"
+    assert "python train.py" in run("train.py", "--help").stdout

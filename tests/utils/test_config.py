@@ -1,0 +1,93 @@
+"""Settings are typed, frozen and closed; a mistake is one line with file, key, and the nearest right thing."""
+
+import json
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from utils import config
+from utils.errors import UserError
+
+SETTINGS = sorted(Path("setting").glob("*.json"))
+
+
+def write(tmp_path, **values) -> str:
+    path = tmp_path / "my.json"
+    path.write_text(json.dumps(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=str)
+def test_every_setting_in_the_repository_loads_and_says_what_it_does(path):
+    kind = config.EvaluateSettings if path.stem.startswith("evaluate") else config.TrainSettings
+    assert config.load(kind, str(path), []).note
+
+
+def test_every_key_is_described():
+    for section in (config.DataSettings, config.ModelSettings, config.QuantSettings, config.OptimSettings):
+        assert all(field.description for field in section.model_fields.values()), section
+    assert all(field.description for field in config.RunSettings.model_fields.values())
+
+
+def test_overrides_are_json_or_text(tmp_path):
+    settings = config.load(
+        config.TrainSettings,
+        write(tmp_path, quant={"act_bits": 8}),
+        ["quant.act_bits=4", "run.name=trial", 'run.engines=["x86"]', "data.limit=null", "model.form=cifar"],
+    )
+    assert settings.quant.act_bits == 4
+    assert settings.run.name == "trial"
+    assert settings.run.engines == ["x86"]
+    assert settings.data.limit is None
+    assert settings.model.options == {"form": "cifar"}
+
+
+def test_settings_are_frozen(tmp_path):
+    settings = config.load(config.TrainSettings, write(tmp_path), [])
+    with pytest.raises(pydantic.ValidationError):
+        settings.quant.act_bits = 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"quant": {"weight_bit": 4}}, r"my.json: quant.weight_bit: unknown key, did you mean weight_bits\?$"),
+        ({"qaunt": {}}, r"my.json: qaunt: unknown key, did you mean quant\?$"),
+        ({"quant": {"weight_bits": 9}}, r"my.json: quant.weight_bits: 9 bits; choose 1..8, or 32 for float, not 9$"),
+        ({"quant": {"weight_bits": "4"}}, r'my.json: quant.weight_bits: input should be a valid integer, not "4"$'),
+        ({"quant": {"method": "statasist"}}, r"my.json: quant.method: input should be .*\(nearest: statassist\)$"),
+        ({"quant": {"first_last_bits": "all"}}, r"my.json: quant.first_last_bits: .*$"),
+        ({"data": {"batch_size": 0}}, r"my.json: data.batch_size: input should be greater than or equal to 1, not 0$"),
+        ({"run": {"epochs": 2.5}}, r"my.json: run.epochs: input should be a valid integer"),
+    ],
+)
+def test_mistakes_in_a_file(tmp_path, values, message):
+    with pytest.raises(UserError, match=message) as caught:
+        config.load(config.TrainSettings, write(tmp_path, **values), [])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("quant.weight_bit=4", r"command line: quant.weight_bit: unknown key, did you mean weight_bits\?"),
+        ("epochs", r"command line: 'epochs' is not of the form section.key=value"),
+        ("note.x=1", r"command line: note.x: note is not a section"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, override, message):
+    with pytest.raises(UserError, match=message):
+        config.load(config.TrainSettings, write(tmp_path, note="n"), [override])
+
+
+def test_missing_and_broken_files(tmp_path):
+    path = write(tmp_path)
+    with pytest.raises(UserError, match=r"mi.json: No such file or directory, did you mean .*my.json\?"):
+        config.load(config.TrainSettings, str(tmp_path / "mi.json"), [])
+    Path(path).write_text("{,}")
+    with pytest.raises(UserError, match=r"my.json: not JSON: "):
+        config.load(config.TrainSettings, path, [])
+    Path(path).write_text("[]")
+    with pytest.raises(UserError, match=r"my.json: not a JSON object"):
+        config.load(config.TrainSettings, path, [])
