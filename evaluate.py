@@ -40,14 +40,13 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers)
     data.check_classes(dataset.classes, state["classes"])
     batches = functools.partial(data.batches, mean=state["mean"], std=state["std"], image_size=d.image_size)
-    test = batches(dataset.test, 512, workers=d.workers)
-    with_float = not state["prepared"] or quant.METHODS[trained.quant.method].calibrates
+    test = batches(dataset.test, data.evaluation_batch(d.image_size), workers=d.workers)
+    with_float = quant.ends_in_float(trained.quant, trained.run.epochs)
     result, layers = quant.measure(model.eval(), settings.engines, test, with_float)
     folder = Path(settings.output or Path(settings.checkpoint).parent)
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | result)
-    print(
-        f"{layers}\n\n{quant.accuracy_table(result)}\n\n{len(dataset.test):,} test images; {folder / 'evaluation.json'}"
-    )
+    files.write_text(folder / "layers.txt", layers)
+    print(f"{quant.accuracy_table(result)}\n\n{len(dataset.test):,} test images; layers.txt and more in {folder}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def train(settings: config.TrainSettings) -> None:
     files.write_json(folder / "environment.json", environment())
     generator = seed.seed_all(settings.run.seed)
 
-    d = settings.data
+    d, q, epochs = settings.data, settings.quant, settings.run.epochs
     dataset = data.split(data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers), d.val_fraction)
     batches = functools.partial(
         data.batches, mean=dataset.mean, std=dataset.std, image_size=d.image_size, workers=d.workers
@@ -77,30 +77,33 @@ def train(settings: config.TrainSettings) -> None:
         f"{settings.model.name}: {params:,} parameters, {macs:,} MACs; {len(dataset.train):,} training images, {where}"
     )
 
-    log = runlog.RunLog(folder, settings.run.epochs)
+    log = runlog.RunLog(folder, epochs)
     model = fit(model, settings, dataset, batches, generator, where, log)
     model = quantized(model, settings, dataset, batches)
-    kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), settings.run.epochs)
+    kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epochs)
     files.save_tensors(folder / ("last.pt" if log.best is None else "best.pt"), kept)
 
-    result, table = quant.measure(model, settings.run.engines, batches(dataset.test, 512), float_too(settings))
+    test = batches(dataset.test, data.evaluation_batch(d.image_size))
+    result, layers = quant.measure(
+        model, settings.run.engines, test, quant.ends_in_float(settings.quant, settings.run.epochs)
+    )
     summary = {
         "model": settings.model.name,
         "dataset": d.name,
-        "method": settings.quant.method,
-        "weight_bits": settings.quant.weight_bits if quant.is_prepared(model) else 32,
-        "act_bits": settings.quant.act_bits if quant.is_prepared(model) else 32,
-        "engine": settings.quant.engine,
+        "method": q.method,
+        "weight_bits": q.weight_bits if quant.is_prepared(model) else 32,
+        "act_bits": q.act_bits if quant.is_prepared(model) else 32,
+        "engine": q.engine,
         "params": params,
         "macs": macs,
-        "epochs": settings.run.epochs,
+        "epochs": epochs,
         "seconds": time.time() - began,
     }
     files.write_json(folder / "summary.json", summary | result)
-    files.write_text(folder / "layers.txt", table + "\n")
-    title = f"{settings.model.name} on {d.name}, {settings.quant.method}"
+    files.write_text(folder / "layers.txt", layers)
+    title = f"{settings.model.name} on {d.name}, {q.method}"
     plot.curves(log.rows, title, folder / "curves.png")
-    print(f"\n{quant.accuracy_table(result)}\n\n{len(dataset.test):,} test images; files in {folder}")
+    print(f"\n{quant.accuracy_table(result)}\n\n{len(dataset.test):,} test images; layers.txt and more in {folder}")
 
 
 def fit(
@@ -118,10 +121,11 @@ def fit(
     """
     d, o, epochs, folder = settings.data, settings.optim, settings.run.epochs, log.folder
     training = batches(dataset.train, d.batch_size, generator=generator, augment=d.augment, flip=dataset.flip)
-    held_out = dataset.val and batches(dataset.val, 512)
+    held_out = dataset.val and batches(dataset.val, data.evaluation_batch(d.image_size))
     model = model.to(where, memory_format=torch.channels_last)
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay)
     float_epochs = quant.METHODS[settings.quant.method].float_epochs(settings.quant, epochs)
+    in_float = quant.ends_in_float(settings.quant, epochs)
     for epoch in range(epochs):
         if epoch == float_epochs:
             model = quant.prepare(model, settings.quant).to(where)
@@ -138,7 +142,7 @@ def fit(
             score = loop.train_epoch(model, training, optimizer, set_rate, o.label_smoothing, bf16, where, progress)
         held = metrics.score(model.eval(), held_out, where) if held_out else None
         stage = "float" if epoch < float_epochs else settings.quant.method
-        better = log.epoch(stage, score, held, optimizer.param_groups[0]["lr"], stage != "float" or float_too(settings))
+        better = log.epoch(stage, score, held, optimizer.param_groups[0]["lr"], stage != "float" or in_float)
         state = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epoch + 1)
         files.save_tensors(folder / "last.pt", state)
         if better:
@@ -149,20 +153,14 @@ def fit(
 
 
 def quantized(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, batches: Callable) -> nn.Module:
-    """Prepare what was trained in float, and find its ranges, if the method says so."""
-    spec = settings.quant
-    if spec.method != "float" and not quant.is_prepared(model):
-        model = quant.prepare(model, spec)
-    if quant.METHODS[spec.method].calibrates:
-        sample = batches(data.first(dataset.train, spec.calibration_images), 256)
-        quant.calibrate(model, (images for images, _ in sample))
+    """Prepare what was trained in float alone, and find its ranges on training images without augmentation."""
+    spec, d = settings.quant, settings.data
+    if spec.method == "float" or quant.is_prepared(model):
+        return model
+    model = quant.prepare(model, spec)
+    sample = batches(data.first(dataset.train, spec.calibration_images), data.evaluation_batch(d.image_size))
+    quant.calibrate(model, (images for images, _ in sample))
     return model
-
-
-def float_too(settings: config.TrainSettings) -> bool:
-    """Whether the run ends with a float net of its own, worth measuring beside the quantized one."""
-    epochs = settings.run.epochs
-    return quant.METHODS[settings.quant.method].float_epochs(settings.quant, epochs) >= epochs
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 from data.images import Files, Images
 from data.sources import open_square
@@ -68,6 +67,8 @@ class FileBatches:
     """Iterate (images, labels) over Files: random resized crops to train, the centre of 8/7 of the size to test."""
 
     def __init__(self, files, batch_size, mean, std, image_size, workers, generator=None, augment=False, flip=False):
+        from torchvision.transforms import v2  # here: seconds to import, and images in memory do without
+
         crop = [v2.RandomResizedCrop(image_size)] if augment else [v2.CenterCrop(image_size)]
         mirror = [v2.RandomHorizontalFlip()] if augment and flip else []
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
@@ -85,6 +86,11 @@ class FileBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in self.loader:
             yield images.contiguous(memory_format=torch.channels_last), labels
+
+
+def evaluation_batch(image_size: int) -> int:
+    """Images a batch outside training: 512 of 32 x 32, fewer of larger ones."""
+    return max(16, min(512, 2**21 // image_size**2))
 
 
 def batches(images, batch_size, mean, std, image_size, workers, generator=None, augment=False, flip=False):

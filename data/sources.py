@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy
 import torch
 import torch.nn.functional as F
-import torchvision
 from PIL import Image, UnidentifiedImageError
-from sklearn.datasets import load_digits
 from torch import Tensor
 from tqdm import tqdm
 
@@ -21,6 +19,8 @@ MEMORY_BYTES = 2**31
 
 def digits(root: str, image_size: int, limit: int | None, workers: int) -> Dataset:
     """1,797 real handwritten digits of 8 x 8 (scikit-learn's, no file needed): 1,437 to train, 360 to test."""
+    from sklearn.datasets import load_digits  # here: seconds to import, and only this needs it
+
     table = load_digits()
     grey = torch.from_numpy(table.images / 16).float()[:, None]
     pixels = _grey_to_pixels(F.interpolate(grey, size=(image_size, image_size), mode="bilinear"))
@@ -51,8 +51,10 @@ def fake(root: str, image_size: int, limit: int | None, workers: int) -> Dataset
 
 def cifar10(root: str, image_size: int, limit: int | None, workers: int) -> Dataset:
     """CIFAR-10, by torchvision: found in `root`, else downloaded into it."""
+    from torchvision.datasets import CIFAR10  # here: seconds to import, and only this needs it
+
     try:
-        parts = [torchvision.datasets.CIFAR10(root, train=train, download=True) for train in (True, False)]
+        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"data.root: CIFAR-10 is not in {root} and could not be downloaded ({str(error).splitlines()[0]}); "

@@ -1,7 +1,6 @@
 """MobileNetV2 (arXiv 1801.04381), torchvision's definition."""
 
 from torch import nn
-from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2
 
 from utils.errors import choose
 
@@ -17,6 +16,8 @@ def mobilenet_v2(num_classes: int, form: str, activation: str = "relu6") -> nn.M
 
     The imagenet form at 32 x 32 ends at 1 x 1 and has 6.1 M MACs. `activation`: relu6 (the paper's) or relu.
     """
+    from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2  # here: seconds to import
+
     stages = CIFAR if form == "cifar" else IMAGENET
     model = torchvision_mobilenet_v2(num_classes=num_classes, inverted_residual_setting=[list(s) for s in stages])
     kind = choose(ACTIVATIONS, activation, "model.activation")

@@ -9,7 +9,6 @@
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models import resnet18 as torchvision_resnet18
 
 
 class Block(nn.Module):
@@ -71,6 +70,8 @@ def resnet56(num_classes: int, form: str) -> nn.Module:
 
 def resnet18(num_classes: int, form: str) -> nn.Module:
     """torchvision's; the cifar form starts with a 3 x 3 convolution of stride 1 and has no max-pool (11.17 M)."""
+    from torchvision.models import resnet18 as torchvision_resnet18  # here: seconds to import
+
     model = torchvision_resnet18(num_classes=num_classes)
     if form == "cifar":
         model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)

@@ -18,7 +18,7 @@ from quant.engine import Engine
 from quant.method import FLOAT, Method
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
-from quant.report import report, report_table
+from quant.report import report, report_line, report_table
 from quant.verify import exact_in_int8
 from utils.config import QuantSettings
 from utils.errors import UserError, choose, nearest
@@ -96,6 +96,11 @@ def engine(name: str, key: str = "quant.engine") -> Engine:
     return found
 
 
+def ends_in_float(spec: QuantSettings, epochs: int) -> bool:
+    """Whether a run of so many epochs trains in float to its end, so that there is a float net to measure beside."""
+    return METHODS[spec.method].float_epochs(spec, epochs) >= epochs
+
+
 def is_prepared(model: nn.Module) -> bool:
     return bool(quantizers(model))
 
@@ -108,14 +113,23 @@ def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
 def measure(model: nn.Module, engine_names: list[str], batches: Iterable, with_float: bool) -> tuple[dict, str]:
     """Convert a model to each engine and compare them all over (images, labels) batches, with a progress bar.
 
-    Returns the result of quant/compare.py and the layer table of the first engine; a float model has neither twin nor
-    table.
+    Returns the result of quant/compare.py and the layer tables of the engines as text; a float model has neither.
     """
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
     result = compare(model, engines, tqdm(batches, "measuring", leave=False, disable=None), with_float)
-    layers = report_table(model, next(iter(engines.values()))) if engines else "float: nothing is quantized"
-    return result, layers
+    tables = [f"{report_line(model, twin)}\n\n{report_table(model, twin)}\n" for twin in engines.values()]
+    return result, "\n".join(tables) if tables else "float: nothing is quantized\n"
 
 
-__all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "engine"]
-__all__ += ["is_prepared", "measure", "prepare", "quantizers", "report", "report_table", "resolve", "set_enabled"]
+__all__ = [
+    "ENGINES",
+    "METHODS",
+    "Method",
+    "accuracy_table",
+    "calibrate",
+    "compare",
+    "convert",
+    "ends_in_float",
+    "engine",
+]
+__all__ += ["is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]

@@ -47,7 +47,7 @@ def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches:
         "agreement": {name: 100 * count / images_seen for name, count in same.items()},
         "bit_equal": {name: 100 * count / images_seen for name, count in equal.items()},
         "size_mb": {"float": saved_megabytes(float_state(prepared))}
-        | {name: saved_megabytes(model.integers()) for name, model in engines.items()},
+        | {name: saved_megabytes(model.stored()) for name, model in engines.items()},
         "size_mb_at_bits": megabytes_at_bits(prepared),
     }
 

@@ -31,6 +31,7 @@ class IntegerModel(nn.Module):
     """Float images [N, 3, H, W] in, float logits out, integers between.
 
     `layers`: the Converted layers by name; `additions`: the bits of each integer addition by its node's name;
+    `float_layers`: the tensors of layers that stay in float;
     `twins`: for each node of the prepared graph that has one, its node here and the grid its value is on, or None.
     """
 
@@ -40,29 +41,33 @@ class IntegerModel(nn.Module):
         graph: fx.GraphModule,
         layers: dict[str, Converted],
         additions: dict[str, int],
+        float_layers: dict[str, Tensor],
         twins: dict[str, tuple[str, Grid | None]],
     ):
         super().__init__()
         self.engine, self.graph, self.layers, self.additions = engine, graph.eval(), layers, additions
-        self.twins = twins
+        self.float_layers, self.twins = float_layers, twins
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         with self.engine.running():
             return self.graph(images)
 
-    def integers(self) -> dict[str, dict[str, Tensor]]:
-        """What there is to store: int8 weights, fp32 scales and int32 biases of each layer, and its output's grid."""
-        return {name: _stored(converted.layer) for name, converted in self.layers.items()}
+    def stored(self) -> dict[str, dict[str, Tensor]]:
+        """What there is to store: int8 weights, fp32 scales and int32 biases of each layer, and its output's grid;
+        and under "float" the tensors of what stays in float.
+        """
+        integers = {name: _stored(converted.layer) for name, converted in self.layers.items()}
+        return integers | {"float": self.float_layers | self.graph.state_dict()}
 
 
 @torch.no_grad()
 def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
-    """Build the integer twin of a prepared model on `engine`. The prepared model stays as it is.
+    """Build the integer twin of a prepared model, which is on the CPU, on `engine`; the model is left in eval mode.
 
     Raises RuntimeError if a layer cannot be reproduced exactly by any kernel of the engine.
     """
-    return _Converter(prepared.cpu().eval(), engine).run()
+    return _Converter(prepared.eval(), engine).run()
 
 
 class _Converter:
@@ -78,6 +83,7 @@ class _Converter:
         self.floats: dict[fx.Node, fx.Node] = {}
         self.layers: dict[str, Converted] = {}
         self.additions: dict[str, int] = {}
+        self.float_layers: dict[str, Tensor] = {}
         self.sums = self._find_sums()
         self.inside = {node for add, act, _ in self.sums.values() for node in (add, act) if node is not None}
 
@@ -87,7 +93,8 @@ class _Converter:
                 self._put(node)
         self.graph.lint()
         twins = {node.name: (new.name, self.grid[node]) for node, new in self.new.items()}
-        return IntegerModel(self.engine, fx.GraphModule(self.prepared, self.graph), self.layers, self.additions, twins)
+        graph = fx.GraphModule(self.prepared, self.graph)
+        return IntegerModel(self.engine, graph, self.layers, self.additions, self.float_layers, twins)
 
     def _put(self, node: fx.Node) -> None:
         module = self.modules.get(node.target) if node.op == "call_module" else None
@@ -117,6 +124,10 @@ class _Converter:
             self.layers[node.target] = Converted(layer, kernel, run, difference)
             self._set(node, self._call(run, (self.new[x],), node.name), grid)
             return
+        for part, held in (("", module), (".norm", norm)):
+            if held is not None:
+                tensors = held.state_dict().items()
+                self.float_layers |= {f"{node.target}{part}.{name}": value for name, value in tensors}
         value = self._call(lambda x: module.simulate(x, norm), (self._float(x),), node.name)
         if grid is not None:
             value = self._call(self.engine.quantize(grid), (value,), f"{node.name}_quantize")

@@ -14,6 +14,8 @@ from quant.grid import Grid
 from quant.integer import Bounds, IntegerLayer, integer_bounds
 
 Held = Tensor
+FLOAT32 = "integers in float32"
+"""The kernel that is always exact: quant/integer.py itself."""
 Operator = Callable[..., Held]
 
 
@@ -47,7 +49,7 @@ class Engine:
 
     def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
         """The kernels that may run a layer, the best first. The last is always exact."""
-        return ("integers in float32",)
+        return (FLOAT32,)
 
     def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
         """held -> held, or float where the layer has no output grid"""

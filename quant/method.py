@@ -23,8 +23,6 @@ class Method:
     """Observers it takes, its default first."""
     options: frozenset[str]
     """Keys of the quant section that only some methods read, and this one does."""
-    calibrates: bool
-    """Ranges are found once, on training images, right after prepare."""
 
 
 FLOAT = Method(
@@ -35,6 +33,5 @@ FLOAT = Method(
     act_bits=range(0),
     observers=(),
     options=frozenset(),
-    calibrates=False,
 )
 """The row of plain float training: nothing is quantized."""

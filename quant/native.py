@@ -24,12 +24,11 @@ import warnings
 import torch
 from torch import Tensor
 
-from quant.engine import Engine, Held, Operator
+from quant.engine import FLOAT32, Engine, Held, Operator
 from quant.grid import Grid
 from quant.integer import Bounds, IntegerLayer, integer_bounds
 
-FLOAT32 = "integers in float32"
-FLOAT_OUT = "onednn, float out"
+FLOAT_OUT = "onednn to float"
 
 
 class NativeEngine(Engine):

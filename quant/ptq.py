@@ -34,5 +34,4 @@ METHOD = Method(
     act_bits=range(1, 9),
     observers=("minmax", "moving_average", "percentile", "mse"),
     options=frozenset({"observer", "percentile", "calibration_images"}),
-    calibrates=True,
 )

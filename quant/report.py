@@ -1,8 +1,11 @@
 """What became of each layer: bits, and the kernel it runs on, or 'float' and why. Nothing is left in float silently."""
 
+from collections import Counter
+
 from torch import fx, nn
 
 from quant.convert import IntegerModel
+from quant.engine import FLOAT32
 from quant.layers import QuantLayer
 from quant.quantizer import Quantizer
 from quant.trace import roles, why_float
@@ -31,9 +34,13 @@ def report_table(prepared: fx.GraphModule, model: IntegerModel) -> str:
     return text_table(HEADER, report(prepared, model))
 
 
-def in_float(rows: list[list[str]]) -> list[str]:
-    """Names of the rows that run in float."""
-    return [row[0] for row in rows if row[4] == "float"]
+def report_line(prepared: fx.GraphModule, model: IntegerModel) -> str:
+    """The report in a line: how many operators run on which kernels, and which in float."""
+    rows = report(prepared, model)
+    kernels = Counter(row[4] for row in rows if row[4] not in ("float", "quantize", "requantize"))
+    floats = [row[0] for row in rows if row[4] == "float"]
+    integers = ", ".join(f"{count} on {kernel}" for kernel, count in kernels.items())
+    return f"{model.engine.name}: {integers}; in float: {', '.join(floats) or 'nothing'}"
 
 
 def _layer_row(node: fx.Node, layer: QuantLayer, modules: dict, model: IntegerModel) -> list[str]:
@@ -41,8 +48,9 @@ def _layer_row(node: fx.Node, layer: QuantLayer, modules: dict, model: IntegerMo
     converted = model.layers.get(node.target)
     note = ""
     if converted is None:
-        lacks = "weights" if layer.weight_quantizer is None else "input"
-        note = f"its {lacks} stay float"
+        note = "its weights stay float" if layer.weight_quantizer is None else "its input stays float"
+    elif converted.kernel == FLOAT32 and layer.output is not None and model.engine.name != "reference":
+        note = "no int8 kernel of this CPU is exact for it"
     elif layer.weight_quantizer.grid().scale.ndim == 0 and node.args[2] is not None:
         note = "scales per tensor, per channel with the batch norm absorbed"
     where = "float" if converted is None else converted.kernel

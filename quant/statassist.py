@@ -37,5 +37,4 @@ METHOD = Method(
     act_bits=range(1, 9),
     observers=("moving_average", "minmax"),
     options=frozenset({"float_epochs", "observer"}),
-    calibrates=False,
 )

@@ -36,7 +36,7 @@ def trained(digits32, name: str, options: dict, epochs: int, settings: QuantSett
     batches = digits32[0]
     model = models.build(name, 10, 32, options).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-    late = quant.METHODS[settings.method].calibrates
+    late = quant.ends_in_float(settings, epochs)
     for epoch in range(epochs):
         if epoch == 1 and not late:
             model = quant.prepare(model, settings)

@@ -93,7 +93,9 @@ def test_evaluate_gives_the_numbers_of_the_run(trained, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     for key in ("accuracy", "agreement", "size_mb"):
         assert evaluation[key] == summary[key]
-    assert "layer1.0.conv1" in done.stdout
+    layers = (tmp_path / "layers.txt").read_text()
+    assert "layer1.0.conv1" in layers
+    assert "fbgemm: 28 on fbgemm, 1 on onednn to float; in float: adaptive_avg_pool2d\n" in layers
 
 
 def test_evaluate_on_other_images(trained, tmp_path):

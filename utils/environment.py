@@ -2,11 +2,11 @@
 
 import platform
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import numpy
 import torch
-import torchvision
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 
@@ -17,7 +17,7 @@ def environment() -> dict:
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": metadata.version("torchvision"),
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "cpu": name,

@@ -2,11 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
 from utils.files import write_whole
 
 
@@ -14,8 +9,11 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
     """Loss and top-1 accuracy by epoch, training and (where held out) validation; float epochs shaded."""
     if not rows:
         return
+    from matplotlib.figure import Figure  # here: a second to import, and only the end of a run needs it
+
     epochs, float_epochs = [row["epoch"] for row in rows], sum(row["stage"] == "float" for row in rows)
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, what, label in zip(axes, ("loss", "top1"), ("cross-entropy", "top-1 accuracy, %"), strict=True):
         axis.plot(epochs, [row[f"train_{what}"] for row in rows], marker="o", markersize=3, label="training")
         if rows[0].get(f"val_{what}") is not None:
@@ -28,4 +26,3 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
     axes[0].legend()
     figure.suptitle(title)
     write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
-    pyplot.close(figure)
