@@ -50,6 +50,8 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     choose(optim.OPTIMIZERS, settings.optim.name, "optim.name")
     models.check(settings.model.name, settings.model.options)
     device.find(settings.run.device)
+    if settings.model.weights:
+        files.check_exists(settings.model.weights)
     engines = [settings.quant.engine] if settings.run.engines is None else settings.run.engines
     for engine in engines:
         quant.engine(engine, "run.engines")

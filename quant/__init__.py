@@ -132,4 +132,4 @@ __all__ = [
     "ends_in_float",
     "engine",
 ]
-__all__ += ["is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
+__all__ += ["engine", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]

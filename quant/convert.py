@@ -10,11 +10,10 @@ from quant.grid import Grid
 from quant.integer import UNBOUNDED, Bounds, IntegerLayer
 from quant.layers import QuantLayer
 from quant.quantizer import Quantizer
-from quant.trace import RELU, bounds_of, roles
+from quant.trace import RELU, bounds_of, inspects, roles
 from quant.verify import Difference, choose_kernel
 
 ALIASES = (nn.Dropout, nn.Dropout2d, nn.Identity)
-INSPECT = {"size", "dim"}
 
 
 @dataclass(frozen=True)
@@ -150,9 +149,8 @@ class _Converter:
             x = node.args[0]
             self._set(node, self._call(self.engine.relu(self.grid[x]), (self.new[x],), node.name), self.grid[x])
             return
-        inspects = node.op == "call_method" and node.target in INSPECT
         copy = self.graph.node_copy(node, lambda n: self.new[n])
-        self._set(node, copy, None if inspects else self.grid[node.args[0]])
+        self._set(node, copy, None if inspects(node) else self.grid[node.args[0]])
 
     def _on_grid(self, node: fx.Node) -> bool:
         """Whether a node works on held integers as it stands."""
@@ -160,7 +158,7 @@ class _Converter:
             return False
         if self.role[node] == "act":
             return bounds_of(self.prepared, node) == RELU
-        return self.role[node] == "pass" or (node.op == "call_method" and node.target in INSPECT)
+        return self.role[node] == "pass" or inspects(node)
 
     def _float(self, node: fx.Node) -> fx.Node:
         """The value of a node in float."""

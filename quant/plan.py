@@ -122,7 +122,7 @@ class Plan:
 
     def _readers(self, end: fx.Node) -> Iterator[fx.Node]:
         for user in end.users:
-            if user not in self.by_head and self.passes(user):
-                yield from self._readers(user)
-            else:
+            if user in self.by_head or not self.passes(user):
                 yield user
+            elif user.args[0] is end:  # else it is a size or an index that a pass node is given
+                yield from self._readers(user)

@@ -28,6 +28,7 @@ PASS_FUNCTIONS = {F.max_pool2d, torch.max_pool2d, torch.flatten, torch.reshape, 
 PASS_FUNCTIONS |= {torch.chunk, torch.split, torch.squeeze, torch.unsqueeze, operator.getitem}
 PASS_METHODS = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "chunk", "split", "squeeze"}
 PASS_METHODS |= {"unsqueeze"}
+INSPECT_METHODS = {"size", "dim"}
 ADD_FUNCTIONS, ADD_METHODS = {operator.add, operator.iadd, torch.add}, {"add", "add_"}
 RELU: Bounds = (0.0, math.inf)
 ACT_FUNCTIONS = {F.relu: RELU, F.relu_: RELU, torch.relu: RELU, torch.relu_: RELU, F.relu6: (0.0, 6.0)}
@@ -71,6 +72,13 @@ def why_float(traced: fx.GraphModule, node: fx.Node) -> str:
         return "padding without zeros of a fixed number" if padded else "called more than once"
     known = isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
     return f"{type(layer).__name__} has no integer form here" if known else ""
+
+
+def inspects(node: fx.Node) -> bool:
+    """Whether a node only asks for a tensor's shape."""
+    if node.op == "call_method":
+        return node.target in INSPECT_METHODS
+    return node.op == "call_function" and node.target is getattr and node.args[1] in ("shape", "ndim")
 
 
 def bounds_of(traced: fx.GraphModule, node: fx.Node) -> Bounds | None:

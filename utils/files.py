@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from utils.errors import UserError
+from utils.errors import UserError, nearest
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -48,10 +48,16 @@ def save_tensors(path: Path, value: dict) -> None:
     write_whole(path, lambda part: torch.save(value, part))
 
 
+def check_exists(path: str) -> None:
+    """Raise UserError, with the nearest name beside it, if there is no such checkpoint."""
+    if not Path(path).is_file():
+        hint = nearest(path, map(str, Path(path).parent.glob("*.pt")))
+        raise UserError(f"{path}: no such checkpoint" + (f", did you mean {hint}?" if hint else ""))
+
+
 def load_tensors(path: str) -> dict:
     """Read what save_tensors wrote. Never runs code from the file; raises UserError when it cannot be read."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such checkpoint")
+    check_exists(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # rubbish makes the unpickler raise all sorts

@@ -24,6 +24,17 @@ def test_golden_parameters_and_macs(name, form):
     assert all(module.training for module in model.modules()), "left as it was"
 
 
+@pytest.mark.parametrize(("name", "form"), FORMS)
+def test_macs_agree_with_thop(name, form):
+    """thop's convolutions and linear layers; what it adds for norms, activations and pools is left out."""
+    thop = pytest.importorskip("thop", exc_type=ImportError)
+    model = models.build(name, 10, 32, {"form": form}).eval()
+    others = (torch.nn.BatchNorm2d, torch.nn.ReLU, torch.nn.ReLU6, torch.nn.AdaptiveAvgPool2d)
+    nothing = dict.fromkeys(others, lambda module, inputs, output: None)
+    macs, params = thop.profile(model, (torch.zeros(1, 3, 32, 32),), custom_ops=nothing, verbose=False)
+    assert [int(params), int(macs)] == list(complexity(models.build(name, 10, 32, {"form": form}), 32))
+
+
 def test_golden_holds_nothing_else():
     assert len(GOLDEN) == len(FORMS)
 

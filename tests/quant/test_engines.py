@@ -150,6 +150,30 @@ def test_adaptive_pool_with_overlapping_bins(engine):
     assert_forced_equal(prepared, engine, images)
 
 
+class Shuffle(nn.Module):
+    """A channel split, two branches, a concatenation and a channel shuffle by the tensor's own sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 16, 3), nn.Conv2d(8, 8, 1)
+        self.head, self.fc = nn.Conv2d(16, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        a, b = F.relu(self.stem(x)).chunk(2, dim=1)
+        x = torch.cat([a, F.relu(self.branch(b))], dim=1)
+        n, channels, height, width = x.size()
+        x = x.view(n, 2, channels // 2, height, width).transpose(1, 2).reshape(n, channels, x.shape[2], x.shape[3])
+        return self.fc(F.hardswish(self.head(x)).mean([2, 3]))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_split_concatenate_shuffle(engine, bits):
+    prepared, images = prepared_with(Shuffle(), bits, (3, 10, 10))
+    model = assert_forced_equal(prepared, engine, images, elementwise=("quantizers",))
+    assert len(model.layers) == 4
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_whole_net_on_real_images(engine, net, digits32):
     """Forced equality of every operator on real images; and the same predictions, with an accuracy that means it."""

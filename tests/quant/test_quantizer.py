@@ -14,7 +14,7 @@ CASES = [
     pytest.param(method, kind, bits, granularity, id=f"{method}-{kind}-{bits}-{granularity}")
     for method in METHODS
     for kind in ("weight", "unsigned", "signed")
-    for bits in range(2, 9)
+    for bits in (quant.METHODS[method].weight_bits if kind == "weight" else quant.METHODS[method].act_bits)
     for granularity in (("per_channel", "per_tensor") if kind == "weight" else ("per_tensor",))
 ]
 
