@@ -10,7 +10,7 @@ from quant.grid import Grid
 from quant.integer import UNBOUNDED, Bounds, IntegerLayer
 from quant.layers import QuantLayer
 from quant.quantizer import Quantizer
-from quant.trace import RELU, bounds_of, inspects, roles
+from quant.trace import bounds_of, hands_on, inspects, roles
 from quant.verify import Difference, choose_kernel
 
 ALIASES = (nn.Dropout, nn.Dropout2d, nn.Identity)
@@ -156,9 +156,7 @@ class _Converter:
         """Whether a node works on held integers as it stands."""
         if not node.args or not isinstance(node.args[0], fx.Node) or self.grid.get(node.args[0]) is None:
             return False
-        if self.role[node] == "act":
-            return bounds_of(self.prepared, node) == RELU
-        return self.role[node] == "pass" or inspects(node)
+        return hands_on(self.prepared, self.role, node) or inspects(node)
 
     def _float(self, node: fx.Node) -> fx.Node:
         """The value of a node in float."""
@@ -189,8 +187,7 @@ class _Converter:
             return True
         if isinstance(module, QuantLayer):
             return module.output is not None
-        passes = self.role[node] == "pass" or (self.role[node] == "act" and bounds_of(self.prepared, node) == RELU)
-        return passes and self._will_have_grid(node.args[0])
+        return hands_on(self.prepared, self.role, node) and self._will_have_grid(node.args[0])
 
     def _call(self, function, arguments, name: str) -> fx.Node:
         return self.graph.create_node("call_function", _Named(function, name), tuple(arguments), name=name)

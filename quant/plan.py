@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from quant.trace import RELU, bounds_of
+from quant.trace import bounds_of, hands_on
 from utils.config import QuantSettings
 
 FLOAT = 32
@@ -33,6 +33,18 @@ class Chain:
     act: fx.Node | None = None
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a chain: bits of its weights, of what it reads and writes (32: float), its value's sign."""
+
+    chain: Chain
+    role: str
+    weight_bits: int
+    read: int
+    written: int
+    signed: bool
+
+
 class Plan:
     """Chains of a traced model, and the bits that `spec` gives to their weights and values."""
 
@@ -41,19 +53,29 @@ class Plan:
         fused: set[fx.Node] = set()
         self.chains: list[Chain] = []
         for node in traced.graph.nodes:
-            if node not in fused and not self.passes(node) and role[node] != "output":
+            if node not in fused and not hands_on(traced, role, node) and role[node] != "output":
                 self.chains.append(self._chain(node))
                 fused |= {self.chains[-1].norm, self.chains[-1].act}
         self.by_head = {chain.head: chain for chain in self.chains}
         self.by_end = {chain.end: chain for chain in self.chains}
 
-    def passes(self, node: fx.Node) -> bool:
-        """Whether a node outside all chains hands its input's grid on. A ReLU does: zero is on every grid."""
-        return self.role[node] == "pass" or (self.role[node] == "act" and bounds_of(self.traced, node) == RELU)
+    def decisions(self) -> list[Decision]:
+        """In topological order."""
+        return [
+            Decision(
+                chain,
+                self.role[chain.head],
+                self.weight_bits(chain) if self.role[chain.head] == "layer" else FLOAT,
+                self.bits_read(chain.head),
+                self.bits_written(chain),
+                self.signed(chain.end),
+            )
+            for chain in self.chains
+        ]
 
     def root(self, node: fx.Node) -> fx.Node:
         """The end of the chain that the value of `node` comes from."""
-        while node not in self.by_end and self.passes(node):
+        while node not in self.by_end and hands_on(self.traced, self.role, node):
             node = node.args[0]
         return node
 
@@ -76,9 +98,9 @@ class Plan:
 
     def bits_written(self, chain: Chain) -> int:
         """Bits of the grid that the chain's value is put on; 32 for none."""
-        readers = list(self._readers(chain.end))
-        wants = {self.bits_read(r) for r in readers if self.role[r] != "output"}
-        if self.role[chain.head] in ("layer", "add") and self.spec.act_bits != FLOAT and wants == {FLOAT}:
+        wants = {self.bits_read(reader) for reader in self._readers(chain.end) if self.role[reader] != "output"}
+        writes_integers = self.role[chain.head] in ("layer", "add") and self.spec.act_bits != FLOAT
+        if writes_integers and wants == {FLOAT} and not self.is_last(chain):
             return self.spec.residual_bits
         return max(wants - {FLOAT}, default=FLOAT)
 
@@ -86,7 +108,8 @@ class Plan:
         return self.role[self.root(chain.head.args[0])] == "image"
 
     def is_last(self, chain: Chain) -> bool:
-        return any(self.role[reader] == "output" for reader in self._readers(chain.end))
+        """Whether no other layer comes after it: it writes the logits, or only other operators stand between."""
+        return not any(self.role[node] == "layer" for node in self._after(chain.end))
 
     def signed(self, node: fx.Node) -> bool:
         """Whether the value of a node can be negative, as far as the graph tells."""
@@ -122,7 +145,16 @@ class Plan:
 
     def _readers(self, end: fx.Node) -> Iterator[fx.Node]:
         for user in end.users:
-            if user in self.by_head or not self.passes(user):
+            if user in self.by_head or not hands_on(self.traced, self.role, user):
                 yield user
             elif user.args[0] is end:  # else it is a size or an index that a pass node is given
                 yield from self._readers(user)
+
+    def _after(self, node: fx.Node) -> set[fx.Node]:
+        """All nodes that the value of `node` reaches."""
+        found, waiting = set(), [node]
+        while waiting:
+            users = set(waiting.pop().users) - found
+            found |= users
+            waiting += users
+        return found

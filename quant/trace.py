@@ -74,6 +74,11 @@ def why_float(traced: fx.GraphModule, node: fx.Node) -> str:
     return f"{type(layer).__name__} has no integer form here" if known else ""
 
 
+def hands_on(traced: fx.GraphModule, role: dict[fx.Node, str], node: fx.Node) -> bool:
+    """Whether a node hands its input's grid on. Pass nodes do, and a ReLU by itself: zero is on every grid."""
+    return role[node] == "pass" or (role[node] == "act" and bounds_of(traced, node) == RELU)
+
+
 def inspects(node: fx.Node) -> bool:
     """Whether a node only asks for a tensor's shape."""
     if node.op == "call_method":

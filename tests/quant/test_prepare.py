@@ -70,9 +70,39 @@ def test_bits_of_layers_and_edges():
     assert found["fc"] == (8, None)
     quantizers = {name: m.bits for name, m in prepared.named_modules() if isinstance(m, Quantizer)}
     assert quantizers["quantizers.x"] == 8, "the image"
-    assert quantizers["quantizers.conv1_output_to_3"] == 3, "the second reader of the stem has its own quantizer"
+    assert quantizers["quantizers.conv1_1_to_3"] == 3, "the second reader of the stem has its own quantizer"
     same = quant.prepare(build("resnet20", "cifar"), spec(method="statassist", weight_bits=4, first_last_bits="same"))
     assert bits(same)["conv1"][0] == bits(same)["fc"][0] == 4
+
+
+def test_logits_stay_float_under_a_softmax():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(self.conv(x).relu().mean([2, 3])).softmax(1)
+
+    prepared = quant.prepare(Net(), spec(method="statassist", weight_bits=4, act_bits=4))
+    assert bits(prepared) == {"conv": (8, 8), "fc": (8, None)}
+
+
+def test_one_value_narrowed_at_two_places_has_two_quantizers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            y = F.max_pool2d(self.b(x), 2) + self.c(F.max_pool2d(x, 2)) + F.max_pool2d(x, 2)
+            return self.fc(y.mean([2, 3]))
+
+    prepared = quant.prepare(Net(), spec(method="statassist", act_bits=3))
+    narrow = [name for name, m in prepared.named_modules() if isinstance(m, Quantizer) and name.endswith("_to_3")]
+    assert len(narrow) == 2
 
 
 def test_reports_name_the_kernel_or_the_reason():
