@@ -11,7 +11,7 @@ import data
 import models
 import quant
 from utils import checkpoint, config, files
-from utils.errors import run
+from utils.errors import choose, run
 
 
 def main(arguments: list[str]) -> None:
@@ -32,7 +32,8 @@ def main(arguments: list[str]) -> None:
 def evaluate(settings: config.EvaluateSettings) -> None:
     state, trained = checkpoint.load(settings.checkpoint)
     d = config.check(config.DataSettings, trained.data.model_dump() | settings.data, "data")
-    model = models.build(trained.model.name, len(state["classes"]), d.image_size, trained.model.options)
+    choose(data.DATASETS, d.name, "data.name")
+    model = models.build(trained.model.name, len(state["classes"]), trained.data.image_size, trained.model.options)
     if state["prepared"]:
         model = quant.prepare(model, trained.quant)
     checkpoint.restore(model, state, settings.checkpoint)
@@ -45,8 +46,8 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     result, layers = quant.measure(model.eval(), settings.engines, test, with_float)
     folder = Path(settings.output or Path(settings.checkpoint).parent)
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | result)
-    files.write_text(folder / "layers.txt", layers)
-    print(f"{quant.accuracy_table(result)}\n\n{len(dataset.test):,} test images; layers.txt and more in {folder}")
+    files.write_text(folder / "evaluation_layers.txt", layers)
+    print(f"{quant.accuracy_table(result)}\n\n{len(dataset.test):,} test images; evaluation.json in {folder}")
 
 
 if __name__ == "__main__":

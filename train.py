@@ -52,11 +52,13 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     device.find(settings.run.device)
     if settings.model.weights:
         files.check_exists(settings.model.weights)
-    engines = [settings.quant.engine] if settings.run.engines is None else settings.run.engines
-    for engine in engines:
-        quant.engine(engine, "run.engines")
+    quant_settings = quant.resolve(settings.quant)
+    engines = [quant_settings.engine] if settings.run.engines is None else settings.run.engines
+    if quant_settings.method != "float":
+        for engine in engines:
+            quant.engine(engine, "quant.engine" if settings.run.engines is None else "run.engines")
     run_settings = settings.run.model_copy(update={"name": settings.run.name or name, "engines": engines})
-    return settings.model_copy(update={"quant": quant.resolve(settings.quant), "run": run_settings})
+    return settings.model_copy(update={"quant": quant_settings, "run": run_settings})
 
 
 def train(settings: config.TrainSettings) -> None:
@@ -83,12 +85,14 @@ def train(settings: config.TrainSettings) -> None:
     model = fit(model, settings, dataset, batches, generator, where, log)
     model = quantized(model, settings, dataset, batches)
     kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epochs)
-    files.save_tensors(folder / ("last.pt" if log.best is None else "best.pt"), kept)
+    in_float = quant.ends_in_float(q, epochs)
+    if in_float:  # then every checkpoint so far is of the float net
+        files.save_tensors(folder / "last.pt", kept)
+    if log.best is not None:
+        files.save_tensors(folder / "best.pt", kept)
 
     test = batches(dataset.test, data.evaluation_batch(d.image_size))
-    result, layers = quant.measure(
-        model, settings.run.engines, test, quant.ends_in_float(settings.quant, settings.run.epochs)
-    )
+    result, layers = quant.measure(model, settings.run.engines, test, in_float)
     summary = {
         "model": settings.model.name,
         "dataset": d.name,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from data.images import Files, Images
 from data.sources import open_square
+from utils.errors import UserError
 
 PAD = 4
 
@@ -19,6 +20,7 @@ PAD = 4
 class MemoryBatches:
     """Iterate (images, labels) over Images. With a generator: shuffled, and augmented if asked; else in order.
 
+    A last training batch of a single image is left out: batch norm has no statistics of one.
     Crops are taken at random from the image padded by 4 black pixels on each side; flips with probability 1/2.
     """
 
@@ -30,15 +32,19 @@ class MemoryBatches:
         self.shift = -torch.tensor(mean) / torch.tensor(std)
 
     def __len__(self) -> int:
-        return math.ceil(len(self.images) / self.batch_size)
+        return math.ceil(self._count() / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.images)
         order = torch.arange(n) if self.generator is None else torch.randperm(n, generator=self.generator)
-        for index in order.split(self.batch_size):
+        for index in order[: self._count()].split(self.batch_size):
             taken = self._crop(index) if self.augment else self.pixels[index]
             values = taken.float().mul_(self.scale).add_(self.shift)
             yield values.permute(0, 3, 1, 2), self.images.labels[index]
+
+    def _count(self) -> int:
+        n = len(self.images)
+        return n - _single_last(n, self.batch_size) if self.generator is not None else n
 
     def _crop(self, index: Tensor) -> Tensor:
         size = self.images.pixels.shape[1]
@@ -49,6 +55,10 @@ class MemoryBatches:
             columns = torch.where(mirrored, size - 1 - columns, columns)
         columns = left + columns
         return self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _single_last(images: int, batch_size: int) -> bool:
+    return images > batch_size > 1 and images % batch_size == 1
 
 
 class _Decoded(torch.utils.data.Dataset):
@@ -76,6 +86,7 @@ class FileBatches:
             _Decoded(files, image_size, v2.Compose([*crop, *mirror, *pixels])),
             batch_size,
             shuffle=generator is not None,
+            drop_last=generator is not None and _single_last(len(files), batch_size),
             num_workers=workers,
             generator=generator,
         )
@@ -84,8 +95,11 @@ class FileBatches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in self.loader:
-            yield images.contiguous(memory_format=torch.channels_last), labels
+        try:
+            for images, labels in self.loader:
+                yield images.contiguous(memory_format=torch.channels_last), labels
+        except UserError as error:  # a worker's, wrapped in its traceback
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
 
 
 def evaluation_batch(image_size: int) -> int:

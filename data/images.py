@@ -72,6 +72,8 @@ def split(dataset: Dataset, fraction: float) -> Dataset:
     held = round(len(dataset.train) * fraction)
     if held == 0:
         return dataset
+    if held >= len(dataset.train):
+        raise UserError(f"data.val_fraction: {fraction} of {len(dataset.train)} images leaves none to train on")
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(1))
     return replace(dataset, train=dataset.train.take(order[held:]), val=dataset.train.take(order[:held]))
 

@@ -124,16 +124,16 @@ def _files(folder: Path, classes: list[str]) -> Files:
 
 
 def _decode(files: Files, image_size: int, workers: int) -> Images:
-    pixels = torch.empty(len(files), image_size, image_size, 3, dtype=torch.uint8)
+    pixels = numpy.empty((len(files), image_size, image_size, 3), dtype=numpy.uint8)
 
     def fill(i: int) -> None:
-        pixels[i] = torch.from_numpy(numpy.array(open_square(files.paths[i], image_size)))
+        pixels[i] = open_square(files.paths[i], image_size)
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         done = pool.map(fill, range(len(files)))
         for _ in tqdm(done, total=len(files), desc="decoding", unit="image", leave=False, disable=None):
             pass
-    return Images(pixels, files.labels)
+    return Images(torch.from_numpy(pixels), files.labels)
 
 
 def _grey_to_pixels(grey: Tensor) -> Tensor:

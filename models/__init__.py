@@ -5,14 +5,13 @@ about 32 x 32) or "imagenet"; which of them a model has stands in its row, and "
 image size.
 """
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from models.mobilenet import mobilenet_v2
+from models.mobilenet import ACTIVATIONS, mobilenet_v2
 from models.resnet import resnet18, resnet20, resnet32, resnet44, resnet56
 from utils.errors import UserError, choose, nearest
 
@@ -21,6 +20,8 @@ from utils.errors import UserError, choose, nearest
 class Row:
     factory: Callable[..., nn.Module]
     forms: tuple[str, ...]
+    options: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Its own options and their choices."""
 
 
 MODELS = {
@@ -29,19 +30,19 @@ MODELS = {
     "resnet44": Row(resnet44, ("cifar",)),
     "resnet56": Row(resnet56, ("cifar",)),
     "resnet18": Row(resnet18, ("cifar", "imagenet")),
-    "mobilenet_v2": Row(mobilenet_v2, ("cifar", "imagenet")),
+    "mobilenet_v2": Row(mobilenet_v2, ("cifar", "imagenet"), {"activation": tuple(ACTIVATIONS)}),
 }
 
 
 def check(name: str, options: dict[str, Any]) -> None:
     """Raise UserError unless `name` is a model and `options` are options it has."""
     row = choose(MODELS, name, "model.name")
-    known = [*list(inspect.signature(row.factory).parameters)[1:]]
-    for key in options:
+    known = {"form": ("auto", *row.forms)} | row.options
+    for key, value in options.items():
         if key not in known:
             hint = nearest(key, [*known, "name", "weights"])
             raise UserError(f"model.{key}: {name} has no such option" + (f", did you mean {hint}?" if hint else ""))
-    choose(dict.fromkeys(("auto", *row.forms)), options.get("form", "auto"), f"model.form of {name}")
+        choose(dict.fromkeys(known[key]), value, f"model.{key} of {name}")
 
 
 def build(name: str, num_classes: int, image_size: int, options: dict[str, Any]) -> nn.Module:

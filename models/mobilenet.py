@@ -2,8 +2,6 @@
 
 from torch import nn
 
-from utils.errors import choose
-
 ACTIVATIONS = {"relu6": nn.ReLU6, "relu": nn.ReLU}
 
 # expansion t, channels c, blocks n, stride s of each stage
@@ -20,7 +18,7 @@ def mobilenet_v2(num_classes: int, form: str, activation: str = "relu6") -> nn.M
 
     stages = CIFAR if form == "cifar" else IMAGENET
     model = torchvision_mobilenet_v2(num_classes=num_classes, inverted_residual_setting=[list(s) for s in stages])
-    kind = choose(ACTIVATIONS, activation, "model.activation")
+    kind = ACTIVATIONS[activation]
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.ReLU6):

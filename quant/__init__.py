@@ -51,6 +51,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 def resolve(spec: QuantSettings) -> QuantSettings:
     """The spec with the method's defaults filled in. Raises UserError for what the method cannot do."""
     method = choose(METHODS, spec.method, "quant.method")
+    choose(ENGINES, spec.engine, "quant.engine")
     own = frozenset().union(*(m.options for m in METHODS.values()))
     for key in sorted(spec.model_fields_set & (own - method.options)):
         if getattr(spec, key) != type(spec).model_fields[key].default:

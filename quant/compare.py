@@ -24,6 +24,7 @@ def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches:
     "size_mb_at_bits"}; names are "float" (with_float: the net with all quantizers off), "fake_quant" and the engines'.
     """
     quantized = bool(quantizers(prepared))
+    with_float = with_float or not quantized
     names = [*(["float"] if with_float else []), *(["fake_quant"] if quantized else []), *engines]
     scores = {name: Score() for name in names}
     same, equal = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0)

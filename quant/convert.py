@@ -1,5 +1,6 @@
 """convert: a prepared model becomes integer operators of one engine; every layer is checked before it is handed out."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -9,9 +10,10 @@ from quant.engine import Engine, Operator
 from quant.grid import Grid
 from quant.integer import UNBOUNDED, Bounds, IntegerLayer
 from quant.layers import QuantLayer
+from quant.prepare import quantizers
 from quant.quantizer import Quantizer
-from quant.trace import bounds_of, hands_on, inspects, roles
-from quant.verify import Difference, choose_kernel
+from quant.trace import bounds_of, hands_on, roles
+from quant.verify import Difference, choose_addition, choose_kernel
 
 ALIASES = (nn.Dropout, nn.Dropout2d, nn.Identity)
 
@@ -29,8 +31,8 @@ class Converted:
 class IntegerModel(nn.Module):
     """Float images [N, 3, H, W] in, float logits out, integers between.
 
-    `layers`: the Converted layers by name; `additions`: the bits of each integer addition by its node's name;
-    `float_layers`: the tensors of layers that stay in float;
+    `layers`: the Converted layers by name; `additions`: kernel and output bits of each integer addition by its node's
+    name; `float_layers`: the tensors of layers that stay in float;
     `twins`: for each node of the prepared graph that has one, its node here and the grid its value is on, or None.
     """
 
@@ -39,7 +41,7 @@ class IntegerModel(nn.Module):
         engine: Engine,
         graph: fx.GraphModule,
         layers: dict[str, Converted],
-        additions: dict[str, int],
+        additions: dict[str, tuple[str, int]],
         float_layers: dict[str, Tensor],
         twins: dict[str, tuple[str, Grid | None]],
     ):
@@ -62,11 +64,14 @@ class IntegerModel(nn.Module):
 
 @torch.no_grad()
 def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
-    """Build the integer twin of a prepared model, which is on the CPU, on `engine`; the model is left in eval mode.
+    """Build the integer twin of a prepared model, which is on the CPU, on `engine`; the two share nothing.
 
-    Raises RuntimeError if a layer cannot be reproduced exactly by any kernel of the engine.
+    Raises RuntimeError if a range was never observed, or if no kernel of the engine reproduces a layer exactly.
     """
-    return _Converter(prepared.eval(), engine).run()
+    blank = [name for name, quantizer in quantizers(prepared).items() if not quantizer.ready()]
+    if blank:
+        raise RuntimeError(f"{blank[0]} has not seen any data: train or calibrate first ({len(blank)} such quantizers)")
+    return _Converter(copy.deepcopy(prepared).eval(), engine).run()
 
 
 class _Converter:
@@ -81,7 +86,7 @@ class _Converter:
         self.grid: dict[fx.Node, Grid | None] = {}
         self.floats: dict[fx.Node, fx.Node] = {}
         self.layers: dict[str, Converted] = {}
-        self.additions: dict[str, int] = {}
+        self.additions: dict[str, tuple[str, int]] = {}
         self.float_layers: dict[str, Tensor] = {}
         self.sums = self._find_sums()
         self.inside = {node for add, act, _ in self.sums.values() for node in (add, act) if node is not None}
@@ -109,6 +114,8 @@ class _Converter:
             self._set(node, self.new[node.args[0]], self.grid[node.args[0]])
         elif self._on_grid(node):
             self._put_pass(node)
+        elif self.role[node] == "shape":
+            self._set(node, self.graph.node_copy(node, lambda n: self.new[n]), None)
         else:
             self._set(node, self.graph.node_copy(node, self._float), None)
 
@@ -135,8 +142,8 @@ class _Converter:
     def _put_sum(self, node: fx.Node, quantizer: Quantizer) -> None:
         add, _, bounds = self.sums[node]
         y = quantizer.grid()
-        run = self.engine.add(*(self.grid[a] for a in add.args), y, bounds)
-        self.additions[add.name] = quantizer.bits
+        kernel, run, _ = choose_addition(self.engine, *(self.grid[a] for a in add.args), y, bounds)
+        self.additions[add.name] = kernel, quantizer.bits
         self._set(node, self._call(run, [self.new[a] for a in add.args], add.name), y)
 
     def _put_quantizer(self, node: fx.Node, quantizer: Quantizer) -> None:
@@ -149,14 +156,13 @@ class _Converter:
             x = node.args[0]
             self._set(node, self._call(self.engine.relu(self.grid[x]), (self.new[x],), node.name), self.grid[x])
             return
-        copy = self.graph.node_copy(node, lambda n: self.new[n])
-        self._set(node, copy, None if inspects(node) else self.grid[node.args[0]])
+        self._set(node, self.graph.node_copy(node, lambda n: self.new[n]), self.grid[node.args[0]])
 
     def _on_grid(self, node: fx.Node) -> bool:
         """Whether a node works on held integers as it stands."""
         if not node.args or not isinstance(node.args[0], fx.Node) or self.grid.get(node.args[0]) is None:
             return False
-        return hands_on(self.prepared, self.role, node) or inspects(node)
+        return hands_on(self.prepared, self.role, node)
 
     def _float(self, node: fx.Node) -> fx.Node:
         """The value of a node in float."""

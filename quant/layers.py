@@ -32,9 +32,10 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: Tensor, source: Quantizer | None, norm: nn.Module | None) -> Tensor:
         if not self.training and self.runs_in_integers(source):
-            layer = self.integer(source.grid(), norm)
-            n = layer(layer.x.centred(x))
-            return n if layer.y is None else layer.y.value(n)
+            with torch.autocast(x.device.type, enabled=False):  # sums in bf16 would not be exact
+                layer = self.integer(source.grid(), norm)
+                n = layer(layer.x.centred(x.float()))
+                return n if layer.y is None else layer.y.value(n)
         return self.simulate(x, norm)
 
     def simulate(self, x: Tensor, norm: nn.Module | None) -> Tensor:

@@ -5,8 +5,7 @@ silenced here, by its message. Training, simulation and checkpoints need nothing
 
 What is known of the kernels (each found by measurement), and what is done about it:
 - fbgemm's depthwise kernels add products in 16 bits and saturate on full-range data; where the channel count is no
-  multiple of 8 they are exact but a hundred times slower. x86 uses them above 100 groups. Depthwise layers therefore
-  run on oneDNN.
+  multiple of 8 they are exact but a hundred times slower. Depthwise layers therefore run on oneDNN.
 - Without VNNI, oneDNN's dense kernels saturate as well. So no kernel is trusted: quant/verify.py tries a layer's
   candidates, at full range, on this CPU, and the first exact one is taken. Float32 arithmetic on the integers is the
   last.
@@ -14,7 +13,10 @@ What is known of the kernels (each found by measurement), and what is done about
   upper clamp; a fused ReLU is the lower one where the zero point is q_min; other bounds are clamped in plain uint8.
 - An engine is fixed when a weight is packed; element-wise operators read the global engine when they run: see
   running().
-- Logits leave in float: exact sums from oneDNN, then one multiplication.
+- oneDNN adds the zero point in fp32 before it rounds, where fbgemm and qnnpack round first. So it is asked for its
+  exact sums alone, on plain uint8 tensors; logits leave that way too, scaled in float.
+- torch's x86 engine is a choice between fbgemm and oneDNN. So is ours: fbgemm's dense kernels round as we do, in one
+  pass.
 """
 
 import contextlib
@@ -27,8 +29,6 @@ from torch import Tensor
 from quant.engine import FLOAT32, Engine, Held, Operator
 from quant.grid import Grid
 from quant.integer import Bounds, IntegerLayer, integer_bounds
-
-FLOAT_OUT = "onednn to float"
 
 
 class NativeEngine(Engine):
@@ -66,25 +66,25 @@ class NativeEngine(Engine):
 
     def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
         onednn = "onednn" in torch.backends.quantized.supported_engines
-        if layer.y is None:
-            return (FLOAT_OUT, FLOAT32) if onednn and layer.geometry.linear and self.name != "qnnpack" else (FLOAT32,)
         if self.name == "qnnpack" or not onednn:
-            return (self.name, FLOAT32)
-        depthwise = layer.geometry.groups == len(layer.weight) > 1
-        first = ("onednn", self.name) if depthwise else (self.name, "fbgemm" if self.name == "x86" else self.name)
-        return (*dict.fromkeys(first), FLOAT32)
+            return (FLOAT32,) if layer.y is None else (self.name, FLOAT32)
+        if layer.y is None or self.name == "onednn" or layer.geometry.groups == len(layer.weight) > 1:
+            return ("onednn", FLOAT32)
+        return ("fbgemm", "onednn", FLOAT32) if self.name == "x86" else ("fbgemm", FLOAT32)
 
     def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
         if kernel == FLOAT32:
             return _in_float32(layer)
-        if kernel == FLOAT_OUT:
-            return _float_out(layer)
-        return _packed(layer, kernel)
+        return _onednn(layer) if kernel == "onednn" else _packed(layer, kernel)
 
-    def add(self, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> Operator:
+    def addition_kernels(self) -> tuple[str, ...]:
+        """qnnpack's own addition rounds otherwise, and refuses some ratios of scales."""
+        return (FLOAT32,) if self.name == "qnnpack" else (self.name, FLOAT32)
+
+    def add(self, a: Grid, b: Grid, y: Grid, bounds: Bounds, kernel: str) -> Operator:
         scale, zero_point = float(y.scale), _zero_point(y)
         lo, hi = (limit + _shift(y) for limit in integer_bounds(y, bounds))
-        if self.name == "qnnpack":  # its own addition rounds otherwise, and refuses some ratios of scales
+        if kernel == FLOAT32:
             clamp = _clamp(lo, hi, scale, zero_point)
             return lambda p, q: clamp(
                 torch.quantize_per_tensor(p.dequantize() + q.dequantize(), scale, zero_point, torch.quint8)
@@ -174,19 +174,48 @@ def _in_float32(layer: IntegerLayer) -> Operator:
     return run
 
 
-def _float_out(layer: IntegerLayer) -> Operator:
-    """A linear layer whose sums leave oneDNN unscaled, exact, and are scaled in float."""
-    weight = torch.ops.onednn.qlinear_prepack(layer.weight.to(torch.int8), None)
-    ones, zeros = torch.ones(len(layer.scale)), torch.zeros(len(layer.scale), dtype=torch.long)
-    unit, zero_point = layer.accumulator_scale(), _zero_point(layer.x)
+def _onednn(layer: IntegerLayer) -> Operator:
+    """The layer on oneDNN's int8 kernel, which hands out its sums unscaled in fp32: exact.
 
-    def run(x: Held) -> Tensor:
-        sums = torch.ops.onednn.qlinear_pointwise(
-            x.int_repr(), 1.0, zero_point, weight, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
-        )
-        return sums.add_(layer.bias).mul_(unit)
+    The rest is one multiplication and one rounding, the layer's own. (Scaled and rounded by the kernel itself, one
+    output in 100,000 is a step off.)
+    """
+    sums, y = _onednn_sums(layer), layer.y
+    if y is None:
+        unit = _along_channels(layer, layer.accumulator_scale())
+        return lambda x: sums(x).mul_(unit)
+    multiplier = _along_channels(layer, layer.accumulator_scale() / y.scale)
+    scale, zero_point = float(y.scale), _zero_point(y)
+    lo, hi = layer.lo + _shift(y), layer.hi + _shift(y)
+
+    def run(x: Held) -> Held:
+        q = torch.quantize_per_tensor(sums(x).mul_(multiplier), 1.0, zero_point, torch.quint8).int_repr()
+        q = q if lo <= 0 and hi >= 255 else q.clamp_(lo, hi)
+        return torch._make_per_tensor_quantized_tensor(q, scale, zero_point)
 
     return run
+
+
+def _onednn_sums(layer: IntegerLayer) -> Operator:
+    """held -> sums and bias in fp32; torch's operators on plain uint8 tensors, with every scale 1."""
+    geometry, zero_point, functions = layer.geometry, _zero_point(layer.x), torch.ops.onednn
+    weight, bias = layer.weight.to(torch.int8), layer.bias
+    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.long)
+    to_float = (1.0, 0, torch.float32, "none", [], "")
+    if geometry.linear:
+        packed = functions.qlinear_prepack(weight, None)
+        return lambda x: functions.qlinear_pointwise(
+            x.int_repr(), 1.0, zero_point, packed, ones, zeros, bias, *to_float
+        )
+    strides = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+    packed = functions.qconv_prepack(weight, ones, 1.0, zero_point, *strides, None)
+    return lambda x: functions.qconv2d_pointwise(
+        x.int_repr(), 1.0, zero_point, packed, ones, zeros, bias, *strides, *to_float
+    )
+
+
+def _along_channels(layer: IntegerLayer, values: Tensor) -> Tensor:
+    return values if layer.geometry.linear else values.view(-1, 1, 1)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
     minmax          the least and the greatest value seen
     moving_average  an exponential average of the batches' least and greatest values, constant 0.01 (Jacob et al.,
                     arXiv 1712.05877, section 3.1)
-    percentile      the range that holds the given share of a sample of the values
+    percentile      the range beyond which, at each end, lies all but the given share of a sample of the values
     mse             the range, within that of minmax, with the least mean squared error of a sample on its grid
 
 `update(x, low, high, observed)` takes a batch (per channel: [C, values]) and returns the new range, or None to wait for
@@ -50,7 +50,7 @@ class MovingAverage(MinMax):
 
 
 class Sampled(MinMax):
-    """Keeps a strided sample of each batch, and the exact extremes of all."""
+    """Keeps a random sample of each batch, and the exact extremes of all."""
 
     def __init__(self, percentile: float):
         self.share, self.sample, self.range = percentile / 100, [], None
@@ -60,9 +60,10 @@ class Sampled(MinMax):
         if self.range is not None:
             least, greatest = torch.minimum(self.range[0], least), torch.maximum(self.range[1], greatest)
         self.range = least, greatest
-        rows = x if low.ndim else x.reshape(-1)
-        stride = max(1, rows.shape[-1] // (SAMPLE // 4)) if not low.ndim else 1
-        self.sample.append(rows[..., ::stride].clone())
+        if low.ndim:  # weights: the same rows at every batch
+            self.sample = [x.clone()]
+        else:
+            self.sample.append(x.reshape(-1)[self._drawn_from(x.numel(), SAMPLE // 4)])
         return self.range
 
     def settle(self, fit: Callable) -> Range | None:
@@ -74,12 +75,18 @@ class Sampled(MinMax):
 
     def _drawn(self) -> Tensor:
         every = torch.cat(self.sample, dim=-1)
-        if every.ndim == 1 and len(every) > SAMPLE:
-            every = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(0))[:SAMPLE]]
-        return every
+        return every[self._drawn_from(len(every), SAMPLE)] if every.ndim == 1 else every
+
+    def _drawn_from(self, count: int, most: int) -> Tensor | slice:
+        """At most so many random positions: a stride would fall into step with rows and channels."""
+        return slice(None) if count <= most else torch.randint(count, (most,), generator=_seeded(len(self.sample)))
 
     def search(self, sample: Tensor, low: Tensor, high: Tensor, fit: Callable) -> Range:
         raise NotImplementedError
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 class Percentile(Sampled):

@@ -10,7 +10,7 @@ A value read at two widths gets the wider grid (the narrower reader gets a secon
 image, last layers write the logits; their weights have first_last_bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -53,7 +53,7 @@ class Plan:
         fused: set[fx.Node] = set()
         self.chains: list[Chain] = []
         for node in traced.graph.nodes:
-            if node not in fused and not hands_on(traced, role, node) and role[node] != "output":
+            if node not in fused and not hands_on(traced, role, node) and role[node] not in ("output", "shape"):
                 self.chains.append(self._chain(node))
                 fused |= {self.chains[-1].norm, self.chains[-1].act}
         self.by_head = {chain.head: chain for chain in self.chains}
@@ -73,13 +73,9 @@ class Plan:
             for chain in self.chains
         ]
 
-    def root(self, node: fx.Node) -> fx.Node:
-        """The end of the chain that the value of `node` comes from."""
-        while node not in self.by_end and hands_on(self.traced, self.role, node):
-            node = node.args[0]
-        return node
-
     def weight_bits(self, chain: Chain) -> int:
+        if self.spec.weight_bits == FLOAT:
+            return FLOAT
         ends = self.is_first(chain) or self.is_last(chain)
         return self._first_last(self.spec.weight_bits) if ends else self.spec.weight_bits
 
@@ -100,16 +96,17 @@ class Plan:
         """Bits of the grid that the chain's value is put on; 32 for none."""
         wants = {self.bits_read(reader) for reader in self._readers(chain.end) if self.role[reader] != "output"}
         writes_integers = self.role[chain.head] in ("layer", "add") and self.spec.act_bits != FLOAT
-        if writes_integers and wants == {FLOAT} and not self.is_last(chain):
-            return self.spec.residual_bits
+        if writes_integers and FLOAT in wants and not self.is_last(chain):
+            wants.add(self.spec.residual_bits)
         return max(wants - {FLOAT}, default=FLOAT)
 
     def is_first(self, chain: Chain) -> bool:
-        return self.role[self.root(chain.head.args[0])] == "image"
+        """Whether no other layer comes before it: it reads the image, as it is or after other operators."""
+        return not any(self.role[node] == "layer" for node in _reached(chain.head, lambda n: n.all_input_nodes))
 
     def is_last(self, chain: Chain) -> bool:
         """Whether no other layer comes after it: it writes the logits, or only other operators stand between."""
-        return not any(self.role[node] == "layer" for node in self._after(chain.end))
+        return not any(self.role[node] == "layer" for node in _reached(chain.end, lambda n: n.users))
 
     def signed(self, node: fx.Node) -> bool:
         """Whether the value of a node can be negative, as far as the graph tells."""
@@ -131,13 +128,17 @@ class Plan:
 
     def _chain(self, head: fx.Node) -> Chain:
         end, norm, act = head, None, None
-        if self.role[head] == "layer":
+        if self.role[head] == "layer" and self._is_convolution(head):
             norm = self._only_user(end, "norm")
             end = norm or end
-        if self.role[head] in ("layer", "add"):
+        if self.role[head] in ("layer", "add", "norm", "float"):
             act = self._only_user(end, "act")
             end = act or end
         return Chain(head, end, norm, act)
+
+    def _is_convolution(self, head: fx.Node) -> bool:
+        """A batch norm behind a linear layer may run over another axis (of [N, T, C]): it stays a float operator."""
+        return isinstance(self.traced.get_submodule(head.target), nn.Conv2d)
 
     def _only_user(self, node: fx.Node, role: str) -> fx.Node | None:
         users = list(node.users)
@@ -145,16 +146,19 @@ class Plan:
 
     def _readers(self, end: fx.Node) -> Iterator[fx.Node]:
         for user in end.users:
+            if self.role[user] == "shape":
+                continue
             if user in self.by_head or not hands_on(self.traced, self.role, user):
                 yield user
             elif user.args[0] is end:  # else it is a size or an index that a pass node is given
                 yield from self._readers(user)
 
-    def _after(self, node: fx.Node) -> set[fx.Node]:
-        """All nodes that the value of `node` reaches."""
-        found, waiting = set(), [node]
-        while waiting:
-            users = set(waiting.pop().users) - found
-            found |= users
-            waiting += users
-        return found
+
+def _reached(start: fx.Node, step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """All nodes that repeated steps from `start` lead to, without it."""
+    found, waiting = set(), [start]
+    while waiting:
+        new = set(step(waiting.pop())) - found
+        found |= new
+        waiting += new
+    return found

@@ -4,9 +4,10 @@ import operator
 
 from torch import fx, nn
 
+from quant.integer import UNBOUNDED
 from quant.layers import QuantLayer
 from quant.method import Method
-from quant.plan import FLOAT, Chain, Decision, Plan
+from quant.plan import FLOAT, Decision, Plan
 from quant.quantizer import Quantizer
 from quant.trace import bounds_of, hands_on, roles, trace
 from utils.config import QuantSettings
@@ -21,12 +22,15 @@ def prepare(model: nn.Module, spec: QuantSettings, method: Method) -> fx.GraphMo
     keeps its state. Layers become QuantLayers under their own names; other quantizers live under `quantizers`. Raises
     UserError if the model cannot be traced.
     """
+    own = set(model.modules())
     traced = trace(model)
     role = roles(traced)
     decisions = Plan(traced, role, spec).decisions()
     editor = _Editor(traced, role, spec, method)
     for decision in decisions:
         editor.put(decision)
+    for module in set(traced.modules()) - own:
+        module.training = model.training
     traced.graph.lint()
     traced.recompile()
     return traced
@@ -55,31 +59,29 @@ class _Editor:
     def _put_layer(self, decision: Decision) -> None:
         chain, written = decision.chain, decision.written
         name = chain.head.target
-        layer = self._layer(name, chain, decision.weight_bits)
+        layer = self._layer(name, decision.weight_bits)
         if written != FLOAT:
             layer.output = self.method.activation(self.spec, written, decision.signed)
+            layer.bounds = UNBOUNDED if chain.act is None else bounds_of(self.traced, chain.act)
         _replace(self.traced, name, layer)
         x = self._narrow(chain.head.args[0], decision.read)
         with self.graph.inserting_before(chain.head):
             source = self._source(x)
             norm = chain.norm and self.graph.get_attr(chain.norm.target)
             node = self.graph.call_module(name, (x, source and self.graph.get_attr(source[0]), norm))
-        chain.end.replace_all_uses_with(node)
-        for old in (chain.act, chain.norm, chain.head):
-            if old is not None:
-                self.graph.erase_node(old)
+        fused = [part for part in (chain.act if written != FLOAT else None, chain.norm, chain.head) if part]
+        fused[0].replace_all_uses_with(node)  # an activation of a float output stays a node of its own
+        for part in fused:
+            self.graph.erase_node(part)
         if written != FLOAT:
             self.source[node] = (f"{name}.output", written, decision.signed)
 
-    def _layer(self, name: str, chain: Chain, weight_bits: int) -> QuantLayer:
+    def _layer(self, name: str, weight_bits: int) -> QuantLayer:
         layer = self.traced.get_submodule(name)
         quantizer = None
         if weight_bits != FLOAT:
             quantizer = self.method.weight(self.spec, weight_bits, len(layer.weight))
-        prepared = QuantLayer(layer, quantizer, limit=63 if self.spec.reduce_range else 127)
-        if chain.act is not None:
-            prepared.bounds = bounds_of(self.traced, chain.act)
-        return prepared.train(layer.training)
+        return QuantLayer(layer, quantizer, limit=63 if self.spec.reduce_range else 127)
 
     def _put_operator(self, decision: Decision) -> None:
         chain = decision.chain
@@ -100,7 +102,7 @@ class _Editor:
         return self.narrowed[value, bits]
 
     def _quantize(self, value: fx.Node, bits: int, signed: bool, name: str, every_reader: bool) -> fx.Node:
-        self.traced.add_submodule(name, self.method.activation(self.spec, bits, signed).train(self.traced.training))
+        self.traced.add_submodule(name, self.method.activation(self.spec, bits, signed))
         with self.graph.inserting_after(value):
             node = self.graph.call_module(name, (value,))
         if every_reader:

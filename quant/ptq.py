@@ -33,5 +33,5 @@ METHOD = Method(
     weight_bits=range(2, 9),
     act_bits=range(1, 9),
     observers=("minmax", "moving_average", "percentile", "mse"),
-    options=frozenset({"observer", "percentile", "calibration_images"}),
+    options=frozenset({"observer", "percentile"}),
 )

@@ -28,6 +28,10 @@ class Quantizer(nn.Module):
     def grid(self) -> Grid:
         raise NotImplementedError
 
+    def ready(self) -> bool:
+        """Whether the grid means something yet."""
+        return True
+
     def to_int(self, x: Tensor) -> Tensor:
         return self.grid().to_int(x)
 
@@ -59,6 +63,9 @@ class ObservedQuantizer(Quantizer):
             return x
         with torch.autocast(x.device.type, enabled=False):
             return fake_quantize(x.float(), self.grid())
+
+    def ready(self) -> bool:
+        return bool(self.observed)
 
     def grid(self) -> Grid:
         return self._grid(self.low, self.high)

@@ -11,6 +11,8 @@ from quant.quantizer import Quantizer
 from quant.trace import roles, why_float
 from utils.table import text_table
 
+COMPUTE = ("add", "float", "norm", "layer")
+COMPUTE = ("add", "float", "norm", "layer")
 HEADER = ["layer", "weight bits", "input bits", "output bits", "runs on", "note"]
 
 
@@ -22,12 +24,16 @@ def report(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]:
         module = modules.get(node.target) if node.op == "call_module" else None
         if isinstance(module, QuantLayer):
             rows.append(_layer_row(node, module, modules, model))
-        elif role[node] in ("add", "float", "norm", "layer") and node.op != "get_attr":
-            if isinstance(module, Quantizer):
-                rows += _quantizer_row(node, module, modules)
-            else:
-                rows.append(_operator_row(node, prepared, modules, model))
+        elif isinstance(module, Quantizer):
+            rows += _quantizer_row(node, module, modules)
+        elif node.op != "get_attr" and (role[node] in COMPUTE or _acts_in_float(node, role, model)):
+            rows.append(_operator_row(node, prepared, modules, model))
     return rows
+
+
+def _acts_in_float(node: fx.Node, role: dict[fx.Node, str], model: IntegerModel) -> bool:
+    """Whether an activation is an operator of its own, on float values; most are part of what they follow."""
+    return role[node] == "act" and model.twins.get(node.name, ("", True))[1] is None
 
 
 def report_table(prepared: fx.GraphModule, model: IntegerModel) -> str:
@@ -71,7 +77,8 @@ def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[l
 def _operator_row(node: fx.Node, prepared: fx.GraphModule, modules: dict, model: IntegerModel) -> list[str]:
     name = node.target if node.op == "call_module" else node.name
     if node.name in model.additions:
-        return [name, "", "", str(model.additions[node.name]), model.engine.name, ""]
+        kernel, bits = model.additions[node.name]
+        return [name, "", "", str(bits), kernel, ""]
     why = why_float(prepared, node) or "no integer form: works on dequantized values"
     users = [modules.get(u.target) if u.op == "call_module" else None for u in node.users]
     out = next((_bits(u) for u in users if isinstance(u, Quantizer)), "float")

@@ -8,6 +8,7 @@ torch.fx traces the model; its modules and Parameters stay the same objects unde
     act       ReLU, ReLU6, Hardtanh, clamp: bounds on the value before it
     add       the sum of two tensors
     pass      moves or selects values without changing them (max-pool, reshape, dropout ...): keeps its input's grid
+    shape     asks for a tensor's shape, or computes with such numbers
     float     anything else; it runs in float
     output    the logits
 """
@@ -37,18 +38,44 @@ DROPOUTS: dict[Callable, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d:
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
-    """The model as a graph on the same modules. Raises UserError, in one line, for what torch.fx cannot follow."""
+    """The model as a graph on the same modules. Raises UserError, in one line, for what torch.fx cannot follow.
+
+    Traced in train and in eval mode: torch.fx takes one side of `if self.training`, so the two must be the same graph.
+    """
+    traced, in_eval = _traced(model, True), _traced(model, False)
+    for node, twin in zip(traced.graph.nodes, in_eval.graph.nodes, strict=False):
+        if (node.op, node.target, str(node.args), str(node.kwargs)) != (
+            twin.op,
+            twin.target,
+            str(twin.args),
+            str(twin.kwargs),
+        ):
+            raise UserError(
+                f"model {type(model).__name__}: its graph in train mode is not that in eval mode (at {node.name}); "
+                f"torch.fx freezes self.training, so use modules, such as nn.Dropout, in place of functions of it"
+            )
+    for name, module in model.named_modules():  # those that forward never reaches: they keep their state
+        if name and any(True for _ in module.parameters(recurse=False)) and not _has(traced, name):
+            traced.add_submodule(name, module)
+    return traced
+
+
+def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
     training = {m: m.training for m in model.modules()}
     try:
-        traced = fx.symbolic_trace(model.train())
+        traced = fx.symbolic_trace(model.train(mode))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model {type(model).__name__}: torch.fx cannot trace it: {reason}") from error
     finally:
-        for module, mode in training.items():
-            module.training = mode
+        for module, was in training.items():
+            module.training = was
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:
-        _unfreeze(traced, node)
+        _first_argument_by_position(node)
+        _dropout_as_module(traced, node)
+        _as_reshape(node)
+        _read_after_in_place(traced, node, order)
     traced.recompile()
     return traced
 
@@ -59,7 +86,15 @@ def roles(traced: fx.GraphModule) -> dict[fx.Node, str]:
     for node in traced.graph.nodes:
         if node.op == "call_module":
             calls[node.target] = calls.get(node.target, 0) + 1
-    return {node: _role(traced, node, calls) for node in traced.graph.nodes}
+    found: dict[fx.Node, str] = {}
+    for node in traced.graph.nodes:
+        found[node] = _role(traced, node, calls)
+        given = {found[n] for n in node.all_input_nodes}
+        if node.op != "output" and (inspects(node) or given == {"shape"}):
+            found[node] = "shape"
+        elif node.target is operator.getitem and found[node.args[0]] == "float" and isinstance(node.args[1], int):
+            found[node] = "float"  # a part of a tuple that an operator returned, not of a tensor on a grid
+    return found
 
 
 def why_float(traced: fx.GraphModule, node: fx.Node) -> str:
@@ -148,16 +183,46 @@ def _pads_zeros(node: fx.Node) -> bool:
     return mode in (None, "constant") and not value
 
 
-def _unfreeze(traced: fx.GraphModule, node: fx.Node) -> None:
-    """Functions that were traced with training=True frozen in: dropout becomes a module, others are refused."""
-    if node.op != "call_function":
-        return
-    if node.target in DROPOUTS:
+def _has(traced: fx.GraphModule, name: str) -> bool:
+    try:
+        traced.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _first_argument_by_position(node: fx.Node) -> None:
+    if node.op.startswith("call_") and not node.args and node.kwargs:
+        first, *rest = node.kwargs.items()
+        node.args, node.kwargs = (first[1],), dict(rest)
+
+
+def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
+    """F.dropout was traced with self.training frozen in; a module follows train() and eval()."""
+    if node.op == "call_function" and node.target in DROPOUTS:
         rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
         name = f"{node.name}_module"
         traced.add_submodule(name, DROPOUTS[node.target](rate))
         node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
-    elif node.kwargs.get("training") is True:
-        raise UserError(
-            f"model: {node.target.__name__} reads self.training, which torch.fx freezes; use the nn.Module of that name"
-        )
+
+
+def _as_reshape(node: fx.Node) -> None:
+    """view needs a layout that channels_last tensors do not have; reshape does the same on any."""
+    if node.op == "call_method" and node.target == "view":
+        node.target = "reshape"
+
+
+def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Who reads a tensor after an activation has overwritten it reads the activation's result: so says the graph."""
+    if node.op == "call_module":
+        in_place = getattr(traced.get_submodule(node.target), "inplace", False)
+    else:
+        in_place = node.kwargs.get("inplace", False) or (node.op != "get_attr" and _name(node).endswith("_"))
+    if in_place and node.args and isinstance(node.args[0], fx.Node):
+        for user in list(node.args[0].users):
+            if order[user] > order[node]:
+                user.replace_input_with(node.args[0], node)
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from quant.engine import Engine, Operator
+from quant.engine import FLOAT32, Engine, Operator
 from quant.grid import Grid
-from quant.integer import Geometry, IntegerLayer
+from quant.integer import Bounds, Geometry, IntegerLayer
 
-MOST_STEPS, MOST_SHARE = 1, 1e-4
+MOST_STEPS, MOST_SHARE, MOST_SHARE_OF_SUMS = 1, 1e-4, 1e-2
 ELEMENTS = 30_000
 
 
@@ -63,7 +63,7 @@ def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, D
 
     Raises RuntimeError if none is.
     """
-    n = full_range(layer.x, _input_shape(layer))
+    n = full_range(layer.x, input_shape(layer))
     for kernel in engine.kernels(layer):
         if not _exact_for_shape(engine, kernel, _shape_of(layer)):
             continue
@@ -72,6 +72,21 @@ def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, D
         if found.within():
             return kernel, operator, found
     raise RuntimeError(f"{engine.name}: no kernel reproduces the layer {layer.geometry}, {tuple(layer.weight.shape)}")
+
+
+@torch.inference_mode()
+def choose_addition(engine: Engine, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> tuple[str, Operator, Difference]:
+    """The engine's first addition that is right for these grids: a step off on at most 1 % of full-range input."""
+    p, q = full_range(a, (1, 8, 64, 64)), full_range(b, (1, 8, 64, 64)).flip(3)
+    ours = Engine().add(a, b, y, bounds, FLOAT32)(p, q)
+    for kernel in engine.addition_kernels():
+        operator = engine.add(a, b, y, bounds, kernel)
+        with engine.running():
+            theirs = operator(engine.hold(a)(p), engine.hold(b)(q))
+        found = difference(ours, engine.centred(y)(theirs))
+        if found.within(MOST_SHARE_OF_SUMS):
+            return kernel, operator, found
+    raise RuntimeError(f"{engine.name}: no addition reproduces that of grids {a}, {b}, {y}")
 
 
 def exact_in_int8(engine: Engine, largest: int) -> bool:
@@ -131,7 +146,7 @@ def _shape_of(layer: IntegerLayer) -> _Shape:
 @functools.lru_cache(maxsize=4096)
 def _exact_for_shape(engine: Engine, kernel: str, shape: _Shape) -> bool:
     layer = with_full_range_weights(_blank(shape), shape.largest)
-    n = full_range(layer.x, _input_shape(layer))
+    n = full_range(layer.x, input_shape(layer))
     return layer_difference(engine, layer, engine.layer(layer, kernel), n).within()
 
 
@@ -144,7 +159,7 @@ def _blank(shape: _Shape) -> IntegerLayer:
     )
 
 
-def _input_shape(layer: IntegerLayer) -> tuple[int, ...]:
+def input_shape(layer: IntegerLayer) -> tuple[int, ...]:
     """Just large enough to have borders and an inside, and some 30,000 outputs."""
     outputs, inputs = layer.weight.shape[0], layer.weight.shape[1] * layer.geometry.groups
     if layer.geometry.linear:

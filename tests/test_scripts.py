@@ -93,9 +93,9 @@ def test_evaluate_gives_the_numbers_of_the_run(trained, tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     for key in ("accuracy", "agreement", "size_mb"):
         assert evaluation[key] == summary[key]
-    layers = (tmp_path / "layers.txt").read_text()
+    layers = (tmp_path / "evaluation_layers.txt").read_text()
     assert "layer1.0.conv1" in layers
-    assert "fbgemm: 28 on fbgemm, 1 on onednn to float; in float: adaptive_avg_pool2d\n" in layers
+    assert "fbgemm: 28 on fbgemm, 1 on onednn; in float: adaptive_avg_pool2d\n" in layers
 
 
 def test_evaluate_on_other_images(trained, tmp_path):
@@ -146,6 +146,7 @@ def test_same_seed_same_weights(tmp_path):
         (["quant.weight_bits=1"], "quant.weight_bits: statassist cannot use 1 bits; choose 2..8"),
         (["model.weights=nowhere.pt"], "nowhere.pt: no such checkpoint"),
         (['run.engines=["fbgem"]'], "run.engines: unknown 'fbgem'; choose from reference, fbgemm"),
+        (["quant.method=lqs"], "setting/train.json: quant.method: unknown 'lqs'; choose from float, ptq, statassist"),
         (["run.device=tpu"], "run.device: 'tpu' is not to be had here"),
     ],
 )

@@ -16,9 +16,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from utils.errors import UserError, nearest
 
-Method = Literal["float", "ptq", "statassist"]
-Engine = Literal["fbgemm", "qnnpack", "x86", "onednn"]
-
 
 def _bits(value: int) -> int:
     if value != 32 and not 1 <= value <= 8:
@@ -41,7 +38,7 @@ class DataSettings(Section):
     image_size: int = Field(32, ge=8, le=1024)
     """Side of the square images that the model sees, in pixels."""
     batch_size: int = Field(128, ge=1)
-    """Images a training step. Evaluation takes batches of at least 256 small images."""
+    """Images a training step. Evaluation takes its own batches."""
     workers: int = Field(2, ge=0)
     """Threads (images kept in memory) or processes (large images) that decode image files."""
     augment: bool = True
@@ -66,7 +63,7 @@ class ModelSettings(Section):
 
 
 class QuantSettings(Section):
-    method: Method = "statassist"
+    method: str = "statassist"
     """How low precision is reached: a row of quant.METHODS."""
     weight_bits: Bits = 8
     """Bits of the weights; 32 leaves them float."""
@@ -78,14 +75,14 @@ class QuantSettings(Section):
     """Bits of what additions, pools and other element-wise operators read."""
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
     """Weight scales: one an output channel, or one a layer."""
-    engine: Engine = "fbgemm"
+    engine: str = "fbgemm"
     """The integer engine that the run is meant for; evaluate.py measures any of them."""
     reduce_range: bool | Literal["auto"] = "auto"
     """Keep integer weights within +-63, which int8 kernels without VNNI need to be exact. auto: as this CPU needs."""
     observer: Literal["minmax", "moving_average", "percentile", "mse"] | None = None
     """How ranges are found; null: the method's own default."""
     percentile: float = Field(99.99, gt=50.0, le=100.0)
-    """The share of values kept inside the range (observer percentile), in percent."""
+    """Observer percentile: values beyond this percentile are clipped, at either end of the range."""
     calibration_images: int = Field(1024, ge=1)
     """Training images, without augmentation, that post-training ranges are found on."""
     float_epochs: int = Field(1, ge=0)

@@ -20,9 +20,9 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 def choose(table: Mapping[str, T], name: str, where: str) -> T:
     """table[name], or a UserError that names the choices and the nearest of them."""
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
-    hint = nearest(name, table)
+    hint = nearest(str(name), table)
     raise UserError(
         f"{where}: unknown {name!r}; choose from {', '.join(table)}" + (f" (nearest: {hint})" if hint else "")
     )

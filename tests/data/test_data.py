@@ -140,6 +140,27 @@ def test_mistakes_are_named(folder):
         load(str(folder), 32, None, 0)
 
 
+def test_a_last_training_batch_of_one_is_left_out():
+    images = data.DATASETS["fake"]("", 8, 41, 0).train
+    training = MemoryBatches(images, 20, **ONE, generator=torch.Generator().manual_seed(0))
+    assert [len(y) for _, y in training] == [20, 20]
+    assert len(training) == 2
+    assert [len(y) for _, y in MemoryBatches(images, 20, **ONE)] == [20, 20, 1]
+
+
+def test_a_validation_share_must_leave_images_to_train_on():
+    with pytest.raises(UserError, match="leaves none to train on"):
+        data.split(data.DATASETS["fake"]("", 8, 3, 0), 0.9)
+
+
+def test_a_broken_file_is_named_by_worker_processes_too(folder, monkeypatch):
+    monkeypatch.setattr("data.sources.MEMORY_BYTES", 1)
+    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+    dataset.test.paths[0].write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"^[^\n]*0\.png: not a readable image[^\n]*$"):
+        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32, 1))
+
+
 def test_an_empty_folder_is_named(tmp_path):
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)

@@ -82,7 +82,11 @@ def test_activation_of_mobilenet():
         ("resnt20", {}, r"model.name: unknown 'resnt20'; choose from resnet20, .*\(nearest: resnet20\)"),
         ("resnet18", {"froms": 1}, r"model.froms: resnet18 has no such option, did you mean form\?"),
         ("resnet20", {"form": "imagenet"}, r"model.form of resnet20: unknown 'imagenet'; choose from auto, cifar"),
-        ("mobilenet_v2", {"activation": "gelu"}, r"model.activation: unknown 'gelu'; choose from relu6, relu"),
+        (
+            "mobilenet_v2",
+            {"activation": "gelu"},
+            r"model.activation of mobilenet_v2: unknown 'gelu'; choose from relu6",
+        ),
     ],
 )
 def test_mistakes_are_named(name, options, message):

@@ -43,6 +43,15 @@ def test_percentile_leaves_out_the_named_share_at_each_end(percentile):
     assert quantizer.low < 0
 
 
+@pytest.mark.parametrize("observer", ["percentile", "mse"])
+def test_samples_come_from_all_positions(observer):
+    """Values that grow from the border inwards: a sample of corners alone would miss them."""
+    ramp = torch.linspace(-1, 1, 32).abs()
+    image = (1 - torch.maximum(ramp[:, None], ramp)).expand(512, 16, 32, 32)
+    quantizer = settle(observer, [image, image], 8)
+    assert quantizer.high.item() == pytest.approx(float(image.max()), rel=0.1)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize(("symmetric", "channels"), [(False, None), (True, None), (True, 50)])
 def test_mse_is_no_worse_than_any_share_of_the_full_range(bits, symmetric, channels):

@@ -185,3 +185,141 @@ def test_a_copy_is_independent_and_equal():
     twin = copy.deepcopy(prepared).eval()
     assert torch.equal(twin(x), prepared.eval()(x))
     assert twin.state_dict().keys() == prepared.state_dict().keys()
+
+
+def simulated_against_float(net: nn.Module, shape=(3, 12, 12), **keys):
+    """How far an 8-bit calibrated net is from its float self, relative to the largest value; and the prepared net."""
+    net, x = net.eval(), torch.randn(64, *shape)
+    expected = net(x)
+    prepared = quant.prepare(copy.deepcopy(net), spec(method="ptq", **keys))
+    quant.calibrate(prepared, [x])
+    found = prepared(x)
+    for engine in ("reference", quant.QuantSettings().engine):
+        assert torch.allclose(quant.convert(prepared, engine)(x), found, atol=1e-4), engine
+    return ((found - expected).abs().max() / expected.abs().max()).item(), prepared
+
+
+class ReluHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        return F.relu(self.conv(x)).mean([2, 3])
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.relu, self.fc = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 1),
+            nn.ReLU(inplace=True),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x):
+        y = self.a(x)
+        z = self.b(self.relu(y))
+        return self.fc((z + y).mean([2, 3]))
+
+
+class Tokens(nn.Module):
+    """A batch norm behind a linear layer, over tokens and not over its outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(12, 12), nn.BatchNorm1d(12), nn.Linear(12, 4)
+        with torch.no_grad():
+            self.norm.weight.uniform_(0.5, 2)
+            self.norm.running_mean.normal_()
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x[:, 0])))[:, 0]
+
+
+class Dense(nn.Module):
+    """Batch norm and ReLU behind a concatenation; view, max with indices, sums of sizes, keyword arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 1)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.a((x - 0.1) / 0.9)
+        y = self.b(F.relu(self.norm(torch.cat([y, torch.sigmoid(y)], 1))))
+        y = y.view(y.size(0), y.size(1) + 0 * y.size(2), -1).max(2)[0]
+        return self.fc(torch.flatten(input=y, start_dim=1))
+
+
+@pytest.mark.parametrize("net", [ReluHead, InPlace, Tokens, Dense])
+def test_eight_bits_are_close_to_float_whatever_the_graph(net):
+    assert simulated_against_float(net())[0] < 0.03
+
+
+@pytest.mark.parametrize("key", ["residual_bits", "first_last_bits"])
+def test_close_to_float_with_parts_in_float(key):
+    assert simulated_against_float(InPlace(), **{key: 32})[0] < 0.03
+
+
+def test_a_value_read_by_a_float_operator_keeps_residual_bits():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.c(self.b(y) * torch.sigmoid(y)).mean([2, 3])
+
+    assert bits(quant.prepare(Net(), spec(method="ptq", act_bits=2)))["a"] == (8, 8)
+
+
+def test_the_first_layer_reads_eight_bits_behind_a_normalisation_too():
+    prepared = quant.prepare(Dense(), spec(method="ptq", weight_bits=2, act_bits=2))
+    assert bits(prepared)["a"][0] == 8
+    assert prepared.get_submodule("quantizers.truediv").bits == 8
+
+
+def test_graphs_that_depend_on_the_mode_are_refused():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x * 2 if self.training else x
+
+    with pytest.raises(UserError, match="its graph in train mode is not that in eval mode"):
+        quant.prepare(Net(), spec(method="ptq"))
+
+
+def test_a_module_that_forward_does_not_reach_keeps_its_state():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.unused = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(x.mean([2, 3]))
+
+    model = Net()
+    assert set(dict(quant.prepare(model, spec(method="ptq")).named_parameters())) == set(dict(model.named_parameters()))
+
+
+def test_an_integer_model_shares_nothing_with_the_prepared_one():
+    prepared = quant.prepare(Dense(), spec(method="ptq"))
+    x = torch.randn(8, 3, 12, 12)
+    with pytest.raises(RuntimeError, match="has not seen any data"):
+        quant.convert(prepared, "reference")
+    quant.calibrate(prepared, [x])
+    model = quant.convert(prepared, "reference")
+    before = model(x)
+    prepared.train()(x * 5)
+    assert torch.equal(model(x), before)
+
+
+def test_autocast_does_not_touch_the_integers():
+    prepared = quant.prepare(build("resnet20", "cifar"), spec(method="ptq"))
+    x = torch.randn(4, 3, 32, 32)
+    quant.calibrate(prepared, [x])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = prepared(x)
+    assert torch.allclose(found, prepared(x), atol=1e-2)

@@ -16,7 +16,9 @@ def float_net(digits32):
     torch.manual_seed(0)
     model = models.build("resnet20", 10, 32, {}).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-    for _ in range(4):
+    for epoch in range(6):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 - epoch / 6)
         for x, y in batches:
             torch.nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()

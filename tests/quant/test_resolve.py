@@ -11,6 +11,8 @@ from utils.errors import UserError
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"method": "statasist"}, r"quant.method: unknown 'statasist'; choose from .* \(nearest: statassist\)"),
+        ({"engine": "fbgem"}, r"quant.engine: unknown 'fbgem'; choose from .* \(nearest: fbgemm\)"),
         ({"method": "ptq", "weight_bits": 1}, r"quant.weight_bits: ptq cannot use 1 bits; choose 2..8, or 32"),
         (
             {"method": "statassist", "observer": "mse"},
@@ -18,7 +20,7 @@ from utils.errors import UserError
         ),
         (
             {"method": "ptq", "float_epochs": 3},
-            r"quant.float_epochs: ptq has no such option; it has calibration_images",
+            r"quant.float_epochs: ptq has no such option; it has observer, perc",
         ),
         ({"method": "statassist", "percentile": 99.0}, r"quant.percentile: statassist has no such option"),
     ],

@@ -1,5 +1,6 @@
 """StatAssist: momentum gathered in float is there at the first quantized step."""
 
+import pytest
 import torch
 
 import models
@@ -36,6 +37,7 @@ def test_momentum_survives_the_switch():
     )
 
 
-def test_a_prepared_model_starts_in_the_mode_of_the_float_model():
-    model = models.build("resnet20", 10, 32, {}).train()
-    assert all(m.training for m in quant.prepare(model, spec(method="statassist")).modules())
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_prepared_model_starts_in_the_mode_of_the_float_model(mode):
+    model = models.build("mobilenet_v2", 10, 32, {}).train(mode)
+    assert {m.training for m in quant.prepare(model, spec(method="statassist")).modules()} == {mode}

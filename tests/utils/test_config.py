@@ -56,7 +56,7 @@ def test_settings_are_frozen(tmp_path):
         ({"qaunt": {}}, r"my.json: qaunt: unknown key, did you mean quant\?$"),
         ({"quant": {"weight_bits": 9}}, r"my.json: quant.weight_bits: 9 bits; choose 1..8, or 32 for float, not 9$"),
         ({"quant": {"weight_bits": "4"}}, r'my.json: quant.weight_bits: input should be a valid integer, not "4"$'),
-        ({"quant": {"method": "statasist"}}, r"my.json: quant.method: input should be .*\(nearest: statassist\)$"),
+        ({"quant": {"granularity": "per_chanel"}}, r"my.json: quant.granularity: input .*\(nearest: per_channel\)$"),
         ({"quant": {"first_last_bits": "all"}}, r"my.json: quant.first_last_bits: .*$"),
         ({"data": {"batch_size": 0}}, r"my.json: data.batch_size: input should be greater than or equal to 1, not 0$"),
         ({"run": {"epochs": 2.5}}, r"my.json: run.epochs: input should be a valid integer"),
