@@ -12,7 +12,6 @@ from quant.trace import roles, why_float
 from utils.table import text_table
 
 COMPUTE = ("add", "float", "norm", "layer")
-COMPUTE = ("add", "float", "norm", "layer")
 HEADER = ["layer", "weight bits", "input bits", "output bits", "runs on", "note"]
 
 

@@ -8,7 +8,7 @@ quantized steps. From there on, each step is
     x_hat = s_x (clamp(round(x / s_x) + z, 0, 2^b - 1) - z),  [low, high] <- moving averages of the batches' extremes
     gradients straight through where the value is in range, 0 outside             (Jacob et al., arXiv 1712.05877)
 
-Observers rest in eval: test images move no range.
+Observers rest in eval: test images move no range, and weight ranges are those of the last training step.
 
 Differs from the reference: weight scales follow the current weights (there: a moving average, per tensor), batch norm
 is not folded, and the float start is governed by float_epochs alone (there: skipped without a learning-rate warm-up).
