@@ -81,6 +81,9 @@ def train(settings: config.TrainSettings) -> None:
         f"{settings.model.name}: {params:,} parameters, {macs:,} MACs; {len(dataset.train):,} training images, {where}"
     )
 
+    if q.method != "float" and q.reduce_range:
+        print("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
+
     log = runlog.RunLog(folder, epochs)
     model = fit(model, settings, dataset, batches, generator, where, log)
     model = quantized(model, settings, dataset, batches)

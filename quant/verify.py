@@ -67,8 +67,7 @@ def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, D
     for kernel in engine.kernels(layer):
         if not _exact_for_shape(engine, kernel, _shape_of(layer)):
             continue
-        operator = engine.layer(layer, kernel)
-        found = layer_difference(engine, layer, operator, n)
+        operator, found = _tried(engine, layer, kernel, n)
         if found.within():
             return kernel, operator, found
     raise RuntimeError(f"{engine.name}: no kernel reproduces the layer {layer.geometry}, {tuple(layer.weight.shape)}")
@@ -146,8 +145,18 @@ def _shape_of(layer: IntegerLayer) -> _Shape:
 @functools.lru_cache(maxsize=4096)
 def _exact_for_shape(engine: Engine, kernel: str, shape: _Shape) -> bool:
     layer = with_full_range_weights(_blank(shape), shape.largest)
-    n = full_range(layer.x, input_shape(layer))
-    return layer_difference(engine, layer, engine.layer(layer, kernel), n).within()
+    return _tried(engine, layer, kernel, full_range(layer.x, input_shape(layer)))[1].within()
+
+
+def _tried(engine: Engine, layer: IntegerLayer, kernel: str, n: Tensor) -> tuple[Operator | None, Difference]:
+    """The operator and its difference on n; infinitely far off if the kernel refuses the layer or is not there."""
+    try:
+        operator = engine.layer(layer, kernel)
+        return operator, layer_difference(engine, layer, operator, n)
+    except (RuntimeError, NotImplementedError, AttributeError):
+        if kernel == FLOAT32:
+            raise
+        return None, Difference(math.inf, 1, 1)
 
 
 def _blank(shape: _Shape) -> IntegerLayer:

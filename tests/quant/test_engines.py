@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from torch import nn
 
 import quant
 from quant.calibrate import calibrate
-from quant.engine import FLOAT32
+from quant.convert import convert
+from quant.engine import FLOAT32, Engine
 from quant.forced import forced
 from quant.verify import MOST_SHARE, choose_kernel, input_shape, layer_difference, with_full_range_weights
 from tests.conftest import spec
@@ -226,6 +228,27 @@ def test_depthwise_layers_do_not_run_on_the_saturating_kernel(net):
     for converted in quant.convert(net, "fbgemm").layers.values():
         if converted.layer.geometry.groups > 1:
             assert converted.kernel == "onednn"
+
+
+class Broken(Engine):
+    """An engine whose best kernel adds one to each weight, and whose second refuses every layer."""
+
+    name = "broken"
+
+    def kernels(self, layer):
+        return ("wrong", "absent", FLOAT32)
+
+    def layer(self, layer, kernel):
+        if kernel == "absent":
+            raise RuntimeError("not in this build")
+        return layer if kernel == FLOAT32 else replace(layer, weight=layer.weight + 1)
+
+
+def test_a_wrong_or_absent_kernel_is_passed_over():
+    prepared, images = prepared_with(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(512, 3)), 8, (3, 10, 10))
+    model = convert(prepared, Broken())
+    assert {converted.kernel for converted in model.layers.values()} == {FLOAT32}
+    assert torch.equal(model(images), prepared(images))
 
 
 @pytest.mark.skipif("ONEDNN_MAX_CPU_ISA" in os.environ, reason="this is that run")
