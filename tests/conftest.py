@@ -1,6 +1,7 @@
 """What tests share: real images, and small nets trained on them."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
@@ -57,9 +58,22 @@ def trained(digits32, name: str, options: dict, epochs: int, settings: QuantSett
 NETS = {"resnet20": ("resnet20", {}, 6), "mobilenet_v2": ("mobilenet_v2", {"form": "imagenet"}, 8)}
 
 
+@pytest.fixture(scope="session")
+def nets_folder(tmp_path_factory) -> Path:
+    """Where trained nets are kept for a child process of the suite, which is given it as TRAINED_NETS."""
+    return Path(os.environ.get("TRAINED_NETS") or tmp_path_factory.mktemp("nets"))
+
+
 @pytest.fixture(scope="session", params=list(NETS))
-def net(request, digits32):
+def net(request, digits32, nets_folder):
     """resnet20 and the ImageNet-stride mobilenet_v2 after quantization-aware training at 8/8 on digits."""
     name, options, epochs = NETS[request.param]
+    file = nets_folder / f"{request.param}.pt"
+    if file.is_file():
+        model = quant.prepare(models.build(name, 10, 32, options), spec(method="statassist"))
+        model.load_state_dict(torch.load(file, weights_only=True))
+        return model.to(memory_format=torch.channels_last).eval()
     torch.manual_seed(0)
-    return trained(digits32, name, options, epochs, spec(method="statassist"))
+    model = trained(digits32, name, options, epochs, spec(method="statassist"))
+    torch.save(model.state_dict(), file)
+    return model

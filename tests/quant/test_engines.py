@@ -253,9 +253,9 @@ def test_a_wrong_or_absent_kernel_is_passed_over():
 
 @pytest.mark.skipif("ONEDNN_MAX_CPU_ISA" in os.environ, reason="this is that run")
 @pytest.mark.skipif("onednn" not in ENGINES, reason="this build of torch lacks onednn")
-def test_all_of_this_holds_without_vnni():
+def test_all_of_this_holds_without_vnni(nets_folder):
     """oneDNN held to AVX2, whose int8 kernels saturate: the same tests, in a process of their own."""
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "TRAINED_NETS": str(nets_folder)}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

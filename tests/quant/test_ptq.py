@@ -40,13 +40,13 @@ def test_eight_bits_cost_nothing(float_net, digits32, observer, granularity):
     assert simulated >= plain - 0.015
 
 
-def test_mse_beats_minmax_at_four_bits(float_net, digits32):
+def test_mse_is_far_better_than_minmax_at_two_bits(float_net, digits32):
     batches, images, _ = digits32
     error = {}
     for observer in ("minmax", "mse"):
-        settings = spec(method="ptq", observer=observer, weight_bits=4, act_bits=4)
+        settings = spec(method="ptq", observer=observer, act_bits=2)
         prepared = quant.prepare(copy.deepcopy(float_net), settings)
         quant.calibrate(prepared, (x for x, _ in batches))
         with torch.inference_mode():
             error[observer] = (prepared(images) - float_net(images)).square().mean()
-    assert error["mse"] < error["minmax"]
+    assert error["mse"] < error["minmax"] / 2
