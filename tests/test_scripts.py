@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
+import train
+from utils.errors import UserError
+
 ROOT = Path(__file__).parent.parent
 TINY = ["data.image_size=16", "data.limit=300", "run.epochs=2", 'run.engines=["reference","fbgemm"]']
 
@@ -150,28 +154,39 @@ def test_same_seed_same_weights(tmp_path):
         (["run.device=tpu"], "run.device: 'tpu' is not to be had here"),
     ],
 )
-def test_mistakes_are_one_line_and_exit_code_2(arguments, message, tmp_path):
-    done = run("train.py", *arguments, f"run.dir={tmp_path}")
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stdout == ""
+def test_mistakes_are_one_line_before_any_data(arguments, message, tmp_path, capsys):
+    with pytest.raises(UserError) as caught:
+        train.main([*arguments, f"run.dir={tmp_path}"])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_ends_the_process_with_one_line_and_code_2(tmp_path):
+    for script in ("train.py", "evaluate.py"):
+        done = run(script, "-c", "setting/nowhere.json")
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert done.stdout == ""
 
 
 def test_evaluate_names_what_is_wrong_with_a_checkpoint(tmp_path):
-    done = run("evaluate.py", f"checkpoint={tmp_path / 'none.pt'}")
-    assert done.returncode == 2
-    assert "no such checkpoint" in done.stderr
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
-    done = run("evaluate.py", f"checkpoint={tmp_path / 'other.pt'}")
-    assert done.returncode == 2
-    assert "not a checkpoint of train.py" in done.stderr
+    for name, message in (("none.pt", "no such checkpoint"), ("other.pt", "not a checkpoint of train.py")):
+        with pytest.raises(UserError, match=message):
+            evaluate.main([f"checkpoint={tmp_path / name}"])
 
 
-def test_lists_and_print_config():
-    assert "resnet20" in run("train.py", "--list", "models").stdout.split()
-    assert run("train.py", "--list", "engines").stdout.split() == ["reference", "fbgemm", "qnnpack", "x86", "onednn"]
-    resolved = json.loads(run("train.py", "--print-config").stdout)
+def test_lists_and_print_config(capsys):
+    train.main(["--list", "models"])
+    assert "resnet20" in capsys.readouterr().out.split()
+    train.main(["--list", "engines"])
+    assert capsys.readouterr().out.split() == ["reference", "fbgemm", "qnnpack", "x86", "onednn"]
+    train.main(["--print-config"])
+    resolved = json.loads(capsys.readouterr().out)
     assert resolved["quant"]["observer"] == "moving_average"
     assert resolved["run"]["name"] == "train"
-    assert "python train.py" in run("train.py", "--help").stdout
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    assert "python train.py" in capsys.readouterr().out
