@@ -13,6 +13,7 @@ torch.fx traces the model; its modules and Parameters stay the same objects unde
     output    the logits
 """
 
+import itertools
 import math
 import operator
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from utils.errors import UserError
 PASS_MODULES = (nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.PixelShuffle, nn.ChannelShuffle)
 PASS_FUNCTIONS = {F.max_pool2d, torch.max_pool2d, torch.flatten, torch.reshape, torch.permute, torch.transpose}
 PASS_FUNCTIONS |= {torch.chunk, torch.split, torch.squeeze, torch.unsqueeze, operator.getitem}
-PASS_METHODS = {"flatten", "view", "reshape", "permute", "transpose", "contiguous", "chunk", "split", "squeeze"}
+PASS_METHODS = {"flatten", "reshape", "permute", "transpose", "contiguous", "chunk", "split", "squeeze"}
 PASS_METHODS |= {"unsqueeze"}
 INSPECT_METHODS = {"size", "dim"}
 ADD_FUNCTIONS, ADD_METHODS = {operator.add, operator.iadd, torch.add}, {"add", "add_"}
@@ -43,21 +44,20 @@ def trace(model: nn.Module) -> fx.GraphModule:
     Traced in train and in eval mode: torch.fx takes one side of `if self.training`, so the two must be the same graph.
     """
     traced, in_eval = _traced(model, True), _traced(model, False)
-    for node, twin in zip(traced.graph.nodes, in_eval.graph.nodes, strict=False):
-        if (node.op, node.target, str(node.args), str(node.kwargs)) != (
-            twin.op,
-            twin.target,
-            str(twin.args),
-            str(twin.kwargs),
-        ):
+    for ours, theirs in itertools.zip_longest(_written(traced), _written(in_eval)):
+        if ours != theirs:
             raise UserError(
-                f"model {type(model).__name__}: its graph in train mode is not that in eval mode (at {node.name}); "
-                f"torch.fx freezes self.training, so use modules, such as nn.Dropout, in place of functions of it"
+                f"model {type(model).__name__}: its graph in train mode is not that in eval mode (at {ours or theirs});"
+                f" torch.fx freezes self.training, so use modules, such as nn.Dropout, in place of functions of it"
             )
     for name, module in model.named_modules():  # those that forward never reaches: they keep their state
         if name and any(True for _ in module.parameters(recurse=False)) and not _has(traced, name):
             traced.add_submodule(name, module)
     return traced
+
+
+def _written(traced: fx.GraphModule) -> list[str]:
+    return [f"{node.name} = {_name(node)}({node.args}, {node.kwargs})" for node in traced.graph.nodes]
 
 
 def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:

@@ -323,3 +323,17 @@ def test_autocast_does_not_touch_the_integers():
     with torch.autocast("cpu", torch.bfloat16):
         found = prepared(x)
     assert torch.allclose(found, prepared(x), atol=1e-2)
+
+
+def test_an_auxiliary_output_of_train_mode_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.aux = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = x.mean([2, 3])
+            return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+    with pytest.raises(UserError, match=r"^model Net: its graph in train mode is not that in eval mode \(at [^\n]*$"):
+        quant.prepare(Net(), spec(method="ptq"))
