@@ -74,18 +74,19 @@ class IntegerLayer:
     def accumulate(self, n: Tensor) -> Tensor:
         """The exact sums of centred integers n with the weights, plus the bias, rounded once to fp32."""
         largest = max(self.x.q_max - int(self.x.zero_point), int(self.x.zero_point) - self.x.q_min)
-        return exact_sums(self.geometry, n, self.weight, largest, self._along_channels(self.bias))
+        return exact_sums(self.geometry, n, self.weight, largest, self.along_channels(self.bias))
 
     def __call__(self, n: Tensor) -> Tensor:
         """Centred output integers; float values where the layer has no output grid."""
         sums = self.accumulate(n)
         if self.y is None:
-            return sums * self._along_channels(self.accumulator_scale())
-        multiplier = self._along_channels(self.accumulator_scale() / self.y.scale)
+            return sums * self.along_channels(self.accumulator_scale())
+        multiplier = self.along_channels(self.accumulator_scale() / self.y.scale)
         zero_point = int(self.y.zero_point)
         return (sums * multiplier).round_().clamp_(self.lo - zero_point, self.hi - zero_point)
 
-    def _along_channels(self, values: Tensor) -> Tensor:
+    def along_channels(self, values: Tensor) -> Tensor:
+        """A value an output channel, shaped to be multiplied with the layer's output."""
         return values if self.geometry.linear else values.view(-1, 1, 1)
 
 

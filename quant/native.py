@@ -5,7 +5,7 @@ silenced here, by its message. Training, simulation and checkpoints need nothing
 
 What is known of the kernels (each found by measurement), and what is done about it:
 - fbgemm's depthwise kernels add products in 16 bits and saturate on full-range data; where the channel count is no
-  multiple of 8 they are exact but a hundred times slower. Depthwise layers therefore run on oneDNN.
+  multiple of 8 they are exact but many times slower. Depthwise layers therefore run on oneDNN.
 - Without VNNI, oneDNN's dense kernels saturate as well. So no kernel is trusted: quant/verify.py tries a layer's
   candidates, at full range, on this CPU, and the first exact one is taken. Float32 arithmetic on the integers is the
   last.
@@ -182,9 +182,9 @@ def _onednn(layer: IntegerLayer) -> Operator:
     """
     sums, y = _onednn_sums(layer), layer.y
     if y is None:
-        unit = _along_channels(layer, layer.accumulator_scale())
+        unit = layer.along_channels(layer.accumulator_scale())
         return lambda x: sums(x).mul_(unit)
-    multiplier = _along_channels(layer, layer.accumulator_scale() / y.scale)
+    multiplier = layer.along_channels(layer.accumulator_scale() / y.scale)
     scale, zero_point = float(y.scale), _zero_point(y)
     lo, hi = layer.lo + _shift(y), layer.hi + _shift(y)
 
@@ -212,10 +212,6 @@ def _onednn_sums(layer: IntegerLayer) -> Operator:
     return lambda x: functions.qconv2d_pointwise(
         x.int_repr(), 1.0, zero_point, packed, ones, zeros, bias, *strides, *to_float
     )
-
-
-def _along_channels(layer: IntegerLayer, values: Tensor) -> Tensor:
-    return values if layer.geometry.linear else values.view(-1, 1, 1)
 
 
 @functools.cache

@@ -57,7 +57,6 @@ class Plan:
                 self.chains.append(self._chain(node))
                 fused |= {self.chains[-1].norm, self.chains[-1].act}
         self.by_head = {chain.head: chain for chain in self.chains}
-        self.by_end = {chain.end: chain for chain in self.chains}
 
     def decisions(self) -> list[Decision]:
         """In topological order."""

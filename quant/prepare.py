@@ -81,7 +81,7 @@ class _Editor:
         quantizer = None
         if weight_bits != FLOAT:
             quantizer = self.method.weight(self.spec, weight_bits, len(layer.weight))
-        return QuantLayer(layer, quantizer, limit=63 if self.spec.reduce_range else 127)
+        return QuantLayer(layer, quantizer, limit=self.spec.weight_limit)
 
     def _put_operator(self, decision: Decision) -> None:
         chain = decision.chain

@@ -19,7 +19,7 @@ from utils.config import QuantSettings
 def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
     count = channels if spec.granularity == "per_channel" else None
     observer = "last_minmax" if spec.observer in ("minmax", "moving_average") else spec.observer
-    return ObservedQuantizer(bits, True, count, observer, spec.percentile, q_limit=63 if spec.reduce_range else 127)
+    return ObservedQuantizer(bits, True, count, observer, spec.percentile, q_limit=spec.weight_limit)
 
 
 def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:

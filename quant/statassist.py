@@ -22,7 +22,7 @@ from utils.config import QuantSettings
 
 def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
     count = channels if spec.granularity == "per_channel" else None
-    return ObservedQuantizer(bits, True, count, "last_minmax", 100.0, q_limit=63 if spec.reduce_range else 127)
+    return ObservedQuantizer(bits, True, count, "last_minmax", 100.0, q_limit=spec.weight_limit)
 
 
 def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:

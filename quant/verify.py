@@ -53,8 +53,7 @@ def layer_difference(engine: Engine, layer: IntegerLayer, operator: Operator, n:
     ours = layer(n)
     if layer.y is not None:
         return difference(ours, engine.centred(layer.y)(theirs))
-    unit = layer.accumulator_scale()
-    unit = unit if layer.geometry.linear else unit.view(-1, 1, 1)
+    unit = layer.along_channels(layer.accumulator_scale())
     return difference((ours / unit).round(), (theirs / unit).round())
 
 

@@ -88,6 +88,11 @@ class QuantSettings(Section):
     float_epochs: int = Field(1, ge=0)
     """StatAssist: epochs in float, at the start of the run, before fake-quantization switches on."""
 
+    @property
+    def weight_limit(self) -> int:
+        """The largest integer weight: int8's, or what kernels without VNNI multiply exactly."""
+        return 63 if self.reduce_range else 127
+
 
 class OptimSettings(Section):
     name: str = "sgd"
