@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from quant.engine import Engine, Operator
 from quant.grid import Grid
 from quant.integer import UNBOUNDED, Bounds, IntegerLayer
-from quant.layers import QuantLayer
+from quant.layers import QuantAverage, QuantLayer
 from quant.prepare import quantizers
 from quant.quantizer import Quantizer
 from quant.trace import bounds_of, hands_on, roles
@@ -106,6 +106,8 @@ class _Converter:
             return  # a quantizer or norm that a layer is given; its numbers are in the integer layer
         if isinstance(module, QuantLayer):
             self._put_layer(node, module)
+        elif isinstance(module, QuantAverage):
+            self._put_average(node, module)
         elif node in self.sums:
             self._put_sum(node, module)
         elif isinstance(module, Quantizer):
@@ -139,10 +141,19 @@ class _Converter:
             value = self._call(self.engine.quantize(grid), (value,), f"{node.name}_quantize")
         self._set(node, value, grid)
 
+    def _put_average(self, node: fx.Node, module: QuantAverage) -> None:
+        x, grid, average = node.args[0], self.grid[node.args[0]], module.average
+        if grid is None:
+            value = self._call(average, (self.new[x],), node.name)
+        else:
+            centred = self.engine.centred(grid)
+            value = self._call(lambda held: grid.value(average(centred(held))), (self.new[x],), node.name)
+        self._set(node, value, None)
+
     def _put_sum(self, node: fx.Node, quantizer: Quantizer) -> None:
         add, _, bounds = self.sums[node]
         y = quantizer.grid()
-        kernel, run, _ = choose_addition(self.engine, *(self.grid[a] for a in add.args), y, bounds)
+        kernel, run = choose_addition(self.engine, *(self.grid[a] for a in add.args), y, bounds)
         self.additions[add.name] = kernel, quantizer.bits
         self._set(node, self._call(run, [self.new[a] for a in add.args], add.name), y)
 

@@ -55,14 +55,10 @@ class Engine:
         """held -> held, or float where the layer has no output grid"""
         return layer
 
-    def addition_kernels(self) -> tuple[str, ...]:
-        """The ways to add, the best first. The last is always exact."""
-        return (FLOAT32,)
-
-    def add(self, a: Grid, b: Grid, y: Grid, bounds: Bounds, kernel: str) -> Operator:
-        """(held, held) -> held: the sum, clamped to bounds, on grid y"""
+    def additions(self, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> list[tuple[str, Operator]]:
+        """Ways to add, (held, held) -> held: the sum, clamped to bounds, on grid y. Best first; the last is exact."""
         lo, hi = (limit - int(y.zero_point) for limit in integer_bounds(y, bounds))
-        return lambda p, q: y.centred(a.value(p) + b.value(q)).clamp_(lo, hi)
+        return [(FLOAT32, lambda p, q: y.centred(a.value(p) + b.value(q)).clamp_(lo, hi))]
 
     def requantize(self, x: Grid, y: Grid) -> Operator:
         """held on grid x -> held on grid y"""

@@ -71,6 +71,10 @@ class IntegerLayer:
         """s_x s_c, fp32 [O]: what one unit of the sum is worth."""
         return self.x.scale * self.scale
 
+    def multiplier(self) -> Tensor:
+        """m_c = s_x s_c / s_y, fp32 [O]."""
+        return self.accumulator_scale() / self.y.scale
+
     def accumulate(self, n: Tensor) -> Tensor:
         """The exact sums of centred integers n with the weights, plus the bias, rounded once to fp32."""
         largest = max(self.x.q_max - int(self.x.zero_point), int(self.x.zero_point) - self.x.q_min)
@@ -81,7 +85,7 @@ class IntegerLayer:
         sums = self.accumulate(n)
         if self.y is None:
             return sums * self.along_channels(self.accumulator_scale())
-        multiplier = self.along_channels(self.accumulator_scale() / self.y.scale)
+        multiplier = self.along_channels(self.multiplier())
         zero_point = int(self.y.zero_point)
         return (sums * multiplier).round_().clamp_(self.lo - zero_point, self.hi - zero_point)
 

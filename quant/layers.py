@@ -5,6 +5,8 @@ the usual fake-quantized computation, batch norm live and unfolded. In eval, wit
 integer layer (quant/integer.py), computed on integers held in fp32.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,6 +63,23 @@ class QuantLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {self.geometry}, bounds={self.bounds}"
+
+
+class QuantAverage(nn.Module):
+    """An average pool. In eval it works on centred integers, whose sums are exact in whatever order they are made.
+
+    forward(x, source): `source` is the quantizer whose grid x lies on, or None.
+    """
+
+    def __init__(self, average: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.average = average
+
+    def forward(self, x: Tensor, source: Quantizer | None) -> Tensor:
+        if self.training or source is None or not source.enabled:
+            return self.average(x)
+        grid = source.grid()
+        return grid.value(self.average(grid.centred(x.float())))
 
 
 def geometry_of(layer: nn.Conv2d | nn.Linear) -> Geometry:

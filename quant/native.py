@@ -13,10 +13,10 @@ What is known of the kernels (each found by measurement), and what is done about
   upper clamp; a fused ReLU is the lower one where the zero point is q_min; other bounds are clamped in plain uint8.
 - An engine is fixed when a weight is packed; element-wise operators read the global engine when they run: see
   running().
-- oneDNN adds the zero point in fp32 before it rounds, where fbgemm and qnnpack round first. So it is asked for its
-  exact sums alone, on plain uint8 tensors; logits leave that way too, scaled in float.
-- torch's x86 engine is a choice between fbgemm and oneDNN. So is ours: fbgemm's dense kernels round as we do, in one
-  pass.
+- qnnpack rounds as the layer does, to the last bit. fbgemm divides a float bias by m, and that is not always the
+  integer it was: a sum in a million comes out a step apart. oneDNN scales before it adds the bias: three in a million.
+  So fbgemm's depthwise layers take oneDNN's exact sums, and logits leave every engine but qnnpack that way.
+- torch's x86 engine is a choice between fbgemm and oneDNN. Ours is oneDNN, the faster of the two.
 """
 
 import contextlib
@@ -30,9 +30,15 @@ from quant.engine import FLOAT32, Engine, Held, Operator
 from quant.grid import Grid
 from quant.integer import Bounds, IntegerLayer, integer_bounds
 
+SUMS = "onednn sums"
+"""oneDNN's kernel, with scaling and rounding in passes of their own."""
+
 
 class NativeEngine(Engine):
-    """An engine by torch's name for it. Values are held as quint8 tensors."""
+    """An engine by torch's name for it.
+
+    Values are held as quint8 tensors of scale 1: the zero point travels with them, scales live in the multipliers.
+    """
 
     def __init__(self, name: str):
         self.name = name
@@ -52,51 +58,50 @@ class NativeEngine(Engine):
 
     def quantize(self, grid: Grid) -> Operator:
         scale, zero_point = float(grid.scale), _zero_point(grid)
-        clamp = _clamp(grid.q_min + _shift(grid), 255, scale, zero_point)
-        return lambda x: clamp(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8))
+        clamp = _clamp(grid.q_min + _shift(grid), 255)
+        return lambda x: clamp(_scaled(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8), 1.0))
 
     def dequantize(self, grid: Grid) -> Operator:
-        return torch.dequantize
+        scale = float(grid.scale)
+        return lambda held: held.dequantize().mul_(scale)
 
     def hold(self, grid: Grid) -> Operator:
-        return lambda n: _held(n + _zero_point(grid), grid)
+        return lambda n: _held(n, _zero_point(grid))
 
     def centred(self, grid: Grid) -> Operator:
-        return lambda held: held.int_repr().float().sub_(_zero_point(grid))
+        return torch.dequantize
 
     def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
         onednn = "onednn" in torch.backends.quantized.supported_engines
         if self.name == "qnnpack" or not onednn:
             return (FLOAT32,) if layer.y is None else (self.name, FLOAT32)
-        if layer.y is None or self.name == "onednn" or layer.geometry.groups == len(layer.weight) > 1:
-            return ("onednn", FLOAT32)
-        return ("fbgemm", "onednn", FLOAT32) if self.name == "x86" else ("fbgemm", FLOAT32)
+        if layer.y is None:
+            return (SUMS, FLOAT32)
+        if self.name != "fbgemm":
+            return ("onednn", SUMS, FLOAT32)
+        return (SUMS, FLOAT32) if layer.geometry.groups == len(layer.weight) > 1 else ("fbgemm", FLOAT32)
 
     def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
         if kernel == FLOAT32:
             return _in_float32(layer)
-        return _onednn(layer) if kernel == "onednn" else _packed(layer, kernel)
+        return _onednn_sums(layer) if kernel == SUMS else _packed(layer, kernel)
 
-    def addition_kernels(self) -> tuple[str, ...]:
-        """qnnpack's own addition rounds otherwise, and refuses some ratios of scales."""
-        return (FLOAT32,) if self.name == "qnnpack" else (self.name, FLOAT32)
+    def additions(self, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> list[tuple[str, Operator]]:
+        """The engine's own, on the scales as they are and divided by y's: on most grids one of the two is exact.
 
-    def add(self, a: Grid, b: Grid, y: Grid, bounds: Bounds, kernel: str) -> Operator:
-        scale, zero_point = float(y.scale), _zero_point(y)
-        lo, hi = (limit + _shift(y) for limit in integer_bounds(y, bounds))
-        if kernel == FLOAT32:
-            clamp = _clamp(lo, hi, scale, zero_point)
-            return lambda p, q: clamp(
-                torch.quantize_per_tensor(p.dequantize() + q.dequantize(), scale, zero_point, torch.quint8)
-            )
-        relu = lo == zero_point
-        function = torch.ops.quantized.add_relu if relu else torch.ops.quantized.add
-        clamp = _clamp(0 if relu else lo, hi, scale, zero_point)
-        return lambda p, q: clamp(function(p, q, scale, zero_point))
+        qnnpack's own addition rounds otherwise, and refuses some ratios of scales.
+        """
+        (zero_point, lo, hi), s = _held_range(y, *integer_bounds(y, bounds)), float(y.scale)
+        exact = FLOAT32, _add_in_float32(self.dequantize(a), self.dequantize(b), self.quantize(y), _clamp(lo, hi))
+        if self.name == "qnnpack":
+            return [exact]
+        own = _add(float(a.scale), float(b.scale), s, zero_point, lo, hi)
+        divided = _add(float(a.scale / y.scale), float(b.scale / y.scale), 1.0, zero_point, lo, hi)
+        return [(self.name, divided), (self.name, own), exact]
 
     def requantize(self, x: Grid, y: Grid) -> Operator:
-        quantize = self.quantize(y)
-        return lambda p: quantize(p.dequantize())
+        dequantize, quantize = self.dequantize(x), self.quantize(y)
+        return lambda p: quantize(dequantize(p))
 
     def relu(self, grid: Grid) -> Operator:
         return torch.relu
@@ -111,107 +116,126 @@ def _zero_point(grid: Grid) -> int:
     return int(grid.zero_point) + _shift(grid)
 
 
-def _held(q: Tensor, grid: Grid) -> Held:
-    return torch._make_per_tensor_quantized_tensor(q.to(torch.uint8), float(grid.scale), _zero_point(grid))
+def _held(n: Tensor, zero_point: int) -> Held:
+    """Centred integers in fp32, held."""
+    return torch._make_per_tensor_quantized_tensor((n + zero_point).to(torch.uint8), 1.0, zero_point)
 
 
-def _clamp(lo: int, hi: int, scale: float, zero_point: int) -> Operator:
-    """Clamp held integers, in plain uint8: torch.clamp scrambles qnnpack's channels_last tensors."""
+def _scaled(held: Held, scale: float) -> Tensor:
+    """The same integers, on the same memory, with another scale."""
+    new = torch._empty_affine_quantized([0], scale=scale, zero_point=held.q_zero_point(), dtype=torch.quint8)
+    return new.set_(held.untyped_storage(), held.storage_offset(), held.shape, held.stride())
+
+
+def _bytes(held: Held) -> Tensor:
+    """The same integers, on the same memory, as a plain uint8 tensor."""
+    return torch.empty(0, dtype=torch.uint8).set_(
+        held.untyped_storage(), held.storage_offset(), held.shape, held.stride()
+    )
+
+
+def _clamp(lo: int, hi: int) -> Operator:
+    """Clamp held integers in place, as plain uint8: torch.clamp scrambles qnnpack's channels_last tensors."""
     if lo <= 0 and hi >= 255:
         return lambda held: held
-    return lambda held: torch._make_per_tensor_quantized_tensor(held.int_repr().clamp_(lo, hi), scale, zero_point)
+
+    def clamp(held: Held) -> Held:
+        _bytes(held).clamp_(lo, hi)
+        return held
+
+    return clamp
+
+
+def _held_range(y: Grid, lo: int, hi: int) -> tuple[int, int, int]:
+    """The zero point with which grid y is held, and lo and hi as they are held."""
+    return _zero_point(y), lo + _shift(y), hi + _shift(y)
+
+
+def _add(a: float, b: float, y: float, zero_point: int, lo: int, hi: int) -> Operator:
+    """torch's addition with these scales of its inputs and its output."""
+    relu = lo == zero_point
+    function = (torch.ops.quantized.add_relu if relu else torch.ops.quantized.add).default
+    clamp = _clamp(0 if relu else lo, hi)
+    if y == 1.0:
+        return lambda p, q: clamp(function(_scaled(p, a), _scaled(q, b), 1.0, zero_point))
+    return lambda p, q: clamp(_scaled(function(_scaled(p, a), _scaled(q, b), y, zero_point), 1.0))
+
+
+def _add_in_float32(first: Operator, second: Operator, quantize: Operator, clamp: Operator) -> Operator:
+    return lambda p, q: clamp(quantize(first(p).add_(second(q))))
 
 
 def _packed(layer: IntegerLayer, kernel: str) -> Operator:
-    """The layer on the int8 kernel of that engine."""
-    geometry, y = layer.geometry, layer.y
-    scale = layer.scale if kernel != "qnnpack" else _qnnpack_scale(layer)
-    unit = layer.x.scale * scale
+    """The layer on the int8 kernel of that engine, with its multipliers as the scales of the weights.
+
+    With sums a and b = fl(B m), qnnpack computes round((a + B) m) + z, as the layer does; fbgemm
+    round((a + fl(b / m)) m) + z; oneDNN round(fl(fl(fl(a m) + b) + z)).
+    """
+    geometry, y, m = layer.geometry, layer.y, layer.multiplier()
     weight = torch._make_per_channel_quantized_tensor(
-        layer.weight.to(torch.int8), scale.double(), torch.zeros(len(scale), dtype=torch.long), 0
+        layer.weight.to(torch.int8), m.double(), torch.zeros(len(m), dtype=torch.long), 0
     )
     arguments = () if geometry.linear else (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-    prepack = torch.ops.quantized.linear_prepack if geometry.linear else torch.ops.quantized.conv2d_prepack
-    with NativeEngine(kernel).running():
-        packed = prepack(weight, layer.bias * unit, *arguments)
-    scale, zero_point = float(y.scale), _zero_point(y)
-    lo, hi = layer.lo + _shift(y), layer.hi + _shift(y)
-    relu = lo == zero_point
     functions = torch.ops.quantized
+    prepack = functions.linear_prepack if geometry.linear else functions.conv2d_prepack
+
+    @functools.lru_cache(maxsize=8)
+    def pack(shape: torch.Size | None):
+        with NativeEngine(kernel).running():
+            return prepack(weight, layer.bias * m, *arguments)
+
+    zero_point, lo, hi = _held_range(y, layer.lo, layer.hi)
+    relu = lo == zero_point
     if geometry.linear:
-        function = functions.linear_relu if relu else functions.linear
+        function = (functions.linear_relu if relu else functions.linear).default
     else:
-        function = functions.conv2d_relu if relu else functions.conv2d
-    clamp = _clamp(0 if relu else lo, hi, scale, zero_point)
-    if lo <= (zero_point if relu else 0) and hi >= 255:
-        return lambda x: function(x, packed, scale, zero_point)
-    return lambda x: clamp(function(x, packed, scale, zero_point))
-
-
-def _qnnpack_scale(layer: IntegerLayer) -> Tensor:
-    """Weight scales, a few units in the last place off, from which qnnpack makes the layer's very multipliers.
-
-    It multiplies by 1 / s_y where fbgemm divides by s_y; a last bit of difference moves one output in a million.
-    """
-    wanted = layer.accumulator_scale() / layer.y.scale
-    best, best_error = layer.scale, torch.full_like(wanted, torch.inf)
-    for ulp in (0, 1, -1, 2, -2, 3, -3):
-        scale = layer.scale * (1 + ulp * 2.0**-23)
-        error = (layer.x.scale * scale * (1 / layer.y.scale) - wanted).abs()
-        best = torch.where(error < best_error, scale, best)
-        best_error = torch.minimum(error, best_error)
-    return best
+        function = (functions.conv2d_relu if relu else functions.conv2d).new
+    clamp = _clamp(0 if relu else lo, hi)
+    if kernel == "onednn":  # keeps the layout of weights that the first input's shape asked for
+        return lambda x: clamp(function(x, pack(x.shape), 1.0, zero_point))
+    packed = pack(None)
+    return lambda x: clamp(function(x, packed, 1.0, zero_point))
 
 
 def _in_float32(layer: IntegerLayer) -> Operator:
     """The layer's own exact arithmetic between two changes of type: always right, at the speed of float."""
-    zero_point = _zero_point(layer.x)
-
-    def run(x: Held) -> Held:
-        y = layer(x.int_repr().float().sub_(zero_point))
-        return y if layer.y is None else _held(y.add_(_zero_point(layer.y)), layer.y)
-
-    return run
-
-
-def _onednn(layer: IntegerLayer) -> Operator:
-    """The layer on oneDNN's int8 kernel, which hands out its sums unscaled in fp32: exact.
-
-    The rest is one multiplication and one rounding, the layer's own. (Scaled and rounded by the kernel itself, one
-    output in 100,000 is a step off.)
-    """
-    sums, y = _onednn_sums(layer), layer.y
-    if y is None:
-        unit = layer.along_channels(layer.accumulator_scale())
-        return lambda x: sums(x).mul_(unit)
-    multiplier = layer.along_channels(layer.accumulator_scale() / y.scale)
-    scale, zero_point = float(y.scale), _zero_point(y)
-    lo, hi = layer.lo + _shift(y), layer.hi + _shift(y)
-
-    def run(x: Held) -> Held:
-        q = torch.quantize_per_tensor(sums(x).mul_(multiplier), 1.0, zero_point, torch.quint8).int_repr()
-        q = q if lo <= 0 and hi >= 255 else q.clamp_(lo, hi)
-        return torch._make_per_tensor_quantized_tensor(q, scale, zero_point)
-
-    return run
+    if layer.y is None:
+        return lambda x: layer(x.dequantize())
+    zero_point = _zero_point(layer.y)
+    return lambda x: _held(layer(x.dequantize()), zero_point)
 
 
 def _onednn_sums(layer: IntegerLayer) -> Operator:
-    """held -> sums and bias in fp32; torch's operators on plain uint8 tensors, with every scale 1."""
+    """The layer on oneDNN's int8 kernel, which hands out its sums unscaled in fp32: exact.
+
+    The rest is one multiplication and one rounding, the layer's own, each a pass over memory.
+    """
+    sums, y = _sums(layer), layer.y
+    if y is None:
+        unit = layer.along_channels(layer.accumulator_scale())
+        return lambda x: sums(x).mul_(unit)
+    multiplier, (zero_point, lo, hi) = layer.along_channels(layer.multiplier()), _held_range(y, layer.lo, layer.hi)
+    clamp = _clamp(lo, hi)
+    return lambda x: clamp(torch.quantize_per_tensor(sums(x).mul_(multiplier), 1.0, zero_point, torch.quint8))
+
+
+def _sums(layer: IntegerLayer) -> Operator:
+    """held -> sums and bias in fp32; torch's operators on plain uint8 tensors, with every scale 1.
+
+    Weights are packed for an input's shape when it first comes: in another's layout they are unpacked at every call.
+    """
     geometry, zero_point, functions = layer.geometry, _zero_point(layer.x), torch.ops.onednn
-    weight, bias = layer.weight.to(torch.int8), layer.bias
-    ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight), dtype=torch.long)
+    weight, ones, zeros = layer.weight.to(torch.int8), torch.ones(len(layer.weight)), torch.zeros(len(layer.weight))
+    after = (ones, zeros.long(), layer.bias)
     to_float = (1.0, 0, torch.float32, "none", [], "")
     if geometry.linear:
-        packed = functions.qlinear_prepack(weight, None)
-        return lambda x: functions.qlinear_pointwise(
-            x.int_repr(), 1.0, zero_point, packed, ones, zeros, bias, *to_float
-        )
+        pack = functools.lru_cache(lambda shape: functions.qlinear_prepack(weight, shape))
+        linear = functions.qlinear_pointwise.default
+        return lambda x: linear(_bytes(x), 1.0, zero_point, pack(x.shape), *after, *to_float)
     strides = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-    packed = functions.qconv_prepack(weight, ones, 1.0, zero_point, *strides, None)
-    return lambda x: functions.qconv2d_pointwise(
-        x.int_repr(), 1.0, zero_point, packed, ones, zeros, bias, *strides, *to_float
-    )
+    pack = functools.lru_cache(lambda shape: functions.qconv_prepack(weight, ones, 1.0, zero_point, *strides, shape))
+    convolution = functions.qconv2d_pointwise.default
+    return lambda x: convolution(_bytes(x), 1.0, zero_point, pack(x.shape), *after, *strides, *to_float)
 
 
 @functools.cache

@@ -19,7 +19,6 @@ from quant.trace import bounds_of, hands_on
 from utils.config import QuantSettings
 
 FLOAT = 32
-KEEP_SIGN = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 NOT_NEGATIVE = (nn.Sigmoid, nn.Hardsigmoid, nn.ReLU6)
 
 
@@ -115,11 +114,9 @@ class Plan:
         if self.role[node] == "add":
             return any(self.signed(a) for a in node.args)
         module = self.traced.get_submodule(node.target) if node.op == "call_module" else None
-        if self.role[node] == "pass" or isinstance(module, KEEP_SIGN):
+        if self.role[node] in ("pass", "average"):
             return self.signed(node.args[0])
         name = getattr(node.target, "__name__", str(node.target))
-        if "avg_pool" in name or name == "mean":
-            return self.signed(node.args[0])
         return not (isinstance(module, NOT_NEGATIVE) or "sigmoid" in name)
 
     def _first_last(self, otherwise: int) -> int:
@@ -130,7 +127,7 @@ class Plan:
         if self.role[head] == "layer" and self._is_convolution(head):
             norm = self._only_user(end, "norm")
             end = norm or end
-        if self.role[head] in ("layer", "add", "norm", "float"):
+        if self.role[head] in ("layer", "add", "average", "norm", "float"):
             act = self._only_user(end, "act")
             end = act or end
         return Chain(head, end, norm, act)

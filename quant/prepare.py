@@ -1,11 +1,13 @@
 """prepare: a float model becomes one that trains, and in eval computes, as its integer twin will."""
 
 import operator
+from collections.abc import Callable
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from quant.integer import UNBOUNDED
-from quant.layers import QuantLayer
+from quant.layers import QuantAverage, QuantLayer
 from quant.method import Method
 from quant.plan import FLOAT, Decision, Plan
 from quant.quantizer import Quantizer
@@ -88,8 +90,20 @@ class _Editor:
         chain.head.target = OUT_OF_PLACE.get(chain.head.target, chain.head.target)
         if decision.role == "add":
             chain.head.args = tuple(self._narrow(a, decision.read) for a in chain.head.args)
+        if decision.role == "average":
+            self._put_average(chain.head)
         if decision.written != FLOAT:
             self._quantize(chain.end, decision.written, decision.signed, f"quantizers.{chain.end.name}", True)
+
+    def _put_average(self, head: fx.Node) -> None:
+        """The pool as a module that is given the grid of its input."""
+        source = self._source(head.args[0])
+        average = self.traced.get_submodule(head.target) if head.op == "call_module" else _function_of(head)
+        name = head.target if head.op == "call_module" else head.name
+        _replace(self.traced, name, QuantAverage(average))
+        with self.graph.inserting_before(head):
+            quantizer = source and self.graph.get_attr(source[0])
+        head.op, head.target, head.args, head.kwargs = "call_module", name, (head.args[0], quantizer), {}
 
     def _narrow(self, value: fx.Node, bits: int) -> fx.Node:
         """The value on a grid of `bits`: itself, or a second quantizer's output if its own grid is wider."""
@@ -115,6 +129,13 @@ class _Editor:
         while value not in self.source and value in self.role and hands_on(self.traced, self.role, value):
             value = value.args[0]
         return self.source.get(value)
+
+
+def _function_of(node: fx.Node) -> Callable[[Tensor], Tensor]:
+    """What a function or method node does to its first argument."""
+    function = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
+    rest, kwargs = node.args[1:], dict(node.kwargs)
+    return lambda x: function(x, *rest, **kwargs)
 
 
 def _replace(traced: fx.GraphModule, name: str, module: nn.Module) -> None:

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from quant.convert import IntegerModel
 from quant.engine import FLOAT32
-from quant.layers import QuantLayer
+from quant.layers import QuantAverage, QuantLayer
 from quant.quantizer import Quantizer
 from quant.trace import roles, why_float
 from utils.table import text_table
@@ -23,6 +23,8 @@ def report(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]:
         module = modules.get(node.target) if node.op == "call_module" else None
         if isinstance(module, QuantLayer):
             rows.append(_layer_row(node, module, modules, model))
+        elif isinstance(module, QuantAverage):
+            rows.append(_average_row(node, modules))
         elif isinstance(module, Quantizer):
             rows += _quantizer_row(node, module, modules)
         elif node.op != "get_attr" and (role[node] in COMPUTE or _acts_in_float(node, role, model)):
@@ -62,6 +64,12 @@ def _layer_row(node: fx.Node, layer: QuantLayer, modules: dict, model: IntegerMo
     return [node.target, _bits(layer.weight_quantizer), _bits(source), _bits(layer.output), where, note]
 
 
+def _average_row(node: fx.Node, modules: dict) -> list[str]:
+    source = node.args[1] and modules[node.args[1].target]
+    where, note = ("float", "its input stays float") if source is None else (FLOAT32, "")
+    return [node.target, "", _bits(source), _output_bits(node, modules), where, note]
+
+
 def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[list[str]]:
     below = node.args[0]
     if below.op == "placeholder":
@@ -79,9 +87,13 @@ def _operator_row(node: fx.Node, prepared: fx.GraphModule, modules: dict, model:
         kernel, bits = model.additions[node.name]
         return [name, "", "", str(bits), kernel, ""]
     why = why_float(prepared, node) or "no integer form: works on dequantized values"
+    return [name, "", "", _output_bits(node, modules), "float", why]
+
+
+def _output_bits(node: fx.Node, modules: dict) -> str:
+    """Bits of the quantizer that reads a node's value."""
     users = [modules.get(u.target) if u.op == "call_module" else None for u in node.users]
-    out = next((_bits(u) for u in users if isinstance(u, Quantizer)), "float")
-    return [name, "", "", out, "float", why]
+    return next((_bits(u) for u in users if isinstance(u, Quantizer)), "float")
 
 
 def _bits(quantizer: nn.Module | None) -> str:

@@ -7,6 +7,7 @@ torch.fx traces the model; its modules and Parameters stay the same objects unde
     norm      a batch norm
     act       ReLU, ReLU6, Hardtanh, clamp: bounds on the value before it
     add       the sum of two tensors
+    average   an average pool, or a mean over height and width
     pass      moves or selects values without changing them (max-pool, reshape, dropout ...): keeps its input's grid
     shape     asks for a tensor's shape, or computes with such numbers
     float     anything else; it runs in float
@@ -30,6 +31,9 @@ PASS_FUNCTIONS = {F.max_pool2d, torch.max_pool2d, torch.flatten, torch.reshape, 
 PASS_FUNCTIONS |= {torch.chunk, torch.split, torch.squeeze, torch.unsqueeze, operator.getitem}
 PASS_METHODS = {"flatten", "reshape", "permute", "transpose", "contiguous", "chunk", "split", "squeeze"}
 PASS_METHODS |= {"unsqueeze"}
+AVERAGE_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+AVERAGE_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d}
+HEIGHT_AND_WIDTH = ([2, 3], [-2, -1])
 INSPECT_METHODS = {"size", "dim"}
 ADD_FUNCTIONS, ADD_METHODS = {operator.add, operator.iadd, torch.add}, {"add", "add_"}
 RELU: Bounds = (0.0, math.inf)
@@ -158,6 +162,8 @@ def _role(traced: fx.GraphModule, node: fx.Node, calls: dict[str, int]) -> str:
     if (functions and node.target in ADD_FUNCTIONS) or (methods and node.target in ADD_METHODS):
         two = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs
         return "add" if two else "float"
+    if _averages(node):
+        return "average"
     passes = (functions and node.target in PASS_FUNCTIONS) or (methods and node.target in PASS_METHODS)
     return "pass" if passes or _pads_zeros(node) else "float"
 
@@ -167,12 +173,26 @@ def _module_role(module: nn.Module, calls: int, bounds: Bounds | None) -> str:
         return "act"
     if isinstance(module, PASS_MODULES):
         return "pass"
+    if isinstance(module, AVERAGE_MODULES):
+        return "average" if calls == 1 else "float"
     if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.track_running_stats:
         return "norm"
     whole = type(module) is nn.Linear or (
         type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     )
     return "layer" if whole and calls == 1 else "float"
+
+
+def _averages(node: fx.Node) -> bool:
+    """Whether a function or method averages over space. Its other arguments must be numbers."""
+    if any(isinstance(value, fx.Node) for value in [*node.args[1:], *node.kwargs.values()]):
+        return False
+    if node.op == "call_function" and node.target in AVERAGE_FUNCTIONS:
+        return True
+    if not (node.target is torch.mean or (node.op == "call_method" and node.target == "mean")):
+        return False
+    axes = [*node.args[1:2], node.kwargs.get("dim")][0]
+    return isinstance(axes, list | tuple) and sorted(axes) in HEIGHT_AND_WIDTH
 
 
 def _pads_zeros(node: fx.Node) -> bool:

@@ -99,7 +99,7 @@ def test_evaluate_gives_the_numbers_of_the_run(trained, tmp_path):
         assert evaluation[key] == summary[key]
     layers = (tmp_path / "evaluation_layers.txt").read_text()
     assert "layer1.0.conv1" in layers
-    assert "fbgemm: 28 on fbgemm, 1 on onednn; in float: adaptive_avg_pool2d\n" in layers
+    assert "fbgemm: 28 on fbgemm, 1 on integers in float32, 1 on onednn sums; in float: nothing\n" in layers
 
 
 def test_evaluate_on_other_images(trained, tmp_path):

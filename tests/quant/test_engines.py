@@ -15,11 +15,13 @@ from quant.calibrate import calibrate
 from quant.convert import convert
 from quant.engine import FLOAT32, Engine
 from quant.forced import forced
-from quant.verify import MOST_SHARE, choose_kernel, input_shape, layer_difference, with_full_range_weights
+from quant.native import SUMS
+from quant.verify import choose_kernel, input_shape, layer_difference, with_full_range_weights
 from tests.conftest import spec
 
 ENGINES = [name for name, make in quant.ENGINES.items() if make().available()]
-ELEMENTWISE_SHARE = 0.01
+BIT_EQUAL = {"reference": 1.0, "qnnpack": 1.0, "fbgemm": 0.95, "x86": 0.4, "onednn": 0.4}
+"""Least share of images on which all logits are the simulation's to the bit: how the kernels round, see native.py."""
 VNNI = torch.cpu._is_vnni_supported() and "ONEDNN_MAX_CPU_ISA" not in os.environ
 
 # name: (in, out, kernel, stride, groups)
@@ -64,13 +66,12 @@ def prepared_with(module: nn.Module, bits: int, shape: tuple[int, ...]):
     return prepared, images
 
 
-def assert_forced_equal(prepared, engine: str, images, elementwise: tuple[str, ...] = ()):
+def assert_forced_equal(prepared, engine: str, images):
     model = quant.convert(prepared, engine)
     differences = forced(prepared, model, images)
     assert differences
     for name, found in differences.items():
-        share = ELEMENTWISE_SHARE if elementwise and name.startswith(elementwise) else MOST_SHARE
-        assert found.within(share), f"{name}: {found}"
+        assert found.within(), f"{name}: {found}"
     return model
 
 
@@ -134,7 +135,7 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_additions_pools_and_linear(engine, bits):
     prepared, images = prepared_with(Residual(), bits, (3, 16, 16))
-    model = assert_forced_equal(prepared, engine, images, elementwise=("add", "quantizers"))
+    model = assert_forced_equal(prepared, engine, images)
     assert len(model.additions) == 3
     assert len(model.layers) == 4
 
@@ -174,7 +175,7 @@ class Shuffle(nn.Module):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_split_concatenate_shuffle(engine, bits):
     prepared, images = prepared_with(Shuffle(), bits, (3, 10, 10))
-    model = assert_forced_equal(prepared, engine, images, elementwise=("quantizers",))
+    model = assert_forced_equal(prepared, engine, images)
     assert len(model.layers) == 4
 
 
@@ -182,14 +183,12 @@ def test_split_concatenate_shuffle(engine, bits):
 def test_whole_net_on_real_images(engine, net, digits32):
     """Forced equality of every operator on real images; and the same predictions, with an accuracy that means it."""
     _, images, labels = digits32
-    model = assert_forced_equal(net, engine, images, elementwise=("add",))
+    model = assert_forced_equal(net, engine, images)
     with torch.inference_mode():
         simulated, integer = net(images), model(images)
     assert (simulated.argmax(1) == labels).float().mean() >= 0.95
     assert (simulated.argmax(1) == integer.argmax(1)).float().mean() >= 0.995
-    if engine == "reference":
-        assert torch.equal(simulated, integer)
-    assert (simulated == integer).all(1).float().mean() >= 0.8, "most logits are the same to the bit"
+    assert (simulated == integer).all(1).float().mean() >= BIT_EQUAL[engine]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -227,7 +226,7 @@ def test_depthwise_layers_do_not_run_on_the_saturating_kernel(net):
         pytest.skip("this build of torch lacks fbgemm or onednn")
     for converted in quant.convert(net, "fbgemm").layers.values():
         if converted.layer.geometry.groups > 1:
-            assert converted.kernel == "onednn"
+            assert converted.kernel == SUMS
 
 
 class Broken(Engine):
