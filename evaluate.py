@@ -38,7 +38,7 @@ def evaluate(settings: config.EvaluateSettings) -> None:
         model = quant.prepare(model, trained.quant)
     checkpoint.restore(model, state, settings.checkpoint)
 
-    dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers)
+    dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, train=False)
     data.check_classes(dataset.classes, state["classes"])
     batches = functools.partial(data.batches, mean=state["mean"], std=state["std"], image_size=d.image_size)
     test = batches(dataset.test, data.evaluation_batch(d.image_size), workers=d.workers)

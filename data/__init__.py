@@ -1,12 +1,17 @@
-"""Datasets. A new one is a function in data/sources.py and a row here."""
+"""Datasets. A new one is a function in data/sources.py (or data/folders.py) and a row here."""
 
 from data.batches import batches, evaluation_batch
+from data.folders import imagefolder, imagenet
 from data.images import Dataset, Files, Images, check_classes, first, split
-from data.sources import cifar10, digits, fake, imagefolder
+from data.sources import cifar10, cifar100, digits, fake, fashion_mnist, svhn
 
 DATASETS = {
     "digits": digits,
     "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "fashion_mnist": fashion_mnist,
+    "imagenet": imagenet,
     "imagefolder": imagefolder,
     "fake": fake,
 }

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from data.folders import open_image, square
 from data.images import Files, Images
-from data.sources import open_square
 from utils.errors import UserError
 
 PAD = 4
@@ -62,19 +62,23 @@ def _single_last(images: int, batch_size: int) -> bool:
 
 
 class _Decoded(torch.utils.data.Dataset):
-    def __init__(self, files: Files, image_size: int, transform):
-        self.files, self.image_size, self.transform = files, image_size, transform
+    def __init__(self, files: Files, side: int | None, transform):
+        self.files, self.side, self.transform = files, side, transform
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        image = open_square(self.files.paths[i], round(self.image_size * 8 / 7))
+        image = open_image(self.files.paths[i])
+        image = image if self.side is None else square(image, self.side)
         return self.transform(image), int(self.files.labels[i])
 
 
 class FileBatches:
-    """Iterate (images, labels) over Files: random resized crops to train, the centre of 8/7 of the size to test."""
+    """Iterate (images, labels) over Files: random resized crops to train, else the centre of 8/7 of the size.
+
+    At 224 that is ImageNet's Resize(256) and CenterCrop(224).
+    """
 
     def __init__(self, files, batch_size, mean, std, image_size, workers, generator=None, augment=False, flip=False):
         from torchvision.transforms import v2  # here: seconds to import, and images in memory do without
@@ -82,8 +86,9 @@ class FileBatches:
         crop = [v2.RandomResizedCrop(image_size)] if augment else [v2.CenterCrop(image_size)]
         mirror = [v2.RandomHorizontalFlip()] if augment and flip else []
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+        side = None if augment else round(image_size * 8 / 7)
         self.loader = torch.utils.data.DataLoader(
-            _Decoded(files, image_size, v2.Compose([*crop, *mirror, *pixels])),
+            _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels])),
             batch_size,
             shuffle=generator is not None,
             drop_last=generator is not None and _single_last(len(files), batch_size),

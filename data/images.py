@@ -42,9 +42,9 @@ class Files:
 
 @dataclass(frozen=True)
 class Dataset:
-    """train, val (or None) and test images; mean and std of the three channels, of pixels in [0, 1]."""
+    """train, val and test images (None: not there); mean and std of the three channels, of pixels in [0, 1]."""
 
-    train: Images | Files
+    train: Images | Files | None
     test: Images | Files
     classes: list[str]
     mean: tuple[float, ...]

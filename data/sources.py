@@ -1,23 +1,22 @@
-"""Where images come from. A loader takes (root, image_size, limit, workers) and returns a Dataset."""
+"""Where images come from. A loader takes (root, image_size, limit, workers, train) and returns a Dataset.
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+train=False leaves the training images alone: to measure, the test images are enough.
+"""
 
-import numpy
+import contextlib
+import io
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
-from data.images import IMAGENET_MEAN, IMAGENET_STD, Dataset, Files, Images, first, statistics
+from data.images import Dataset, Images, first, statistics
 from utils.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif"}
-MEMORY_BYTES = 2**31
 
-
-def digits(root: str, image_size: int, limit: int | None, workers: int) -> Dataset:
+def digits(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
     """1,797 real handwritten digits of 8 x 8 (scikit-learn's, no file needed): 1,437 to train, 360 to test."""
     from sklearn.datasets import load_digits  # here: seconds to import, and only this needs it
 
@@ -26,12 +25,12 @@ def digits(root: str, image_size: int, limit: int | None, workers: int) -> Datas
     pixels = _grey_to_pixels(F.interpolate(grey, size=(image_size, image_size), mode="bilinear"))
     every = Images(pixels, torch.from_numpy(table.target).long())
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
-    train, test = first(every.take(order[360:]), limit), first(every.take(order[:360]), limit)
-    mean, std = statistics(train.pixels)
-    return Dataset(train, test, [str(i) for i in range(10)], mean, std, flip=False)
+    training, test = first(every.take(order[360:]), limit), first(every.take(order[:360]), limit)
+    mean, std = statistics(training.pixels)
+    return Dataset(training if train else None, test, [str(i) for i in range(10)], mean, std, flip=False)
 
 
-def fake(root: str, image_size: int, limit: int | None, workers: int) -> Dataset:
+def fake(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
     """Seeded noise over a colour and a brightness gradient per class: learnable, for trials and tests."""
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand(10, 1, 1, 3, generator=generator)
@@ -45,95 +44,71 @@ def fake(root: str, image_size: int, limit: int | None, workers: int) -> Dataset
         values = 0.6 * colours[labels] + 0.2 + 0.1 * planes[labels] + 0.1 * noise
         return Images((values * 255).clamp(0, 255).to(torch.uint8), labels)
 
-    train, test = draw(min(limit or 2048, 2048)), draw(min(limit or 512, 512))
-    return Dataset(train, test, [f"class{i}" for i in range(10)], (0.5,) * 3, (0.25,) * 3, flip=True)
+    training, test = draw(min(limit or 2048, 2048)), draw(min(limit or 512, 512))
+    classes = [f"class{i}" for i in range(10)]
+    return Dataset(training if train else None, test, classes, (0.5,) * 3, (0.25,) * 3, flip=True)
 
 
-def cifar10(root: str, image_size: int, limit: int | None, workers: int) -> Dataset:
-    """CIFAR-10, by torchvision: found in `root`, else downloaded into it."""
+def cifar10(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+    """CIFAR-10: 50,000 and 10,000 images of 32 x 32."""
     from torchvision.datasets import CIFAR10  # here: seconds to import, and only this needs it
 
+    parts = _torchvision_parts(CIFAR10, train, root, "CIFAR-10", f"put cifar-10-python.tar.gz into {root}")
+    images = [_images(part.data, part.targets, image_size, limit) for part in parts]
+    return _dataset(images, train, parts[0].classes, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), flip=True)
+
+
+def cifar100(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+    """CIFAR-100: as CIFAR-10, with 100 classes."""
+    from torchvision.datasets import CIFAR100
+
+    parts = _torchvision_parts(CIFAR100, train, root, "CIFAR-100", f"put cifar-100-python.tar.gz into {root}")
+    images = [_images(part.data, part.targets, image_size, limit) for part in parts]
+    return _dataset(images, train, parts[0].classes, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), flip=True)
+
+
+def svhn(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+    """Street View House Numbers, cropped: 73,257 and 26,032 digits of 32 x 32. Not mirrored: digits are not."""
+    from torchvision.datasets import SVHN
+
+    def load(root: str, train: bool, download: bool) -> SVHN:
+        return SVHN(root, split="train" if train else "test", download=download)
+
+    parts = _torchvision_parts(load, train, root, "SVHN", f"put train_32x32.mat and test_32x32.mat into {root}")
+    images = [_images(part.data.transpose(0, 2, 3, 1), part.labels, image_size, limit) for part in parts]
+    classes = [str(i) for i in range(10)]
+    return _dataset(images, train, classes, (0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197), flip=False)
+
+
+def fashion_mnist(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+    """Fashion-MNIST: 60,000 and 10,000 grey images of 28 x 28, shown to the net as RGB."""
+    from torchvision.datasets import FashionMNIST
+
+    where = f"unpack train- and t10k-images-idx3-ubyte.gz and -labels-idx1-ubyte.gz into {root}/FashionMNIST/raw"
+    parts = _torchvision_parts(FashionMNIST, train, root, "Fashion-MNIST", where)
+    images = [_images(part.data[..., None].expand(-1, -1, -1, 3), part.targets, image_size, limit) for part in parts]
+    return _dataset(images, train, parts[0].classes, (0.286,) * 3, (0.353,) * 3, flip=True)
+
+
+def _torchvision_parts(load: Callable, train: bool, root: str, name: str, cure: str) -> list[Any]:
+    """torchvision's dataset, training part (if asked for) and test part: found in `root`, else downloaded into it."""
     try:
-        parts = [CIFAR10(root, train=train, download=True) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"data.root: CIFAR-10 is not in {root} and could not be downloaded ({str(error).splitlines()[0]}); "
-            f"put cifar-10-python.tar.gz there"
-        ) from None
-    train, test = (
-        first(Images(_resized(torch.from_numpy(p.data), image_size), torch.tensor(p.targets)), limit) for p in parts
-    )
-    return Dataset(train, test, parts[0].classes, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), flip=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return [load(root=root, train=part, download=True) for part in ([True] if train else []) + [False]]
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"data.root: {name} is not in {root} and could not be downloaded ({reason}); {cure}") from None
 
 
-def imagefolder(root: str, image_size: int, limit: int | None, workers: int) -> Dataset:
-    """One's own images: root/train/<class>/* and root/test/<class>/* (or val/).
-
-    Kept in memory when they fit in 2 GB at image_size; else decoded a batch at a time.
-    """
-    classes = _class_names(Path(root) / "train")
-    held_out = next((Path(root) / name for name in ("test", "val") if (Path(root) / name).is_dir()), None)
-    if held_out is None:
-        raise UserError(f"data.root: {root} has no test/ and no val/ folder beside train/")
-    train, test = (first(_files(folder, classes), limit) for folder in (Path(root) / "train", held_out))
-    if (len(train) + len(test)) * 3 * image_size**2 > MEMORY_BYTES:
-        return Dataset(train, test, classes, IMAGENET_MEAN, IMAGENET_STD, flip=True)
-    train, test = (_decode(part, image_size, workers) for part in (train, test))
-    mean, std = statistics(train.pixels)
-    return Dataset(train, test, classes, mean, std, flip=True)
+def _dataset(images: list[Images], train: bool, classes: list[str], mean, std, flip: bool) -> Dataset:
+    return Dataset(images[0] if train else None, images[-1], list(classes), mean, std, flip)
 
 
-def open_square(path: Path, image_size: int) -> Image.Image:
-    """An image file as RGB: its shorter side resized to image_size, then the centre cut out."""
-    try:
-        image = Image.open(path).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path}: not a readable image ({error})") from None
-    if image.size == (image_size, image_size):
-        return image
-    ratio = image_size / min(image.size)
-    wide, high = (max(image_size, round(side * ratio)) for side in image.size)
-    left, top = (wide - image_size) // 2, (high - image_size) // 2
-    resized = image.resize((wide, high), Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + image_size, top + image_size))
-
-
-def _class_names(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise UserError(f"data.root: no folder {folder}; expected {folder}/<class>/<image>")
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    if not classes:
-        raise UserError(f"data.root: {folder} holds no class folders; expected {folder}/<class>/<image>")
-    return classes
-
-
-def _files(folder: Path, classes: list[str]) -> Files:
-    strangers = sorted({p.name for p in folder.iterdir() if p.is_dir()} - set(classes))
-    if strangers:
-        raise UserError(f"data.root: {folder} has classes that train/ has not: {', '.join(strangers[:5])}")
-    found = [
-        (path, label)
-        for label, name in enumerate(classes)
-        if (folder / name).is_dir()
-        for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in SUFFIXES
-    ]
-    if not found:
-        raise UserError(f"data.root: no images under {folder} (looked for {', '.join(sorted(SUFFIXES))})")
-    return Files([path for path, _ in found], torch.tensor([label for _, label in found]))
-
-
-def _decode(files: Files, image_size: int, workers: int) -> Images:
-    pixels = numpy.empty((len(files), image_size, image_size, 3), dtype=numpy.uint8)
-
-    def fill(i: int) -> None:
-        pixels[i] = open_square(files.paths[i], image_size)
-
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        done = pool.map(fill, range(len(files)))
-        for _ in tqdm(done, total=len(files), desc="decoding", unit="image", leave=False, disable=None):
-            pass
-    return Images(torch.from_numpy(pixels), files.labels)
+def _images(pixels: Any, labels: Any, image_size: int, limit: int | None) -> Images:
+    """uint8 pixels [N, H, W, 3] and labels as Images of image_size."""
+    every = Images(torch.as_tensor(pixels), torch.as_tensor(labels).long())
+    few = first(every, limit)
+    return Images(_resized(few.pixels, image_size), few.labels)
 
 
 def _grey_to_pixels(grey: Tensor) -> Tensor:
@@ -143,6 +118,6 @@ def _grey_to_pixels(grey: Tensor) -> Tensor:
 
 def _resized(pixels: Tensor, image_size: int) -> Tensor:
     if pixels.shape[1] == image_size:
-        return pixels
+        return pixels.contiguous()
     planes = F.interpolate(pixels.permute(0, 3, 1, 2), size=(image_size, image_size), mode="bilinear", antialias=True)
     return planes.permute(0, 2, 3, 1).contiguous()

@@ -67,7 +67,7 @@ def test_imagefolder_in_memory(folder):
 
 
 def test_imagefolder_too_large_for_memory_is_read_by_the_batch(folder, monkeypatch):
-    monkeypatch.setattr("data.sources.MEMORY_BYTES", 1)
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
     dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 2)
     for augment in (False, True):
         batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, 0, augment=augment, flip=True)
@@ -130,7 +130,7 @@ def test_a_seed_gives_the_same_batches_and_epochs_differ():
 
 def test_mistakes_are_named(folder):
     load = data.DATASETS["imagefolder"]
-    with pytest.raises(UserError, match=r"no folder .*/nowhere/train"):
+    with pytest.raises(UserError, match=r"no folder .*/nowhere; expected"):
         load(str(folder / "nowhere"), 32, None, 0)
     (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"broken\.jpg: not a readable image"):
@@ -154,7 +154,7 @@ def test_a_validation_share_must_leave_images_to_train_on():
 
 
 def test_a_broken_file_is_named_by_worker_processes_too(folder, monkeypatch):
-    monkeypatch.setattr("data.sources.MEMORY_BYTES", 1)
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
     dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
     dataset.test.paths[0].write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"^[^\n]*0\.png: not a readable image[^\n]*$"):
@@ -173,5 +173,5 @@ def test_cifar10_without_a_network_says_where_the_file_goes(tmp_path, monkeypatc
         raise RuntimeError("no network")
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
-    with pytest.raises(UserError, match=r"put cifar-10-python.tar.gz there"):
+    with pytest.raises(UserError, match=r"put cifar-10-python.tar.gz into"):
         data.DATASETS["cifar10"](str(tmp_path), 32, None, 0)

@@ -1,0 +1,154 @@
+"""Images in folders, one folder a class. For what a loader is see data/sources.py."""
+
+import csv
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from data.images import IMAGENET_MEAN, IMAGENET_STD, Dataset, Files, Images, first, statistics
+from utils.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif"}
+MEMORY_BYTES = 2**31
+
+
+def imagefolder(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+    """One's own images: root/train/<class>/* and root/test/<class>/* (or val/).
+
+    Kept in memory when they fit in 2 GB at image_size; else decoded a batch at a time.
+    """
+    training, held_out = Path(root) / "train", _held_out(Path(root))
+    classes = class_names(training if train or training.is_dir() else held_out)
+    parts = [first(_files(part, classes), limit) for part in ([training] if train else []) + [held_out]]
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if sum(map(len, parts)) * 3 * image_size**2 <= MEMORY_BYTES:
+        parts = [_decode(part, image_size, workers) for part in parts]
+        mean, std = statistics(parts[0].pixels)
+    return Dataset(parts[0] if train else None, parts[-1], classes, mean, std, flip=True)
+
+
+def imagenet(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+    """ImageNet-1K: root/train/<wnid>/* and root/val/<wnid>/*, or the ILSVRC2015 archive as it unpacks.
+
+    That has root/Data/CLS-LOC/train/<wnid>/* and all validation images in root/Data/CLS-LOC/val, with their classes in
+    LOC_val_solution.csv (Kaggle's) or in Annotations/CLS-LOC/val/*.xml. Class names are those of LOC_synset_mapping.txt
+    where it is there, else the wnids.
+    """
+    top = Path(root)
+    images = top / "Data" / "CLS-LOC" if (top / "Data" / "CLS-LOC").is_dir() else top
+    wnids = class_names(images / "train")
+    held_out = images / "val"
+    if not held_out.is_dir():
+        raise UserError(f"data.root: no folder {held_out} beside train/")
+    in_folders = any(path.is_dir() for path in held_out.iterdir())
+    test = _files(held_out, wnids) if in_folders else _labelled(held_out, _solutions(top), wnids)
+    training = first(_files(images / "train", wnids), limit) if train else None
+    return Dataset(training, first(test, limit), _named(top, wnids), IMAGENET_MEAN, IMAGENET_STD, flip=True)
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image file as RGB."""
+    try:
+        return Image.open(path).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path}: not a readable image ({error})") from None
+
+
+def square(image: Image.Image, image_size: int) -> Image.Image:
+    """The shorter side resized to image_size, then the centre cut out."""
+    if image.size == (image_size, image_size):
+        return image
+    ratio = image_size / min(image.size)
+    wide, high = (max(image_size, round(side * ratio)) for side in image.size)
+    left, top = (wide - image_size) // 2, (high - image_size) // 2
+    resized = image.resize((wide, high), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + image_size, top + image_size))
+
+
+def class_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f"data.root: no folder {folder}; expected {folder}/<class>/<image>")
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    if not classes:
+        raise UserError(f"data.root: {folder} holds no class folders; expected {folder}/<class>/<image>")
+    return classes
+
+
+def _held_out(root: Path) -> Path:
+    if not root.is_dir():
+        raise UserError(f"data.root: no folder {root}; expected {root}/train/<class>/<image> and {root}/test/ or val/")
+    for name in ("test", "val"):
+        if (root / name).is_dir():
+            return root / name
+    raise UserError(f"data.root: {root} has no test/ and no val/ folder beside train/")
+
+
+def _files(folder: Path, classes: list[str]) -> Files:
+    strangers = sorted({p.name for p in folder.iterdir() if p.is_dir()} - set(classes))
+    if strangers:
+        raise UserError(f"data.root: {folder} has classes that train/ has not: {', '.join(strangers[:5])}")
+    found = [
+        (path, label)
+        for label, name in enumerate(classes)
+        if (folder / name).is_dir()
+        for path in sorted((folder / name).iterdir())
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if not found:
+        raise UserError(f"data.root: no images under {folder} (looked for {', '.join(sorted(SUFFIXES))})")
+    return Files([path for path, _ in found], torch.tensor([label for _, label in found]))
+
+
+def _labelled(folder: Path, solutions: dict[str, str], wnids: list[str]) -> Files:
+    """Images of one flat folder, with the classes that `solutions` gives to their names."""
+    paths, number = sorted(folder.glob("*.JPEG")), {wnid: i for i, wnid in enumerate(wnids)}
+    missing = next((path for path in paths if solutions.get(path.stem) not in number), None)
+    if not paths or missing:
+        raise UserError(f"data.root: {missing or folder}: " + ("its class is not known" if missing else "no *.JPEG"))
+    return Files(paths, torch.tensor([number[solutions[path.stem]] for path in paths]))
+
+
+def _solutions(root: Path) -> dict[str, str]:
+    """Wnid by validation image, from Kaggle's table or from the annotations."""
+    table, annotations = root / "LOC_val_solution.csv", root / "Annotations" / "CLS-LOC" / "val"
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+    if annotations.is_dir():
+        return dict(_annotated(annotations))
+    raise UserError(f"data.root: the classes of the validation images are in neither {table} nor {annotations}")
+
+
+def _annotated(folder: Path) -> Iterator[tuple[str, str]]:
+    for path in folder.glob("*.xml"):
+        name = re.search(r"<name>(n\d+)</name>", path.read_text(encoding="utf-8"))
+        if name:
+            yield path.stem, name[1]
+
+
+def _named(root: Path, wnids: list[str]) -> list[str]:
+    mapping = root / "LOC_synset_mapping.txt"
+    if not mapping.is_file():
+        return wnids
+    lines = (line.partition(" ") for line in mapping.read_text(encoding="utf-8").splitlines())
+    names = {wnid: name for wnid, _, name in lines}
+    return [names.get(wnid, wnid) for wnid in wnids]
+
+
+def _decode(files: Files, image_size: int, workers: int) -> Images:
+    pixels = numpy.empty((len(files), image_size, image_size, 3), dtype=numpy.uint8)
+
+    def fill(i: int) -> None:
+        pixels[i] = square(open_image(files.paths[i]), image_size)
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        done = pool.map(fill, range(len(files)))
+        for _ in tqdm(done, total=len(files), desc="decoding", unit="image", leave=False, disable=None):
+            pass
+    return Images(torch.from_numpy(pixels), files.labels)

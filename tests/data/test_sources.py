@@ -1,0 +1,153 @@
+"""Datasets in their own file formats: a few small images written as each of them stores its own."""
+
+import pickle
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+import data
+from utils.errors import UserError
+
+COUNT = {True: 6, False: 4}
+
+
+def pixels(train: bool, *shape: int) -> numpy.ndarray:
+    return numpy.random.default_rng(train).integers(0, 256, (COUNT[train], *shape), dtype=numpy.uint8)
+
+
+def write_cifar(root, monkeypatch, name, folder, files, meta, key):
+    monkeypatch.setattr(f"torchvision.datasets.{name}._check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    (root / folder).mkdir()
+    for file, train in files.items():
+        entry = {"data": pixels(train, 3 * 32 * 32), key: list(range(COUNT[train]))}
+        (root / folder / file).write_bytes(pickle.dumps(entry))
+    (root / folder / meta[0]).write_bytes(pickle.dumps({meta[1]: [f"name{i}" for i in range(10)]}))
+
+
+def write_cifar100(root, monkeypatch):
+    files = {"train": True, "test": False}
+    write_cifar(root, monkeypatch, "CIFAR100", "cifar-100-python", files, ("meta", "fine_label_names"), "fine_labels")
+
+
+def write_svhn(root, monkeypatch):
+    from scipy.io import savemat
+
+    monkeypatch.setattr("torchvision.datasets.svhn.download_url", lambda *_, **__: None)
+    monkeypatch.setattr("torchvision.datasets.SVHN._check_integrity", lambda self: True)
+    for train, name in ((True, "train"), (False, "test")):
+        labels = numpy.array([[10], *[[i] for i in range(1, COUNT[train])]])  # SVHN writes the digit 0 as 10
+        image = pixels(train, 32, 32, 3).transpose(1, 2, 3, 0)
+        savemat(root / f"{name}_32x32.mat", {"X": image, "y": labels})
+
+
+def write_fashion_mnist(root, monkeypatch):
+    raw = root / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for train, name in ((True, "train"), (False, "t10k")):
+        head = [2051, COUNT[train], 28, 28]
+        images = numpy.array(head, dtype=">i4").tobytes() + pixels(train, 28, 28).tobytes()
+        labels = numpy.array([2049, COUNT[train]], dtype=">i4").tobytes() + bytes(range(COUNT[train]))
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(images)
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(labels)
+
+
+ARCHIVES = {
+    "cifar100": (write_cifar100, lambda train: pixels(train, 3, 32, 32).transpose(0, 2, 3, 1)),
+    "svhn": (write_svhn, lambda train: pixels(train, 32, 32, 3)),
+    "fashion_mnist": (write_fashion_mnist, lambda train: pixels(train, 28, 28, 1).repeat(3, axis=3)),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_of_torchvision(name, tmp_path, monkeypatch):
+    write, expected = ARCHIVES[name]
+    write(tmp_path, monkeypatch)
+    size = expected(True).shape[1]
+    dataset = data.DATASETS[name](str(tmp_path), size, None, 0)
+    for train, part in ((True, dataset.train), (False, dataset.test)):
+        assert numpy.array_equal(part.pixels.numpy(), expected(train))
+        assert part.labels.tolist() == list(range(COUNT[train]))
+    assert dataset.flip == (name != "svhn"), "digits are not mirrored"
+    larger = data.DATASETS[name](str(tmp_path), 40, 3, 0, train=False)
+    assert larger.train is None
+    assert larger.test.pixels.shape == (3, 40, 40, 3)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "fashion_mnist"])
+def test_without_the_files_one_line_says_which_goes_where(name, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    with pytest.raises(UserError, match=rf"could not be downloaded .*; \w+ [^\n]* into {tmp_path}"):
+        data.DATASETS[name](str(tmp_path), 32, None, 0)
+
+
+WNIDS = ["n01440764", "n01443537", "n02112018"]
+
+
+def save_images(folder, count: int, start: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        image = numpy.random.default_rng(i).integers(0, 256, (60 + i, 70, 3), dtype=numpy.uint8)
+        Image.fromarray(image).save(folder / f"ILSVRC2012_val_{i:08d}.JPEG")
+
+
+@pytest.mark.parametrize("labels", ["folders", "table", "annotations"])
+def test_imagenet_in_its_layouts(labels, tmp_path):
+    top = tmp_path if labels == "folders" else tmp_path / "Data" / "CLS-LOC"
+    for wnid in WNIDS:
+        save_images(top / "train" / wnid, 2)
+    for i, wnid in enumerate(reversed(WNIDS)):
+        save_images(top / "val" / wnid if labels == "folders" else top / "val", 1, start=i)
+    if labels == "table":
+        lines = [f"ILSVRC2012_val_{i:08d},{wnid} 1 2 3 4 n00000000 5 6 7 8" for i, wnid in enumerate(reversed(WNIDS))]
+        (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *lines]))
+        (tmp_path / "LOC_synset_mapping.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish")
+    if labels == "annotations":
+        folder = tmp_path / "Annotations" / "CLS-LOC" / "val"
+        folder.mkdir(parents=True)
+        for i, wnid in enumerate(reversed(WNIDS)):
+            (folder / f"ILSVRC2012_val_{i:08d}.xml").write_text(f"<object><name>{wnid}</name></object>")
+    dataset = data.DATASETS["imagenet"](str(tmp_path), 32, None, 0)
+    by_name = sorted(zip((path.stem[-1] for path in dataset.test.paths), dataset.test.labels.tolist(), strict=True))
+    assert by_name == [("0", 2), ("1", 1), ("2", 0)]
+    assert dataset.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert dataset.classes == (["tench, Tinca tinca", "goldfish", "n02112018"] if labels == "table" else WNIDS)
+
+
+def test_imagenet_validation_images_without_classes_are_an_error(tmp_path):
+    save_images(tmp_path / "Data" / "CLS-LOC" / "train" / WNIDS[0], 1)
+    save_images(tmp_path / "Data" / "CLS-LOC" / "val", 1)
+    with pytest.raises(UserError, match=r"are in neither .*LOC_val_solution.csv nor .*val$"):
+        data.DATASETS["imagenet"](str(tmp_path), 32, None, 0)
+    (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000007,n01440764 1")
+    with pytest.raises(UserError, match=r"ILSVRC2012_val_00000000.JPEG: its class is not known"):
+        data.DATASETS["imagenet"](str(tmp_path), 32, None, 0)
+
+
+def test_imagenet_is_measured_on_resize_256_and_center_crop_224(tmp_path):
+    """Against torchvision's own two transforms: never a random crop."""
+    from torchvision.transforms import v2
+
+    for part in ("train", "val"):
+        (tmp_path / part / WNIDS[0]).mkdir(parents=True)
+        ramp = numpy.linspace(0, 255, 500 * 375 * 3).reshape(375, 500, 3).astype(numpy.uint8)
+        Image.fromarray(ramp).save(tmp_path / part / WNIDS[0] / "0.png")
+    dataset = data.DATASETS["imagenet"](str(tmp_path), 224, None, 0, train=False)
+    image, _ = next(iter(data.batches(dataset.test, 1, (0.0,) * 3, (1.0,) * 3, 224, 0)))
+    theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    expected = theirs(Image.open(dataset.test.paths[0]))
+    assert (image[0] - expected).abs().max() <= 1.5 / 255
+
+
+def test_measuring_does_not_need_the_training_images(tmp_path):
+    save_images(tmp_path / "test" / "cat", 2)
+    save_images(tmp_path / "test" / "dog", 2)
+    dataset = data.DATASETS["imagefolder"](str(tmp_path), 32, None, 0, train=False)
+    assert (dataset.train, len(dataset.test), dataset.classes) == (None, 4, ["cat", "dog"])
+    with pytest.raises(UserError, match="no folder"):
+        data.DATASETS["imagefolder"](str(tmp_path), 32, None, 0)
