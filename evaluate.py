@@ -30,14 +30,9 @@ def main(arguments: list[str]) -> None:
 
 
 def evaluate(settings: config.EvaluateSettings) -> None:
-    state, trained = checkpoint.load(settings.checkpoint)
+    model, state, trained = checkpoint.rebuild(settings.checkpoint, models.build, quant.prepare)
     d = config.check(config.DataSettings, trained.data.model_dump() | settings.data, "data")
     choose(data.DATASETS, d.name, "data.name")
-    model = models.build(trained.model.name, len(state["classes"]), trained.data.image_size, trained.model.options)
-    if state["prepared"]:
-        model = quant.prepare(model, trained.quant)
-    checkpoint.restore(model, state, settings.checkpoint)
-
     dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, train=False)
     data.check_classes(dataset.classes, state["classes"])
     batches = functools.partial(data.batches, mean=state["mean"], std=state["std"], image_size=d.image_size)

@@ -50,8 +50,7 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     choose(optim.OPTIMIZERS, settings.optim.name, "optim.name")
     models.check(settings.model.name, settings.model.options)
     device.find(settings.run.device)
-    if settings.model.weights:
-        files.check_exists(settings.model.weights)
+    check_model(settings.model, settings.data.image_size, settings.quant.method != "float")
     quant_settings = quant.resolve(settings.quant)
     engines = [quant_settings.engine] if settings.run.engines is None else settings.run.engines
     if quant_settings.method != "float":
@@ -59,6 +58,17 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
             quant.engine(engine, "quant.engine" if settings.run.engines is None else "run.engines")
     run_settings = settings.run.model_copy(update={"name": settings.run.name or name, "engines": engines})
     return settings.model_copy(update={"quant": quant_settings, "run": run_settings})
+
+
+def check_model(asked: config.ModelSettings, image_size: int, quantized: bool) -> None:
+    """Try what only a built model shows: whether a stranger's can be traced, and whether the weights are its own."""
+    if not models.is_external(asked.name) and not asked.weights:
+        return
+    trial = models.build(asked.name, None, image_size, asked.options)
+    if quantized:
+        quant.trace(trial)
+    if asked.weights:
+        checkpoint.check_weights(trial, asked.weights, asked.name)
 
 
 def train(settings: config.TrainSettings) -> None:

@@ -2,7 +2,7 @@
 
 A factory takes (num_classes, form, **its own options) and returns an nn.Module. The form is "cifar" (for images of
 about 32 x 32) or "imagenet"; which of them a model has stands in its row, and "auto" takes the one that fits the
-image size.
+image size. A name with a colon is a model of another library, or one's own: models/external.py.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from models.external import build_external, factory, is_external
 from models.mobilenet import ACTIVATIONS, mobilenet_v2
 from models.resnet import resnet18, resnet20, resnet32, resnet44, resnet56
 from utils.errors import UserError, choose, nearest
@@ -36,7 +37,17 @@ MODELS = {
 
 def check(name: str, options: dict[str, Any]) -> None:
     """Raise UserError unless `name` is a model and `options` are options it has."""
-    row = choose(MODELS, name, "model.name")
+    if is_external(name):
+        factory(name)
+        return
+    if name not in MODELS:
+        others = "or torchvision:NAME, timm:NAME, package.module:factory"
+        hint = nearest(name, MODELS)
+        raise UserError(
+            f"model.name: unknown {name!r}; choose from {', '.join(MODELS)}, {others}"
+            + (f" (nearest: {hint})" if hint else "")
+        )
+    row = MODELS[name]
     known = {"form": ("auto", *row.forms)} | row.options
     for key, value in options.items():
         if key not in known:
@@ -45,11 +56,19 @@ def check(name: str, options: dict[str, Any]) -> None:
         choose(dict.fromkeys(known[key]), value, f"model.{key} of {name}")
 
 
-def build(name: str, num_classes: int, image_size: int, options: dict[str, Any]) -> nn.Module:
-    """A freshly initialised float net for images of image_size x image_size."""
+def build(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
+    """A freshly initialised float net for images of image_size x image_size; num_classes None: any number, for a trial.
+
+    Raises UserError if another library's or one's own model cannot be had, or cannot classify such images.
+    """
+    if is_external(name):
+        return build_external(name, num_classes, image_size, options)
     check(name, options)
     row, options = MODELS[name], dict(options)
     form = options.pop("form", "auto")
     if form == "auto":
         form = row.forms[0] if image_size <= 64 else row.forms[-1]
-    return row.factory(num_classes, form, **options)
+    return row.factory(num_classes or 10, form, **options)
+
+
+__all__ = ["MODELS", "Row", "build", "check", "is_external"]

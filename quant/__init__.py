@@ -15,10 +15,12 @@ from quant.compare import accuracy_table, compare
 from quant.convert import IntegerModel
 from quant.convert import convert as _convert
 from quant.engine import Engine
+from quant.fold import fold
 from quant.method import FLOAT, Method
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
 from quant.report import report, report_line, report_table
+from quant.trace import trace
 from quant.verify import exact_in_int8
 from utils.config import QuantSettings
 from utils.errors import UserError, choose, nearest
@@ -122,15 +124,6 @@ def measure(model: nn.Module, engine_names: list[str], batches: Iterable, with_f
     return result, "\n".join(tables) if tables else "float: nothing is quantized\n"
 
 
-__all__ = [
-    "ENGINES",
-    "METHODS",
-    "Method",
-    "accuracy_table",
-    "calibrate",
-    "compare",
-    "convert",
-    "ends_in_float",
-    "engine",
-]
-__all__ += ["engine", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
+__all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "ends_in_float"]
+__all__ += ["engine", "fold", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
+__all__ += ["trace"]

@@ -12,10 +12,8 @@ from quant.integer import UNBOUNDED, Bounds, IntegerLayer
 from quant.layers import QuantAverage, QuantLayer
 from quant.prepare import quantizers
 from quant.quantizer import Quantizer
-from quant.trace import bounds_of, hands_on, roles
+from quant.trace import bounds_of, hands_on, roles, vanishes
 from quant.verify import Difference, choose_addition, choose_kernel
-
-ALIASES = (nn.Dropout, nn.Dropout2d, nn.Identity)
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class _Converter:
             self._put_sum(node, module)
         elif isinstance(module, Quantizer):
             self._put_quantizer(node, module)
-        elif isinstance(module, ALIASES):
+        elif vanishes(module):
             self._set(node, self.new[node.args[0]], self.grid[node.args[0]])
         elif self._on_grid(node):
             self._put_pass(node)

@@ -31,7 +31,7 @@ class _Recorder(fx.Interpreter):
     def run_node(self, node: fx.Node):
         value = super().run_node(node)
         if isinstance(value, Tensor):
-            self.values[node.name] = value
+            self.values[node.name] = value.clone()  # an activation may overwrite it
         return value
 
 

@@ -14,9 +14,9 @@ What is known of the kernels (each found by measurement), and what is done about
 - An engine is fixed when a weight is packed; element-wise operators read the global engine when they run: see
   running().
 - qnnpack rounds as the layer does, to the last bit. fbgemm divides a float bias by m, and that is not always the
-  integer it was: a sum in a million comes out a step apart. oneDNN scales before it adds the bias: three in a million.
-  So fbgemm's depthwise layers take oneDNN's exact sums, and logits leave every engine but qnnpack that way.
-- torch's x86 engine is a choice between fbgemm and oneDNN. Ours is oneDNN, the faster of the two.
+  integer it was: a sum in a million comes out a step apart. oneDNN scales before it adds the bias: three in a million,
+  and ten where it adds a zero point, too. There, in fbgemm's depthwise layers and for logits its exact sums are taken.
+- torch's x86 engine is a choice between fbgemm and oneDNN. So is ours: oneDNN, but fbgemm for 1 x 1 kernels with a zero point.
 """
 
 import contextlib
@@ -77,9 +77,12 @@ class NativeEngine(Engine):
             return (FLOAT32,) if layer.y is None else (self.name, FLOAT32)
         if layer.y is None:
             return (SUMS, FLOAT32)
-        if self.name != "fbgemm":
-            return ("onednn", SUMS, FLOAT32)
-        return (SUMS, FLOAT32) if layer.geometry.groups == len(layer.weight) > 1 else ("fbgemm", FLOAT32)
+        depthwise, pointwise = layer.geometry.groups == len(layer.weight) > 1, layer.weight[0, 0].numel() == 1
+        if self.name == "fbgemm" and not depthwise:
+            return ("fbgemm", SUMS, FLOAT32)
+        if self.name == "fbgemm" or _adds_finely(layer.y):
+            return ("fbgemm", SUMS, FLOAT32) if self.name == "x86" and pointwise else (SUMS, FLOAT32)
+        return ("onednn", SUMS, FLOAT32)
 
     def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
         if kernel == FLOAT32:
@@ -144,6 +147,11 @@ def _clamp(lo: int, hi: int) -> Operator:
         return held
 
     return clamp
+
+
+def _adds_finely(y: Grid) -> bool:
+    """Whether oneDNN, which adds the zero point before it rounds, would lose bits that matter: of 8, ten in a million."""
+    return _zero_point(y) != 0 and y.q_max - y.q_min == 255
 
 
 def _held_range(y: Grid, lo: int, hi: int) -> tuple[int, int, int]:

@@ -26,7 +26,7 @@ from torch import fx, nn
 from quant.integer import UNBOUNDED, Bounds
 from utils.errors import UserError
 
-PASS_MODULES = (nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Dropout2d, nn.PixelShuffle, nn.ChannelShuffle)
+PASS_MODULES = (nn.MaxPool2d, nn.Flatten, nn.PixelShuffle, nn.ChannelShuffle)
 PASS_FUNCTIONS = {F.max_pool2d, torch.max_pool2d, torch.flatten, torch.reshape, torch.permute, torch.transpose}
 PASS_FUNCTIONS |= {torch.chunk, torch.split, torch.squeeze, torch.unsqueeze, operator.getitem}
 PASS_METHODS = {"flatten", "reshape", "permute", "transpose", "contiguous", "chunk", "split", "squeeze"}
@@ -34,6 +34,10 @@ PASS_METHODS |= {"unsqueeze"}
 AVERAGE_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 AVERAGE_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d}
 HEIGHT_AND_WIDTH = ([2, 3], [-2, -1])
+DROPS = {"StochasticDepth", "DropPath"}
+"""torchvision's and timm's modules that drop whole branches in training and are the identity in eval."""
+NORM_ACT = "BatchNormAct2d"
+"""timm's module of a batch norm and an activation."""
 INSPECT_METHODS = {"size", "dim"}
 ADD_FUNCTIONS, ADD_METHODS = {operator.add, operator.iadd, torch.add}, {"add", "add_"}
 RELU: Bounds = (0.0, math.inf)
@@ -50,14 +54,24 @@ def trace(model: nn.Module) -> fx.GraphModule:
     traced, in_eval = _traced(model, True), _traced(model, False)
     for ours, theirs in itertools.zip_longest(_written(traced), _written(in_eval)):
         if ours != theirs:
+            cure = "use modules, such as nn.Dropout, in place of functions of self.training"
+            if "aux" in f"{ours}{theirs}":
+                cure = "switch the auxiliary heads off (model.aux_logits=false)"
             raise UserError(
                 f"model {type(model).__name__}: its graph in train mode is not that in eval mode (at {ours or theirs});"
-                f" torch.fx freezes self.training, so use modules, such as nn.Dropout, in place of functions of it"
+                f" torch.fx freezes self.training: {cure}"
             )
     for name, module in model.named_modules():  # those that forward never reaches: they keep their state
         if name and any(True for _ in module.parameters(recurse=False)) and not _has(traced, name):
             traced.add_submodule(name, module)
     return traced
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx's, with other libraries' modules that have a meaning here left whole."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return super().is_leaf_module(module, name) or type(module).__name__ in {*DROPS, NORM_ACT}
 
 
 def _written(traced: fx.GraphModule) -> list[str]:
@@ -67,13 +81,16 @@ def _written(traced: fx.GraphModule) -> list[str]:
 def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
     training = {m: m.training for m in model.modules()}
     try:
-        traced = fx.symbolic_trace(model.train(mode))
+        model.train(mode)
+        traced = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model {type(model).__name__}: torch.fx cannot trace it: {reason}") from error
     finally:
         for module, was in training.items():
             module.training = was
+    for node in list(traced.graph.nodes):
+        _norm_and_act_apart(traced, node)
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:
         _first_argument_by_position(node)
@@ -116,6 +133,11 @@ def why_float(traced: fx.GraphModule, node: fx.Node) -> str:
 def hands_on(traced: fx.GraphModule, role: dict[fx.Node, str], node: fx.Node) -> bool:
     """Whether a node hands its input's grid on. Pass nodes do, and a ReLU by itself: zero is on every grid."""
     return role[node] == "pass" or (role[node] == "act" and bounds_of(traced, node) == RELU)
+
+
+def vanishes(module: nn.Module | None) -> bool:
+    """Whether a module does nothing in eval."""
+    return isinstance(module, nn.Dropout | nn.Dropout2d | nn.Identity) or type(module).__name__ in DROPS
 
 
 def inspects(node: fx.Node) -> bool:
@@ -171,7 +193,7 @@ def _role(traced: fx.GraphModule, node: fx.Node, calls: dict[str, int]) -> str:
 def _module_role(module: nn.Module, calls: int, bounds: Bounds | None) -> str:
     if bounds is not None:
         return "act"
-    if isinstance(module, PASS_MODULES):
+    if isinstance(module, PASS_MODULES) or vanishes(module):
         return "pass"
     if isinstance(module, AVERAGE_MODULES):
         return "average" if calls == 1 else "float"
@@ -215,6 +237,25 @@ def _first_argument_by_position(node: fx.Node) -> None:
     if node.op.startswith("call_") and not node.args and node.kwargs:
         first, *rest = node.kwargs.items()
         node.args, node.kwargs = (first[1],), dict(rest)
+
+
+def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node) -> None:
+    """timm's batch norm with an activation inside becomes a plain batch norm, with the same tensors, and the rest."""
+    both = traced.get_submodule(node.target) if node.op == "call_module" else None
+    if type(both).__name__ != NORM_ACT:
+        return
+    norm = nn.BatchNorm2d(both.num_features, both.eps, both.momentum, both.affine, both.track_running_stats)
+    norm._parameters, norm._buffers, norm.training = both._parameters, both._buffers, both.training
+    parent, _, child = node.target.rpartition(".")
+    setattr(traced.get_submodule(parent), child, norm)
+    last = node
+    for name, module in both.named_children():
+        norm.add_module(name, module)
+        if not isinstance(module, nn.Identity):
+            with traced.graph.inserting_after(last):
+                after = traced.graph.call_module(f"{node.target}.{name}", (last,))
+            last.replace_all_uses_with(after, delete_user_cb=lambda user, new=after: user is not new)
+            last = after
 
 
 def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:

@@ -9,6 +9,8 @@
 Integer models are rebuilt from it, for whichever engine, so that no torch upgrade strands a file.
 """
 
+from collections.abc import Callable
+
 from torch import nn
 
 from utils import files
@@ -40,21 +42,51 @@ def load(path: str) -> tuple[dict, TrainSettings]:
     return state, check(TrainSettings, state["settings"], path)
 
 
+def rebuild(path: str, build: Callable, prepare: Callable) -> tuple[nn.Module, dict, TrainSettings]:
+    """The model of a checkpoint, with the checkpoint and its setting: prepared if training got that far, else float.
+
+    build, prepare: models.build and quant.prepare.
+    """
+    state, trained = load(path)
+    model = build(trained.model.name, len(state["classes"]), trained.data.image_size, trained.model.options)
+    if state["prepared"]:
+        model = prepare(model, trained.quant)
+    restore(model, state, path)
+    return model, state, trained
+
+
 def load_weights(model: nn.Module, path: str) -> None:
     """Load a checkpoint of train.py or a plain state dict (torchvision's, say) into a float model.
 
     Quantizer state is left out. Raises UserError if the names or shapes do not fit.
     """
-    state = files.load_tensors(path)
-    state = state["model"] if "model" in state and "format" in state else state
+    state, wanted = check_weights(model, path), model.state_dict()
+    wrong = [name for name in wanted if wanted[name].shape != state[name].shape]
+    if wrong:
+        name = wrong[0]
+        shapes = f"{tuple(state[name].shape)} there, {tuple(wanted[name].shape)} here"
+        raise UserError(f"{path}: not weights of this model: {name} is {shapes} ({len(wrong)} do not fit)")
+    model.load_state_dict({name: state[name] for name in wanted})
+
+
+def check_weights(model: nn.Module, path: str, name: str | None = None) -> dict:
+    """The state in a checkpoint of train.py, or a plain state dict, that has the names of a float model.
+
+    name: the model's; a checkpoint of another is refused. Raises UserError.
+    """
+    found = files.load_tensors(path)
+    ours = "model" in found and "format" in found
+    trained = found["settings"]["model"]["name"] if ours else name
+    if name is not None and trained != name:
+        raise UserError(f"{path}: a checkpoint of {trained}, not of {name}")
+    state = found["model"] if ours else found
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in state]
-    wrong = [name for name in wanted if name in state and wanted[name].shape != state[name].shape]
-    if missing or wrong:
-        name = (missing or wrong)[0]
-        have = "is not in it" if missing else f"is {tuple(state[name].shape)} there, {tuple(wanted[name].shape)} here"
-        raise UserError(f"{path}: not weights of this model: {name} {have} ({len(missing) + len(wrong)} do not fit)")
-    model.load_state_dict({name: state[name] for name in wanted})
+    strange = [] if ours and found["prepared"] else [name for name in state if name not in wanted]
+    if missing or strange:
+        which = f"{missing[0]} is not in it" if missing else f"it has {strange[0]}, too"
+        raise UserError(f"{path}: not weights of this model: {which} ({len(missing) + len(strange)} names do not fit)")
+    return state
 
 
 def restore(model: nn.Module, state: dict, path: str) -> None:

@@ -155,8 +155,35 @@ class EvaluateSettings(Section):
     """Engines to convert to and measure; rows of quant.ENGINES."""
     output: str | None = None
     """Folder for evaluation.json; null: beside the checkpoint."""
+    export: str | None = None
+    """Folder to write the integer model to, as a file that runs without this repository; null: none."""
     data: dict[str, Any] = {}
     """Keys of the data section laid over the run's own, to measure on other images."""
+
+
+class LatencySettings(Section):
+    """setting/latency.json: time models, float and integer, on this CPU."""
+
+    note: str = ""
+    """What this setting does and what it costs."""
+    models: list[str | dict[str, Any]] = Field(["resnet18", "mobilenet_v2"], min_length=1)
+    """Names, or {"name": ...} with the model's options, or finished runs: a run's folder or checkpoint."""
+    engines: list[str] = Field(["fbgemm", "x86"], min_length=1)
+    """Engines to time; rows of quant.ENGINES."""
+    image_size: int = Field(224, ge=8, le=1024)
+    """Side of the images in pixels. A run brings its own."""
+    batch_size: int = Field(1, ge=1)
+    """Images a call."""
+    num_classes: int = Field(1000, ge=2)
+    """Outputs of models that are given by name."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of torch; null: as many as torch takes by itself."""
+    warmup: int = Field(10, ge=0)
+    """Calls of each model before any is timed."""
+    repeats: int = Field(50, ge=1)
+    """Timed calls of each model."""
+    dir: str = "runs/latency"
+    """Folder of the tables and the picture."""
 
 
 S = TypeVar("S", bound=BaseModel)
@@ -215,6 +242,7 @@ def _read(path: str) -> dict:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object")
+    values.pop("$schema", None)  # for editors
     return values
 
 

@@ -1,8 +1,15 @@
-"""Pictures of a run."""
+"""Pictures of runs and of latency tables."""
 
 from pathlib import Path
 
 from utils.files import write_whole
+
+BARS = (
+    ("as_built_ms", "float, as built", "#c9d3df"),
+    ("float_ms", "float, best form", "#6f8fb3"),
+    ("int8_ms", "INT8", "#e07b39"),
+)
+"""Keys of a latency row, their names and colours."""
 
 
 def curves(rows: list[dict], title: str, path: Path) -> None:
@@ -25,4 +32,40 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(title)
+    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+
+
+def latency(rows: list[dict], title: str, path: Path) -> None:
+    """Rows of latency.json: a panel an engine, bars of milliseconds by model, 10th to 90th percentile as whiskers.
+
+    Over each INT8 bar stands its speed-up over the float net in its best form.
+    """
+    from matplotlib.figure import Figure
+
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    wide = 1.6 + max(4.0, 1.3 * len(models)) * len(engines)
+    figure = Figure(figsize=(wide, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
+    for axis, engine in zip(panels, engines, strict=True):
+        shown = [row for row in rows if row["engine"] == engine]
+        for i, (key, label, colour) in enumerate(BARS):
+            at = [n + (i - 1) * 0.28 for n in range(len(shown))]
+            middle = [row[key] for row in shown]
+            whiskers = [
+                [m - row[f"{key}_p10"] for m, row in zip(middle, shown, strict=True)],
+                [row[f"{key}_p90"] - m for m, row in zip(middle, shown, strict=True)],
+            ]
+            axis.bar(at, middle, 0.26, yerr=whiskers, capsize=2, label=label, color=colour, ecolor="0.4")
+        for n, row in enumerate(shown):
+            height = max(row["int8_ms"], row["int8_ms_p90"])
+            axis.annotate(f"{row['speedup']:.1f}x", (n + 0.28, height), (0, 3), textcoords="offset points", ha="center")
+        names = [f"{row['model']}\n{row['image_size']} px" for row in shown]
+        axis.set_xticks(range(len(shown)), names, rotation=0 if len(shown) < 4 else 35, fontsize=9)
+        axis.set_title(engine)
+        axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
+    panels[0].set_ylabel("milliseconds")
+    panels[-1].legend(frameon=False)
+    figure.suptitle(title, fontsize=9)
     write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))

@@ -1,16 +1,25 @@
-"""Plain-text tables that align."""
+"""Tables that align, in plain text and in Markdown."""
 
 from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    lines = ["  ".join(row).rstrip() for row in _aligned(header, rows)]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same cells in Markdown."""
+    aligned = _aligned(header, rows)
+    rule = ["-" * len(cell) if i == 0 else "-" * (len(cell) - 1) + ":" for i, cell in enumerate(aligned[0])]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [aligned[0], rule, *aligned[1:]])
+
+
+def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
     cells = [list(header), *[list(row) for row in rows]]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
+    return [
+        [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         for row in cells
     ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

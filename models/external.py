@@ -1,0 +1,120 @@
+"""Models that are not in the table: torchvision's, timm's, one's own.
+
+    torchvision:resnet50            any classification model of torchvision.models
+    timm:mobilenetv2_100            any model of timm, when it is installed
+    package.module:factory          whatever is importable, returns an nn.Module and takes num_classes (if it can)
+
+Further keys of the setting's model section go to the model's function as they are. Nothing is evaluated: a name is
+imported and called.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.errors import UserError, choose, nearest
+
+
+def is_external(name: str) -> bool:
+    return ":" in name
+
+
+def factory(name: str) -> Callable[..., nn.Module]:
+    """The function behind a name with a colon. Raises UserError if there is none."""
+    source, _, member = name.partition(":")
+    return SOURCES.get(source, lambda member: _own(source, member))(member)
+
+
+def build_external(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
+    """Call the function behind a name. Raises UserError, in one line, if what comes out cannot classify such images."""
+    make = factory(name)
+    if num_classes is not None and _takes(make, "num_classes"):
+        options = {"num_classes": num_classes} | options
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The default weight initialization of")  # googlenet, inception
+            model = make(**options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.name: {name} cannot be called with {_shown(options)}: {_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model.name: {name} returned a {type(model).__name__}, not an nn.Module")
+    _check_output(model, name, num_classes, image_size)
+    return model
+
+
+def _check_output(model: nn.Module, name: str, num_classes: int | None, image_size: int) -> None:
+    training = {m: m.training for m in model.modules()}
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, 3, image_size, image_size))
+    except Exception as error:
+        raise UserError(f"model {name}: cannot take images of {image_size} x {image_size}: {_line(error)}") from error
+    finally:
+        for module, was in training.items():
+            module.training = was
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 2 or num_classes not in (None, shape[1]):
+        what = f"{shape[1]} classes" if len(shape) == 2 else f"{type(logits).__name__} {shape or ''}".strip()
+        wanted = f"the data has {num_classes} classes" if num_classes else "logits [N, classes] belong"
+        raise UserError(f"model {name}: gives {what} where {wanted}")
+
+
+def _torchvision(member: str) -> Callable[..., nn.Module]:
+    from torchvision import models  # here: seconds to import
+
+    names = [n for n in models.list_models() if "/" not in n and "rcnn" not in n and "raft" not in n]
+    choose(dict.fromkeys(names), member, "model.name: torchvision")
+    return lambda **options: models.get_model(member, weights=None, **options)
+
+
+def _timm(member: str) -> Callable[..., nn.Module]:
+    try:
+        import timm
+    except ImportError:
+        raise UserError("model.name: timm is not installed; pip install timm") from None
+    if not timm.is_model(member):
+        hint = nearest(member, timm.list_models())
+        raise UserError(f"model.name: timm has no {member!r}" + (f", did you mean {hint}?" if hint else ""))
+    return lambda **options: timm.create_model(member, pretrained=False, **options)
+
+
+def _own(source: str, member: str) -> Callable[..., nn.Module]:
+    if os.getcwd() not in sys.path:  # modules beside the setting are found from wherever the scripts lie
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(source)
+    except ImportError as error:
+        raise UserError(f"model.name: cannot import {source}: {_line(error)}") from None
+    found = getattr(module, member, None)
+    if not callable(found):
+        hint = nearest(member, [n for n in dir(module) if callable(getattr(module, n))])
+        raise UserError(
+            f"model.name: {source} has no function {member!r}" + (f", did you mean {hint}?" if hint else "")
+        )
+    return found
+
+
+SOURCES = {"torchvision": _torchvision, "timm": _timm}
+
+
+def _takes(function: Callable, argument: str) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _shown(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no arguments"
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
