@@ -1,10 +1,11 @@
 # make train   an environment, the requirements, then the default experiment
 # make test    the same environment, then the whole suite
 # make check   style (ruff), then the suite
+# make schema  the JSON Schemas in setting/schema, after a change of utils/config.py or of a table
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test check
+.PHONY: train test check schema
 
 train: .venv/installed
 	$(BIN)/python train.py
@@ -16,6 +17,9 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q
+
+schema: .venv/installed
+	$(BIN)/python -m setting.schema.generate
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv

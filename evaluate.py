@@ -2,27 +2,39 @@
 
 python evaluate.py checkpoint=runs/train/last.pt
 python evaluate.py checkpoint=runs/train/best.pt 'engines=["fbgemm","qnnpack"]' data.limit=1000
+python evaluate.py checkpoint=runs/train/last.pt export=my_model     # and write the integer model to take away
 """
 
 import functools
 from pathlib import Path
 
+from torch import nn
+
 import data
 import models
 import quant
-from utils import checkpoint, config, files
-from utils.errors import choose, run
+from utils import checkpoint, config, files, optim
+from utils.errors import UserError, choose, run
+
+CHOICES = {
+    "models": models.MODELS,
+    "datasets": data.DATASETS,
+    "methods": quant.METHODS,
+    "engines": quant.ENGINES,
+    "optimizers": optim.OPTIMIZERS,
+}
 
 
 def main(arguments: list[str]) -> None:
-    options = config.parser(__doc__, "setting/evaluate.json", ["engines"]).parse_args(arguments)
+    options = config.parser(__doc__, "setting/evaluate.json", CHOICES).parse_args(arguments)
     if options.list:
-        print("\n".join(quant.ENGINES))
+        print("\n".join(CHOICES[options.list]))
         return
     settings = config.load(config.EvaluateSettings, options.config, options.overrides)
     with config.blame(options.config):
         for name in settings.engines:
             quant.engine(name, "engines")
+        files.check_exists(settings.checkpoint)
     if options.print_config:
         print(settings.model_dump_json(indent=2))
         return
@@ -31,6 +43,8 @@ def main(arguments: list[str]) -> None:
 
 def evaluate(settings: config.EvaluateSettings) -> None:
     model, state, trained = checkpoint.rebuild(settings.checkpoint, models.build, quant.prepare)
+    if settings.export and not state["prepared"]:
+        raise UserError(f"export: {settings.checkpoint} is a float model: nothing is quantized")
     d = config.check(config.DataSettings, trained.data.model_dump() | settings.data, "data")
     choose(data.DATASETS, d.name, "data.name")
     dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, train=False)
@@ -42,7 +56,30 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     folder = Path(settings.output or Path(settings.checkpoint).parent)
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | result)
     files.write_text(folder / "evaluation_layers.txt", layers)
-    print(f"{quant.accuracy_table(result)}\n\n{len(dataset.test):,} test images; evaluation.json in {folder}")
+    print(f"{quant.accuracy_table(result)}\n\n{layers.splitlines()[0]}")
+    print(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
+    if settings.export:
+        export(model, Path(settings.export), state, trained, isinstance(dataset.test, data.Files))
+
+
+def export(model: nn.Module, folder: Path, state: dict, trained: config.TrainSettings, from_files: bool) -> None:
+    """Write the integer model with what its user must know to feed it."""
+    size = trained.data.image_size
+    info = {
+        "model": trained.model.name,
+        "weight_bits": trained.quant.weight_bits,
+        "act_bits": trained.quant.act_bits,
+        "image_size": size,
+        "resize": data.evaluation_side(size) if from_files else size,
+        "mean": state["mean"],
+        "std": state["std"],
+        "classes": state["classes"],
+    }
+    quant.export(model, folder, size, info)
+    megabytes = (folder / "model.pt2").stat().st_size / 1e6
+    print(
+        f"{folder}: model.pt2 ({megabytes:.2f} MB), integer_ops.py, model.json and example.py: python example.py IMAGE"
+    )
 
 
 if __name__ == "__main__":

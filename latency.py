@@ -14,21 +14,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import data
 import models
 import quant
-from utils import checkpoint, config, files, plot, timing
+from utils import checkpoint, config, files, optim, timing
 from utils.complexity import complexity
 from utils.environment import environment
 from utils.errors import run
-from utils.table import markdown_table, text_table
+from utils.latency_table import report
 
-CHOICES = {"models": models.MODELS, "engines": quant.ENGINES}
-HEADER = ["model", "engine", "params", "FLOPs", "MB", "MB INT8", "ms as built", "ms float", "ms INT8", "speed-up"]
-CAPTION = (
-    "FLOPs: 2 x the multiply-accumulates of convolutions and linear layers. As built: the float net as it comes, eager, "
-    "NCHW. Float: its best form here, batch norm folded, channels_last, run as the INT8 net is; the speed-up is over "
-    "that. Milliseconds: median (10th to 90th percentile) of {repeats} runs by turns, threads: {threads}."
-)
+CHOICES = {
+    "models": models.MODELS,
+    "datasets": data.DATASETS,
+    "methods": quant.METHODS,
+    "engines": quant.ENGINES,
+    "optimizers": optim.OPTIMIZERS,
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -75,7 +76,7 @@ def latency(settings: config.LatencySettings) -> None:
             label, plain, prepared, image_size = build(entry, settings.image_size, settings.num_classes)
             bar.set_description(label)
             rows += measure(label, plain, prepared, image_size, settings, bar.update)
-    report(rows, settings, Path(settings.dir))
+    report(rows, settings.repeats, environment(), Path(settings.dir))
 
 
 def build(entry: str | dict[str, Any], image_size: int, num_classes: int) -> tuple[str, nn.Module, nn.Module, int]:
@@ -143,38 +144,6 @@ def call(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
 
 def named(key: str, spread: timing.Spread) -> dict[str, float]:
     return {key: spread.median, f"{key}_p10": spread.p10, f"{key}_p90": spread.p90}
-
-
-def report(rows: list[dict], settings: config.LatencySettings, folder: Path) -> None:
-    machine = environment()
-    flags = " ".join(machine["cpu_flags"])
-    head = f"{machine['cpu']} ({flags}), torch {machine['torch']}, batch {settings.batch_size}"
-    caption = CAPTION.format(repeats=settings.repeats, threads=torch.get_num_threads())
-    cells = [cells_of(row) for row in rows]
-    files.write_json(folder / "latency.json", rows)
-    files.write_json(folder / "environment.json", machine)
-    files.write_csv(folder / "latency.csv", rows)
-    files.write_text(folder / "latency.md", f"{head}\n\n{markdown_table(HEADER, cells)}\n\n{caption}\n")
-    plot.latency(rows, head, folder / "latency.png")
-    print(f"{head}\n\n{text_table(HEADER, cells)}\n\n{caption}\nlatency.json, .csv, .md and .png in {folder}")
-
-
-def cells_of(row: dict) -> list[str]:
-    def ms(key: str) -> str:
-        return f"{row[key]:.2f} ({row[f'{key}_p10']:.2f}-{row[f'{key}_p90']:.2f})"
-
-    return [
-        f"{row['model']} @{row['image_size']}",
-        row["engine"],
-        f"{row['params'] / 1e6:.2f} M",
-        f"{row['flops'] / 1e9:.3f} G",
-        f"{row['float_mb']:.2f}",
-        f"{row['int8_mb']:.2f}",
-        ms("as_built_ms"),
-        ms("float_ms"),
-        ms("int8_ms"),
-        f"{row['speedup']:.2f}x",
-    ]
 
 
 if __name__ == "__main__":

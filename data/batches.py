@@ -86,7 +86,7 @@ class FileBatches:
         crop = [v2.RandomResizedCrop(image_size)] if augment else [v2.CenterCrop(image_size)]
         mirror = [v2.RandomHorizontalFlip()] if augment and flip else []
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-        side = None if augment else round(image_size * 8 / 7)
+        side = None if augment else evaluation_side(image_size)
         self.loader = torch.utils.data.DataLoader(
             _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels])),
             batch_size,
@@ -105,6 +105,11 @@ class FileBatches:
                 yield images.contiguous(memory_format=torch.channels_last), labels
         except UserError as error:  # a worker's, wrapped in its traceback
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
+
+
+def evaluation_side(image_size: int) -> int:
+    """To what files' shorter sides are resized before the centre is cut out: 256 for 224."""
+    return round(image_size * 8 / 7)
 
 
 def evaluation_batch(image_size: int) -> int:

@@ -15,6 +15,7 @@ from quant.compare import accuracy_table, compare
 from quant.convert import IntegerModel
 from quant.convert import convert as _convert
 from quant.engine import Engine
+from quant.export import export
 from quant.fold import fold
 from quant.method import FLOAT, Method
 from quant.prepare import prepare as _prepare
@@ -126,4 +127,4 @@ def measure(model: nn.Module, engine_names: list[str], batches: Iterable, with_f
 
 __all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "ends_in_float"]
 __all__ += ["engine", "fold", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
-__all__ += ["trace"]
+__all__ += ["export", "trace"]

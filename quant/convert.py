@@ -12,7 +12,7 @@ from quant.integer import UNBOUNDED, Bounds, IntegerLayer
 from quant.layers import QuantAverage, QuantLayer
 from quant.prepare import quantizers
 from quant.quantizer import Quantizer
-from quant.trace import bounds_of, hands_on, roles, vanishes
+from quant.trace import bounds_of, hands_on, pools_or_pads, roles, vanishes
 from quant.verify import Difference, choose_addition, choose_kernel
 
 
@@ -165,7 +165,14 @@ class _Converter:
             x = node.args[0]
             self._set(node, self._call(self.engine.relu(self.grid[x]), (self.new[x],), node.name), self.grid[x])
             return
-        self._set(node, self.graph.node_copy(node, lambda n: self.new[n]), self.grid[node.args[0]])
+        x, grid = node.args[0], self.grid[node.args[0]]
+        around = self.engine.in_float(grid) if pools_or_pads(self.prepared, node) else None
+        if around is None:
+            self._set(node, self.graph.node_copy(node, lambda n: self.new[n]), grid)
+            return
+        entered = self._call(around[0], (self.new[x],), f"{node.name}_in_float")
+        inside = self.graph.node_copy(node, lambda n: entered if n is x else self.new[n])
+        self._set(node, self._call(around[1], (inside,), f"{node.name}_held"), grid)
 
     def _on_grid(self, node: fx.Node) -> bool:
         """Whether a node works on held integers as it stands."""

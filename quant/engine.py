@@ -67,3 +67,7 @@ class Engine:
     def relu(self, grid: Grid) -> Operator:
         """held -> held, negative values to zero"""
         return torch.relu
+
+    def in_float(self, grid: Grid) -> tuple[Operator, Operator] | None:
+        """(held -> centred fp32, and back) where torch's max-pool and padding do not take what is held."""
+        return None

@@ -35,5 +35,6 @@ def fold(model: nn.Module) -> FloatModel:
             setattr(traced.get_submodule(parent), child, fuse_conv_bn_eval(convolution.eval(), norm.eval()))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
+    traced.delete_all_unused_submodules()
     traced.recompile()
     return FloatModel(traced.to(memory_format=torch.channels_last))

@@ -11,6 +11,10 @@ exactly. The bias is rounded to an integer B_c on the grid s_x s_c |g_c|, and
 
 ReLU and ReLU6 are nothing but lo and hi. Sums are exact; m_c and the product are fp32, as in fbgemm and qnnpack.
 
+m_c is moved, by less than 1 / 2,000 of itself, to a fraction with an odd denominator d <= 4,095. Then no
+(sum + B) m_c is nearer than 1 / 2 d to a tie, and kernels that multiply, divide or add the bias in another order in
+fp32 all round alike: engines agree to the last bit. (Where m_c < 1 / 4,095 there is no such fraction; it stays.)
+
 Below 8 bits the same weights are stored as k q on scale s / k with k = floor(limit / q_max): that refines the bias
 grid. A scale so small that the bias would not fit in 2^30 steps (gamma near 0) is raised and its q rounded anew; a
 dead channel becomes q = 0.
@@ -30,6 +34,10 @@ UNBOUNDED: Bounds = (float("-inf"), float("inf"))
 
 EXACT = 2.0**24
 """Integers up to here, and sums that stay below it, are exact in fp32."""
+
+
+DENOMINATOR = 4095
+"""The largest denominator of a multiplier: ties stay 1.2e-4 away, four times what fp32 loses below 512."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,11 @@ class IntegerLayer:
     def multiplier(self) -> Tensor:
         """m_c = s_x s_c / s_y, fp32 [O]."""
         return self.accumulator_scale() / self.y.scale
+
+    def off_ties(self) -> bool:
+        """Whether every multiplier is such a fraction, and fp32 adds the biases finely enough."""
+        m = self.multiplier()
+        return bool(((m * DENOMINATOR >= 0.999) & (self.bias.abs() * m <= 512)).all())
 
     def accumulate(self, n: Tensor) -> Tensor:
         """The exact sums of centred integers n with the weights, plus the bias, rounded once to fp32."""
@@ -138,6 +151,8 @@ def absorb(
         q = q * torch.sign(gain).view(-1, *[1] * (q.ndim - 1))
         scale = scale * gain.abs()
     q, scale = _raised(q, scale, shift, x.scale.double())
+    if y is not None:
+        scale = _off_ties(scale, q, x.scale.double() / y.scale.double())
     scale = scale.float()
     steps = (shift / (x.scale * scale).double()).round().float()
     lo, hi = (0, 0) if y is None else integer_bounds(y, bounds)
@@ -166,3 +181,15 @@ def _raised(q: Tensor, scale: Tensor, shift: Tensor, x_scale: Tensor) -> tuple[T
     raised = torch.maximum(scale, floor)
     keep = (scale / raised).view(-1, *[1] * (q.ndim - 1))
     return torch.where(keep == 1, q, (q * keep).round()), raised
+
+
+def _off_ties(scale: Tensor, q: Tensor, unit: Tensor) -> Tensor:
+    """Scales that make of each multiplier m = scale unit the fraction p / d, d odd, with the largest p <= 4,095 m.
+
+    A channel without weights takes whatever scale it needs.
+    """
+    dead = q.flatten(1).abs().amax(1) == 0
+    m = torch.where(dead, (scale * unit).clamp(min=1 / 64), scale * unit)
+    p = (m * DENOMINATOR).floor()
+    d = 2 * ((p / m - 1) / 2).round() + 1
+    return torch.where(p >= 1, p / d / unit, scale)

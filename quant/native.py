@@ -13,10 +13,11 @@ What is known of the kernels (each found by measurement), and what is done about
   upper clamp; a fused ReLU is the lower one where the zero point is q_min; other bounds are clamped in plain uint8.
 - An engine is fixed when a weight is packed; element-wise operators read the global engine when they run: see
   running().
-- qnnpack rounds as the layer does, to the last bit. fbgemm divides a float bias by m, and that is not always the
-  integer it was: a sum in a million comes out a step apart. oneDNN scales before it adds the bias: three in a million,
-  and ten where it adds a zero point, too. There, in fbgemm's depthwise layers and for logits its exact sums are taken.
-- torch's x86 engine is a choice between fbgemm and oneDNN. So is ours: oneDNN, but fbgemm for 1 x 1 kernels with a zero point.
+- Kernels scale, add the bias and round in orders of their own: qnnpack round((a + B) m) + z, as the layer does; fbgemm
+  round((a + fl(b / m)) m) + z with a float bias b; oneDNN round(fl(fl(fl(a m) + b) + z)). On multipliers that are off
+  ties (quant/integer.py) all come out the same; elsewhere fbgemm is a step apart for a sum in a million, and oneDNN,
+  for ten, is asked for its exact sums alone. Logits leave every engine but qnnpack as exact sums.
+- torch's x86 engine is a choice between fbgemm and oneDNN. So is ours: oneDNN, and fbgemm where ties are near.
 """
 
 import contextlib
@@ -77,12 +78,12 @@ class NativeEngine(Engine):
             return (FLOAT32,) if layer.y is None else (self.name, FLOAT32)
         if layer.y is None:
             return (SUMS, FLOAT32)
-        depthwise, pointwise = layer.geometry.groups == len(layer.weight) > 1, layer.weight[0, 0].numel() == 1
+        depthwise = layer.geometry.groups == len(layer.weight) > 1
         if self.name == "fbgemm" and not depthwise:
             return ("fbgemm", SUMS, FLOAT32)
-        if self.name == "fbgemm" or _adds_finely(layer.y):
-            return ("fbgemm", SUMS, FLOAT32) if self.name == "x86" and pointwise else (SUMS, FLOAT32)
-        return ("onednn", SUMS, FLOAT32)
+        if layer.off_ties():
+            return ("onednn", SUMS, FLOAT32)
+        return ("fbgemm", SUMS, FLOAT32) if self.name == "x86" and not depthwise else (SUMS, FLOAT32)
 
     def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
         if kernel == FLOAT32:
@@ -149,11 +150,6 @@ def _clamp(lo: int, hi: int) -> Operator:
     return clamp
 
 
-def _adds_finely(y: Grid) -> bool:
-    """Whether oneDNN, which adds the zero point before it rounds, would lose bits that matter: of 8, ten in a million."""
-    return _zero_point(y) != 0 and y.q_max - y.q_min == 255
-
-
 def _held_range(y: Grid, lo: int, hi: int) -> tuple[int, int, int]:
     """The zero point with which grid y is held, and lo and hi as they are held."""
     return _zero_point(y), lo + _shift(y), hi + _shift(y)
@@ -174,11 +170,7 @@ def _add_in_float32(first: Operator, second: Operator, quantize: Operator, clamp
 
 
 def _packed(layer: IntegerLayer, kernel: str) -> Operator:
-    """The layer on the int8 kernel of that engine, with its multipliers as the scales of the weights.
-
-    With sums a and b = fl(B m), qnnpack computes round((a + B) m) + z, as the layer does; fbgemm
-    round((a + fl(b / m)) m) + z; oneDNN round(fl(fl(fl(a m) + b) + z)).
-    """
+    """The layer on the int8 kernel of that engine, with its multipliers as the scales of the weights."""
     geometry, y, m = layer.geometry, layer.y, layer.multiplier()
     weight = torch._make_per_channel_quantized_tensor(
         layer.weight.to(torch.int8), m.double(), torch.zeros(len(m), dtype=torch.long), 0

@@ -12,6 +12,8 @@ from quant.trace import roles, why_float
 from utils.table import text_table
 
 COMPUTE = ("add", "float", "norm", "layer")
+NAMED = 8
+"""How many float operators the report in a line names."""
 HEADER = ["layer", "weight bits", "input bits", "output bits", "runs on", "note"]
 
 
@@ -47,7 +49,8 @@ def report_line(prepared: fx.GraphModule, model: IntegerModel) -> str:
     kernels = Counter(row[4] for row in rows if row[4] not in ("float", "quantize", "requantize"))
     floats = [row[0] for row in rows if row[4] == "float"]
     integers = ", ".join(f"{count} on {kernel}" for kernel, count in kernels.items())
-    return f"{model.engine.name}: {integers}; in float: {', '.join(floats) or 'nothing'}"
+    shown = ", ".join(floats[:NAMED]) + (f" and {len(floats) - NAMED} more" if len(floats) > NAMED else "")
+    return f"{model.engine.name}: {integers}; in float: {shown or 'nothing'}"
 
 
 def _layer_row(node: fx.Node, layer: QuantLayer, modules: dict, model: IntegerModel) -> list[str]:

@@ -55,7 +55,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     for ours, theirs in itertools.zip_longest(_written(traced), _written(in_eval)):
         if ours != theirs:
             cure = "use modules, such as nn.Dropout, in place of functions of self.training"
-            if "aux" in f"{ours}{theirs}":
+            if any("aux" in name.lower() for name, _ in model.named_children()):
                 cure = "switch the auxiliary heads off (model.aux_logits=false)"
             raise UserError(
                 f"model {type(model).__name__}: its graph in train mode is not that in eval mode (at {ours or theirs});"
@@ -133,6 +133,13 @@ def why_float(traced: fx.GraphModule, node: fx.Node) -> str:
 def hands_on(traced: fx.GraphModule, role: dict[fx.Node, str], node: fx.Node) -> bool:
     """Whether a node hands its input's grid on. Pass nodes do, and a ReLU by itself: zero is on every grid."""
     return role[node] == "pass" or (role[node] == "act" and bounds_of(traced, node) == RELU)
+
+
+def pools_or_pads(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a pass node is a max-pool or a padding: torch has neither for plain integers with a zero point."""
+    if node.op == "call_module":
+        return isinstance(traced.get_submodule(node.target), nn.MaxPool2d)
+    return node.target in (F.max_pool2d, torch.max_pool2d, F.pad)
 
 
 def vanishes(module: nn.Module | None) -> bool:

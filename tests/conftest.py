@@ -1,5 +1,6 @@
 """What tests share: real images, and small nets trained on them."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -30,6 +31,32 @@ def digits32():
 
 def spec(**keys) -> QuantSettings:
     return quant.resolve(QuantSettings(**keys))
+
+
+@functools.cache
+def photos(count: int, size: int) -> torch.Tensor:
+    """Normalised crops of scikit-learn's two photographs, [count, 3, size, size], channels_last."""
+    from sklearn.datasets import load_sample_images
+
+    pictures = [torch.tensor(image) for image in load_sample_images().images]
+    generator, crops = torch.Generator().manual_seed(0), []
+    for i in range(count):
+        picture = pictures[i % 2]
+        top, left = (int(torch.randint(0, side - size, (1,), generator=generator)) for side in picture.shape[:2])
+        crops.append(picture[top : top + size, left : left + size])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return ((torch.stack(crops) / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def with_real_statistics(model: torch.nn.Module, images: torch.Tensor) -> torch.nn.Module:
+    """The model in eval, its batch norms' statistics those of the images: random weights, but live activations."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(images)
+    return model.eval()
 
 
 def trained(digits32, name: str, options: dict, epochs: int, settings: QuantSettings):

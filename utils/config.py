@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from utils.errors import UserError, nearest
 
@@ -23,7 +23,7 @@ def _bits(value: int) -> int:
     return value
 
 
-Bits = Annotated[int, AfterValidator(_bits)]
+Bits = Annotated[int, AfterValidator(_bits), WithJsonSchema({"type": "integer", "enum": [*range(1, 9), 32]})]
 
 
 class Section(BaseModel):

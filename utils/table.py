@@ -18,7 +18,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
     cells = [list(header), *[list(row) for row in rows]]
-    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return [
         [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         for row in cells

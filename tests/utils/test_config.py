@@ -20,14 +20,15 @@ def write(tmp_path, **values) -> str:
 
 @pytest.mark.parametrize("path", SETTINGS, ids=str)
 def test_every_setting_in_the_repository_loads_and_says_what_it_does(path):
-    kind = config.EvaluateSettings if path.stem.startswith("evaluate") else config.TrainSettings
-    assert config.load(kind, str(path), []).note
+    kinds = {"evaluate": config.EvaluateSettings, "latency": config.LatencySettings}
+    assert config.load(kinds.get(path.stem, config.TrainSettings), str(path), []).note
 
 
 def test_every_key_is_described():
     for section in (config.DataSettings, config.ModelSettings, config.QuantSettings, config.OptimSettings):
         assert all(field.description for field in section.model_fields.values()), section
-    assert all(field.description for field in config.RunSettings.model_fields.values())
+    for section in (config.RunSettings, config.EvaluateSettings, config.LatencySettings):
+        assert all(field.description for field in section.model_fields.values()), section
 
 
 def test_overrides_are_json_or_text(tmp_path):

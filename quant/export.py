@@ -1,0 +1,107 @@
+"""A model to take away: a file of torch.export that computes the integers and needs nothing of this repository.
+
+model.pt2        the integer model: int8 weights, any batch size
+integer_ops.py   its operators (quant/integer_ops.py), to be imported before it is loaded
+model.json       image size, normalisation, class names
+example.py       classifies an image file
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from quant import integer_ops
+from quant.convert import IntegerModel, convert
+from quant.engine import FLOAT32, Engine, Operator
+from quant.grid import Grid
+from quant.integer import Bounds, IntegerLayer, integer_bounds
+from utils.files import write_json, write_text, write_whole
+
+EXAMPLE = '''\
+"""python example.py image.jpg"""
+
+import json
+import sys
+from pathlib import Path
+
+import integer_ops  # noqa: F401  the operators of model.pt2
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+here = Path(__file__).parent
+info = json.loads((here / "model.json").read_text())
+model = torch.export.load(here / "model.pt2").module()
+pixels = v2.Compose([v2.Resize(info["resize"]), v2.CenterCrop(info["image_size"]), v2.ToImage()])
+values = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(info["mean"], info["std"])])
+image = values(pixels(Image.open(sys.argv[1]).convert("RGB")))
+with torch.inference_mode():
+    print(info["classes"][int(model(image[None]).argmax())])
+'''
+
+
+class PortableEngine(Engine):
+    """Held as plain uint8, by operators that torch.export can write down; layers by quant/integer_ops.py."""
+
+    name = "portable"
+
+    def quantize(self, grid: Grid) -> Operator:
+        return lambda x: grid.to_int(x).to(torch.uint8)
+
+    def dequantize(self, grid: Grid) -> Operator:
+        centred = self.centred(grid)
+        return lambda held: grid.value(centred(held))
+
+    def hold(self, grid: Grid) -> Operator:
+        zero_point = int(grid.zero_point)
+        return lambda n: (n + zero_point).to(torch.uint8)
+
+    def centred(self, grid: Grid) -> Operator:
+        zero_point = int(grid.zero_point)
+        return lambda held: held.float() - zero_point
+
+    def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
+        return ("onednn", "onednn sums") if layer.y is not None and layer.off_ties() else ("onednn sums",)
+
+    def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
+        g, y, operators = layer.geometry, layer.y, torch.ops.integer
+        geometry = [] if g.linear else [*g.stride, *g.padding, *g.dilation, g.groups]
+        numbers = (layer.weight.to(torch.int8).contiguous(), layer.bias)
+        if y is None:
+            given = (*numbers, layer.accumulator_scale(), geometry, int(layer.x.zero_point))
+            return lambda x: operators.logits(x, *given)
+        given = (*numbers, layer.multiplier(), geometry, int(layer.x.zero_point))
+        given += (int(y.zero_point), layer.lo, layer.hi, kernel == "onednn")
+        return lambda x: operators.layer(x, *given)
+
+    def additions(self, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> list[tuple[str, Operator]]:
+        first, second, (lo, hi) = self.dequantize(a), self.dequantize(b), integer_bounds(y, bounds)
+        return [(FLOAT32, lambda p, q: y.to_int(first(p) + second(q)).clamp(lo, hi).to(torch.uint8))]
+
+    def requantize(self, x: Grid, y: Grid) -> Operator:
+        dequantize, quantize = self.dequantize(x), self.quantize(y)
+        return lambda p: quantize(dequantize(p))
+
+    def relu(self, grid: Grid) -> Operator:
+        zero_point = int(grid.zero_point)
+        return lambda held: held.clamp_min(zero_point)
+
+    def in_float(self, grid: Grid) -> tuple[Operator, Operator]:
+        return self.centred(grid), self.hold(grid)
+
+
+def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict) -> IntegerModel:
+    """Write the integer model of a prepared one into a folder, with `info` as model.json; returns what was written."""
+    model, images = convert(prepared, PortableEngine()), torch.zeros(2, 3, image_size, image_size)
+    batch = {0: torch.export.Dim("batch")}
+    with torch.no_grad():
+        program = torch.export.export(model.graph, (images,), dynamic_shapes=(batch,))
+    for node in program.graph.nodes:  # where this machine keeps its source is nobody's business, and half the file
+        node.meta.pop("stack_trace", None)
+    write_whole(folder / "model.pt2", lambda part: torch.export.save(program, part))
+    write_whole(folder / "integer_ops.py", lambda part: shutil.copyfile(integer_ops.__file__, part))
+    write_json(folder / "model.json", info)
+    write_text(folder / "example.py", EXAMPLE)
+    return model

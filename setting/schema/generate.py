@@ -1,0 +1,40 @@
+"""Write the JSON Schemas of the settings, for editors that complete and check: python -m setting.schema.generate"""
+
+from pathlib import Path
+
+import data
+import models
+import quant
+from utils import optim
+from utils.config import EvaluateSettings, LatencySettings, TrainSettings
+from utils.files import write_json
+
+FOLDER = Path(__file__).parent
+KINDS = {"train": TrainSettings, "evaluate": EvaluateSettings, "latency": LatencySettings}
+
+
+def schemas() -> dict[str, dict]:
+    """The schema of each kind of setting: that of its type, with the names of the tables put in."""
+    found = {name: kind.model_json_schema() for name, kind in KINDS.items()}
+    for schema in found.values():
+        schema["properties"]["$schema"] = {"type": "string", "description": "Where this schema lies, for editors."}
+        schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    sections = found["train"]["$defs"]
+    _names(sections["DataSettings"], "name", data.DATASETS)
+    _names(sections["QuantSettings"], "method", quant.METHODS)
+    _names(sections["QuantSettings"], "engine", quant.ENGINES)
+    _names(sections["OptimSettings"], "name", optim.OPTIMIZERS)
+    model = sections["ModelSettings"]["properties"]["name"]
+    model["anyOf"] = [{"enum": list(models.MODELS)}, {"type": "string", "pattern": "^[\\w.]+:[\\w.]+$"}]
+    for kind in ("evaluate", "latency"):
+        found[kind]["properties"]["engines"]["items"]["enum"] = list(quant.ENGINES)
+    return found
+
+
+def _names(section: dict, key: str, table: dict) -> None:
+    section["properties"][key]["enum"] = list(table)
+
+
+if __name__ == "__main__":
+    for name, schema in schemas().items():
+        write_json(FOLDER / f"{name}.json", schema)

@@ -1,0 +1,78 @@
+"""Other libraries' models and one's own: built by name, with options, refused in one line."""
+
+import sys
+
+import pytest
+import torch
+
+import models
+from utils.errors import UserError
+
+MODULE = """
+import torch
+from torch import nn
+
+def small(num_classes, width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+def ten():
+    return small(10)
+
+def broken(num_classes):
+    raise ValueError("no such thing")
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    sys.modules.pop("my_nets", None)
+
+
+def outputs(model) -> tuple[int, ...]:
+    return tuple(model.eval()(torch.zeros(2, 3, 64, 64)).shape)
+
+
+def test_ones_own_function_beside_the_setting():
+    model = models.build("my_nets:small", 7, 64, {"width": 6})
+    assert outputs(model) == (2, 7)
+    assert model[0].out_channels == 6
+    assert outputs(models.build("my_nets:ten", 10, 64, {})) == (2, 10)
+    assert all(module.training for module in model.train().modules())
+
+
+def test_torchvisions_with_its_options():
+    model = models.build("torchvision:mobilenet_v2", 5, 64, {"width_mult": 0.5})
+    assert outputs(model) == (2, 5)
+    assert sum(p.numel() for p in model.parameters()) < 1_000_000
+
+
+def test_timms():
+    pytest.importorskip("timm")
+    assert outputs(models.build("timm:mobilenetv2_050", 3, 64, {})) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("my_nets:smal", {}, r"^model.name: my_nets has no function 'smal', did you mean small\?$"),
+        ("my_net:small", {}, "^model.name: cannot import my_net: No module named 'my_net'$"),
+        ("my_nets:ten", {}, "^model my_nets:ten: gives 10 classes where the data has 7 classes$"),
+        ("my_nets:small", {"depth": 2}, r"cannot be called with num_classes=7, depth=2: .*unexpected keyword"),
+        ("my_nets:broken", {}, "cannot be called with num_classes=7: no such thing$"),
+        ("torchvision:resnet19", {}, r"^model.name: torchvision: unknown 'resnet19'; .*\(nearest: resnet1\d+\)$"),
+        ("torchvision:alexnet", {}, "^model torchvision:alexnet: cannot take images of 16 x 16: "),
+    ],
+)
+def test_refusals_are_one_line(name, options, message):
+    with pytest.raises(UserError, match=message) as refused:
+        models.build(name, 7, 16 if "alexnet" in name else 64, options)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_of_timm_without_timm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"^model\.name: timm is not installed; pip install timm$"):
+        models.check("timm:resnet18", {})

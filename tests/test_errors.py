@@ -1,0 +1,172 @@
+"""A user's mistake, in any of the three scripts: one line on stderr, exit code 2, before data is touched."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import evaluate
+import latency
+import models
+import quant
+import train
+from utils import checkpoint, errors
+from utils.config import TrainSettings
+
+SCRIPTS = {"train": train.main, "evaluate": evaluate.main, "latency": latency.main}
+
+
+def fails(capsys, monkeypatch, script: str, *arguments: str) -> str:
+    """The one line with which a script refuses these arguments."""
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        errors.run(SCRIPTS[script])
+    out, line = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert out == ""
+    assert len(line.strip().splitlines()) == 1, line
+    return line
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> Path:
+    """A folder with resnet20.pt, resnet32.pt, of one class more: eleven.pt, and rubbish."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, classes in (("resnet20", 10), ("resnet32", 10), ("eleven", 11)):
+        settings = TrainSettings.model_validate(
+            {"model": {"name": name.replace("eleven", "resnet20")}, "quant": {"method": "float"}}
+        )
+        model = models.build(settings.model.name, classes, 32, {})
+        seen = data.Dataset(None, None, [str(i) for i in range(classes)], (0.5,) * 3, (0.25,) * 3, False)
+        torch.save(checkpoint.pack(model, settings, seen, False, 1), folder / f"{name}.pt")
+    good = (folder / "resnet20.pt").read_bytes()
+    (folder / "short.pt").write_bytes(good[: len(good) // 2])
+    (folder / "list.pt").write_bytes(b"[1, 2, 3]")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_data_is_touched(monkeypatch, request):
+    if "reads" in request.fixturenames:
+        return
+
+    def touched(*_, **__):
+        raise AssertionError("data was touched")
+
+    monkeypatch.setattr(data, "DATASETS", dict.fromkeys(data.DATASETS, touched))
+
+
+@pytest.fixture
+def reads():
+    """For mistakes that only the data shows."""
+
+
+MISTAKES = {
+    "misspelt key": (
+        "train",
+        ["quant.weight_bit=4"],
+        "command line: quant.weight_bit: unknown key, did you mean weight_b",
+    ),
+    "misspelt key of latency": ("latency", ["image_sise=32"], "image_sise: unknown key, did you mean image_size?"),
+    "misspelt section": ("train", ["qunat.weight_bits=4"], "qunat: unknown key, did you mean quant?"),
+    "wrong type": ("train", ['run.epochs="many"'], 'run.epochs: input should be a valid integer, not "many"'),
+    "wrong type of a list": ("evaluate", ["engines=fbgemm"], "engines: input should be a valid array"),
+    "bits 9": ("train", ["quant.act_bits=9"], "quant.act_bits: 9 bits; choose 1..8, or 32 for float"),
+    "unknown model": ("train", ["model.name=resnet21"], "model.name: unknown 'resnet21'; choose from resnet20"),
+    "unknown model of latency": ("latency", ['models=["mobilenetv2"]'], "(nearest: mobilenet_v2)"),
+    "unknown option of a model": ("latency", ['models=[{"name":"resnet18","fom":"cifar"}]'], "did you mean form?"),
+    "unknown torchvision model": ("train", ["model.name=torchvision:resnet19"], "(nearest: resnet1"),
+    "no such module": ("train", ["model.name=no_such_module:net"], "model.name: cannot import no_such_module"),
+    "no such factory": (
+        "train",
+        ["model.name=models.resnet:resnet2"],
+        "has no function 'resnet2', did you mean resnet",
+    ),
+    "missing checkpoint": ("evaluate", ["checkpoint={folder}/resnet2.pt"], "no such checkpoint, did you mean "),
+    "missing weights": ("train", ["model.weights={folder}/none.pt"], "none.pt: no such checkpoint"),
+    "missing run": ("latency", ['models=["{folder}"]'], "last.pt: no such checkpoint"),
+    "checkpoint of another model": (
+        "train",
+        ["model.weights={folder}/resnet32.pt"],
+        "a checkpoint of resnet32, not of",
+    ),
+    "corrupt checkpoint": ("evaluate", ["checkpoint={folder}/short.pt"], "short.pt: not a readable checkpoint"),
+    "rubbish": ("evaluate", ["checkpoint={folder}/list.pt"], "list.pt: not a readable checkpoint"),
+    "unknown engine": ("evaluate", ['engines=["fbgem"]'], "engines: unknown 'fbgem'; choose from reference, fbgemm"),
+    "unknown engine of latency": ("latency", ['engines=["x68"]'], "engines: unknown 'x68'"),
+    "no setting": ("latency", ["-c", "setting/latncy.json"], "did you mean setting/latency.json?"),
+    "not JSON": ("train", ["-c", "{folder}/broken.json"], "broken.json: not JSON: "),
+    "not an object": ("evaluate", ["-c", "{folder}/list.json"], "list.json: not a JSON object"),
+    "untraceable model": ("train", ["model.name=strangers:Branching"], "model Branching: torch.fx cannot trace it: "),
+    "not a model": ("train", ["model.name=strangers:not_a_model"], "returned a int, not an nn.Module"),
+    "a model of other outputs": ("train", ["model.name=strangers:Maps"], "gives Tensor (2, 4, 16, 16) where logits"),
+    "a float model to export": ("evaluate", ["checkpoint={folder}/resnet20.pt", "export=x"], "nothing is quantized"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_code_2(mistake, checkpoints, tmp_path, monkeypatch, capsys):
+    script, arguments, message = MISTAKES[mistake]
+    (checkpoints / "broken.json").write_text('{"note": "a comma too many",}')
+    (checkpoints / "list.json").write_text("[]")
+    (tmp_path / "strangers.py").write_text(STRANGERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("strangers", None)
+    line = fails(capsys, monkeypatch, script, *(text.replace("{folder}", str(checkpoints)) for text in arguments))
+    assert message in line
+    assert not os.path.exists("x")
+
+
+STRANGERS = """
+import torch
+
+class Branching(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(3, 10)
+    def forward(self, x):
+        x = x.mean((2, 3))
+        return self.fc(x) if x.sum() > 0 else self.fc(-x)
+
+class Maps(torch.nn.Module):
+    def forward(self, x):
+        return x[:, [0, 1, 2, 0]]
+
+def not_a_model():
+    return 3
+"""
+
+
+def test_an_engine_that_this_build_lacks(monkeypatch, capsys):
+    quant.engine.cache_clear()
+    monkeypatch.setattr("quant.native.NativeEngine.available", lambda self: self.name != "qnnpack")
+    line = fails(capsys, monkeypatch, "train", 'run.engines=["qnnpack"]')
+    assert "run.engines: qnnpack is not in this build of torch; choose from reference, fbgemm, x86, onednn" in line
+    quant.engine.cache_clear()
+
+
+def test_an_empty_image_folder(reads, tmp_path, monkeypatch, capsys):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    arguments = ["data.name=imagefolder", f"data.root={tmp_path}", f"run.dir={tmp_path}/runs"]
+    assert f"data.root: no images under {tmp_path}/train" in fails(capsys, monkeypatch, "train", *arguments)
+
+
+def test_another_number_of_classes(reads, checkpoints, tmp_path, monkeypatch, capsys):
+    path = checkpoints / "eleven.pt"
+    line = fails(capsys, monkeypatch, "evaluate", f"checkpoint={path}")
+    assert "10 classes (0, 1, 2, ...) where the checkpoint was trained on 11" in line
+    line = fails(capsys, monkeypatch, "train", f"model.weights={path}", f"run.dir={tmp_path}", "quant.method=ptq")
+    assert f"{path}: not weights of this model: fc.weight is (11, 64) there, (10, 64) here" in line
+
+
+def test_every_message_of_a_setting_names_its_file(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"quant": {"method": "statasist"}}))
+    line = fails(capsys, monkeypatch, "train", "-c", str(path))
+    assert line.startswith(f"{path}: quant.method: unknown 'statasist'")
+    assert line.rstrip().endswith("(nearest: statassist)")

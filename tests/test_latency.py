@@ -1,0 +1,90 @@
+"""latency.py: the rows that others rely on, in every format, and a picture."""
+
+import csv
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+import data
+import latency
+import models
+import quant
+from utils import checkpoint
+from utils.config import QuantSettings, TrainSettings
+
+KEYS = {"model", "engine", "image_size", "batch_size", "threads", "params", "macs", "flops", "float_mb", "int8_mb"}
+KEYS |= {f"{form}_ms{part}" for form in ("float", "int8", "as_built") for part in ("", "_p10", "_p90")} | {"speedup"}
+QUICK = ["repeats=4", "warmup=1", "image_size=32", "num_classes=10"]
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def a_run() -> TrainSettings:
+    values = {"data": {"image_size": 16}, "run": {"name": "mine"}, "quant": quant.resolve(QuantSettings()).model_dump()}
+    return TrainSettings.model_validate(values)
+
+
+def test_a_row_a_model_and_engine_in_every_format(tmp_path, capsys):
+    engines = [name for name in ("fbgemm", "qnnpack") if quant.ENGINES[name]().available()]
+    asked = ["resnet20", {"name": "mobilenet_v2", "form": "imagenet", "activation": "relu"}]
+    latency.main(
+        [*QUICK, f"models={json.dumps(asked)}", f"engines={json.dumps(engines)}", f"dir={tmp_path}", "threads=1"]
+    )
+    rows = json.loads((tmp_path / "latency.json").read_text())
+    labels = ["resnet20", "mobilenet_v2 form=imagenet activation=relu"]
+    assert [(row["model"], row["engine"]) for row in rows] == [(m, e) for m in labels for e in engines]
+    for row in rows:
+        assert set(row) == KEYS
+        assert row["speedup"] == pytest.approx(row["float_ms"] / row["int8_ms"])
+        assert row["flops"] == 2 * row["macs"]
+        assert (row["image_size"], row["batch_size"], row["threads"]) == (32, 1, 1)
+        for form in ("float", "int8", "as_built"):
+            assert 0 < row[f"{form}_ms_p10"] <= row[f"{form}_ms"] <= row[f"{form}_ms_p90"]
+        assert row["int8_mb"] < row["float_mb"] / 3
+    assert (rows[0]["params"], rows[0]["macs"]) == (269_722, 40_551_040)
+    with (tmp_path / "latency.csv").open() as file:
+        assert [row["engine"] for row in csv.DictReader(file)] == [row["engine"] for row in rows]
+    markdown, printed = (tmp_path / "latency.md").read_text(), capsys.readouterr().out
+    for text in (markdown, printed):
+        assert f"torch {torch.__version__}" in text
+        assert "threads: 1" in text
+        assert f"{rows[0]['speedup']:.2f}x" in text
+    assert len({len(line) for line in markdown.splitlines() if line.startswith("|")}) == 1, "columns align"
+    with Image.open(tmp_path / "latency.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_a_finished_run_brings_its_weights_size_and_method(tmp_path):
+    settings = a_run()
+    model = quant.prepare(models.build("resnet20", 10, 16, {}), settings.quant)
+    model(torch.randn(4, 3, 16, 16))
+    seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
+    (tmp_path / "mine").mkdir()
+    torch.save(checkpoint.pack(model, settings, seen, True, 1), tmp_path / "mine" / "last.pt")
+    for entry in ("mine", "mine/last.pt"):
+        latency.main([*QUICK, f'models=["{tmp_path}/{entry}"]', 'engines=["reference"]', f"dir={tmp_path}/out"])
+        row = json.loads((tmp_path / "out" / "latency.json").read_text())[0]
+        assert (row["model"], row["image_size"]) == ("mine", 16)
+
+
+def test_the_net_that_is_timed_is_the_net_that_was_trained(tmp_path):
+    """The float form of a quantization-aware run has its weights, and its integers are the run's."""
+    settings = a_run()
+    model = quant.prepare(models.build("resnet20", 10, 16, {}), settings.quant)
+    images = torch.randn(4, 3, 16, 16)
+    model(images)
+    seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
+    torch.save(checkpoint.pack(model, settings, seen, True, 1), tmp_path / "last.pt")
+    _, plain, prepared, _ = latency.build(str(tmp_path), 224, 1000)
+    quant.set_enabled(model.eval(), False)
+    with torch.no_grad():
+        assert torch.allclose(plain(images), model(images), atol=1e-5)
+        quant.set_enabled(model, True)
+        assert torch.equal(prepared(images), model(images))
