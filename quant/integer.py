@@ -184,12 +184,13 @@ def _raised(q: Tensor, scale: Tensor, shift: Tensor, x_scale: Tensor) -> tuple[T
 
 
 def _off_ties(scale: Tensor, q: Tensor, unit: Tensor) -> Tensor:
-    """Scales that make of each multiplier m = scale unit the fraction p / d, d odd, with the largest p <= 4,095 m.
+    """Scales that make of each multiplier m = scale unit a fraction p / d, d odd, d <= 4,095.
 
-    A channel without weights takes whatever scale it needs.
+    The nearest of those with the 16 largest p there are (p up to 4,095 m). A channel without weights takes any scale.
     """
     dead = q.flatten(1).abs().amax(1) == 0
-    m = torch.where(dead, (scale * unit).clamp(min=1 / 64), scale * unit)
-    p = (m * DENOMINATOR).floor()
-    d = 2 * ((p / m - 1) / 2).round() + 1
-    return torch.where(p >= 1, p / d / unit, scale)
+    m = torch.where(dead, (scale * unit).clamp(min=1 / 64), scale * unit)[:, None]
+    p = ((m * DENOMINATOR).floor() - torch.arange(16, device=m.device)).clamp(min=1)
+    fractions = p / (2 * ((p / m - 1) / 2).round() + 1)
+    nearest = fractions.gather(1, (fractions - m).abs().argmin(1, keepdim=True))
+    return torch.where(m * DENOMINATOR >= 1, nearest / unit, scale[:, None])[:, 0]

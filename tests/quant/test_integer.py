@@ -33,9 +33,13 @@ def random_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def off_ties(m: float) -> float:
-    """The fraction with an odd denominator that is nearest to m, among those of the largest possible numerator."""
-    p = int(4095 * m)
-    return p / min(range(1, 4096, 2), key=lambda d: abs(d - p / m)) if p else m
+    """The fraction with an odd denominator up to 4,095 that is nearest to m, among the 16 largest numerators."""
+    top = int(4095 * m)
+    odd = [
+        (p, min((int(p / m) // 2 * 2 + side for side in (-1, 1)), key=lambda d: abs(d - p / m)))
+        for p in range(1, top + 1)
+    ]
+    return min((p / d for p, d in odd[-16:]), key=lambda fraction: abs(fraction - m)) if odd else m
 
 
 @pytest.mark.parametrize("zero_point", [0, 131, 255])
