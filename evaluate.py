@@ -56,7 +56,7 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     folder = Path(settings.output or Path(settings.checkpoint).parent)
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | result)
     files.write_text(folder / "evaluation_layers.txt", layers)
-    print(f"{quant.accuracy_table(result)}\n\n{layers.splitlines()[0]}")
+    print(f"{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
     print(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
     if settings.export:
         export(model, Path(settings.export), state, trained, isinstance(dataset.test, data.Files))

@@ -122,7 +122,7 @@ def train(settings: config.TrainSettings) -> None:
     files.write_text(folder / "layers.txt", layers)
     title = f"{settings.model.name} on {d.name}, {q.method}"
     plot.curves(log.rows, title, folder / "curves.png")
-    print(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0]}")
+    print(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
     print(f"{len(dataset.test):,} test images; layers.txt and more in {folder}")
 
 

@@ -35,8 +35,9 @@ def factory(name: str) -> Callable[..., nn.Module]:
 def build_external(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
     """Call the function behind a name. Raises UserError, in one line, if what comes out cannot classify such images."""
     make = factory(name)
-    if num_classes is not None and _takes(make, "num_classes"):
-        options = {"num_classes": num_classes} | options
+    takes, needs = _takes(make, "num_classes")
+    if needs or (takes and num_classes is not None):
+        options = {"num_classes": num_classes or 10} | options
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The default weight initialization of")  # googlenet, inception
@@ -104,12 +105,15 @@ def _own(source: str, member: str) -> Callable[..., nn.Module]:
 SOURCES = {"torchvision": _torchvision, "timm": _timm}
 
 
-def _takes(function: Callable, argument: str) -> bool:
+def _takes(function: Callable, argument: str) -> tuple[bool, bool]:
+    """Whether a function takes an argument of that name, and whether it cannot do without."""
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return False
-    return any(p.name == argument or p.kind is p.VAR_KEYWORD for p in parameters)
+        return False, False
+    named = parameters.get(argument)
+    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return named is not None or any_name, named is not None and named.default is named.empty
 
 
 def _shown(options: dict[str, Any]) -> str:

@@ -40,6 +40,8 @@ def test_ones_own_function_beside_the_setting():
     assert outputs(model) == (2, 7)
     assert model[0].out_channels == 6
     assert outputs(models.build("my_nets:ten", 10, 64, {})) == (2, 10)
+    assert outputs(models.build("my_nets:small", None, 64, {})) == (2, 10), "a trial of what needs a number"
+    assert outputs(models.build("my_nets:ten", None, 64, {})) == (2, 10)
     assert all(module.training for module in model.train().modules())
 
 
