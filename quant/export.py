@@ -43,23 +43,23 @@ with torch.inference_mode():
 
 
 class PortableEngine(Engine):
-    """Held as plain uint8, by operators that torch.export can write down; layers by quant/integer_ops.py."""
+    """Held as plain uint8, q_min as 0, by operators that torch.export can write down; layers by quant/integer_ops.py."""
 
     name = "portable"
 
     def quantize(self, grid: Grid) -> Operator:
-        return lambda x: grid.to_int(x).to(torch.uint8)
+        return lambda x: (grid.to_int(x) - grid.q_min).to(torch.uint8)
 
     def dequantize(self, grid: Grid) -> Operator:
         centred = self.centred(grid)
         return lambda held: grid.value(centred(held))
 
     def hold(self, grid: Grid) -> Operator:
-        zero_point = int(grid.zero_point)
+        zero_point = _zero_point(grid)
         return lambda n: (n + zero_point).to(torch.uint8)
 
     def centred(self, grid: Grid) -> Operator:
-        zero_point = int(grid.zero_point)
+        zero_point = _zero_point(grid)
         return lambda held: held.float() - zero_point
 
     def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
@@ -70,26 +70,30 @@ class PortableEngine(Engine):
         geometry = [] if g.linear else [*g.stride, *g.padding, *g.dilation, g.groups]
         numbers = (layer.weight.to(torch.int8).contiguous(), layer.bias)
         if y is None:
-            given = (*numbers, layer.accumulator_scale(), geometry, int(layer.x.zero_point))
+            given = (*numbers, layer.accumulator_scale(), geometry, _zero_point(layer.x))
             return lambda x: operators.logits(x, *given)
-        given = (*numbers, layer.multiplier(), geometry, int(layer.x.zero_point))
-        given += (int(y.zero_point), layer.lo, layer.hi, kernel == "onednn")
+        given = (*numbers, layer.multiplier(), geometry, _zero_point(layer.x))
+        given += (_zero_point(y), layer.lo - y.q_min, layer.hi - y.q_min, kernel == "onednn")
         return lambda x: operators.layer(x, *given)
 
     def additions(self, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> list[tuple[str, Operator]]:
         first, second, (lo, hi) = self.dequantize(a), self.dequantize(b), integer_bounds(y, bounds)
-        return [(FLOAT32, lambda p, q: y.to_int(first(p) + second(q)).clamp(lo, hi).to(torch.uint8))]
+        return [(FLOAT32, lambda p, q: (y.to_int(first(p) + second(q)).clamp(lo, hi) - y.q_min).to(torch.uint8))]
 
     def requantize(self, x: Grid, y: Grid) -> Operator:
         dequantize, quantize = self.dequantize(x), self.quantize(y)
         return lambda p: quantize(dequantize(p))
 
     def relu(self, grid: Grid) -> Operator:
-        zero_point = int(grid.zero_point)
+        zero_point = _zero_point(grid)
         return lambda held: held.clamp_min(zero_point)
 
     def in_float(self, grid: Grid) -> tuple[Operator, Operator]:
         return self.centred(grid), self.hold(grid)
+
+
+def _zero_point(grid: Grid) -> int:
+    return int(grid.zero_point) - grid.q_min
 
 
 def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict) -> IntegerModel:
