@@ -43,7 +43,7 @@ with torch.inference_mode():
 
 
 class PortableEngine(Engine):
-    """Held as plain uint8, q_min as 0, by operators that torch.export can write down; layers by quant/integer_ops.py."""
+    """Held as plain uint8 from q_min up, by operators that torch.export can write; layers by quant/integer_ops.py."""
 
     name = "portable"
 
