@@ -42,20 +42,22 @@ def main(arguments: list[str]) -> None:
         for name in settings.engines:
             quant.engine(name, "engines")
         for entry in settings.models:
-            check(entry)
+            check(entry, settings.image_size)
     if options.print_config:
         print(settings.model_dump_json(indent=2))
         return
     latency(settings)
 
 
-def check(entry: str | dict[str, Any]) -> None:
+def check(entry: str | dict[str, Any], image_size: int) -> None:
     """Refuse a model that is neither a run nor a name, before anything is built."""
     if isinstance(entry, str) and is_run(entry):
         files.check_exists(checkpoint_of(entry))
         return
     asked = config.check(config.ModelSettings, {"name": entry} if isinstance(entry, str) else entry, "models")
     models.check(asked.name, asked.options)
+    if models.is_external(asked.name):
+        quant.trace(models.build(asked.name, None, image_size, asked.options))
 
 
 def is_run(entry: str) -> bool:
@@ -67,6 +69,7 @@ def checkpoint_of(entry: str) -> str:
 
 
 def latency(settings: config.LatencySettings) -> None:
+    folder = files.make_folder(Path(settings.dir), "dir")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     calls = (settings.warmup + settings.repeats) * len(settings.models) * (2 + len(settings.engines))
@@ -76,7 +79,7 @@ def latency(settings: config.LatencySettings) -> None:
             label, plain, prepared, image_size = build(entry, settings.image_size, settings.num_classes)
             bar.set_description(label)
             rows += measure(label, plain, prepared, image_size, settings, bar.update)
-    report(rows, settings.repeats, environment(), Path(settings.dir))
+    report(rows, settings.repeats, environment(), folder)
 
 
 def build(entry: str | dict[str, Any], image_size: int, num_classes: int) -> tuple[str, nn.Module, nn.Module, int]:

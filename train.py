@@ -73,7 +73,7 @@ def check_model(asked: config.ModelSettings, image_size: int, quantized: bool) -
 
 def train(settings: config.TrainSettings) -> None:
     began, where = time.time(), device.find(settings.run.device)
-    folder = Path(settings.run.dir) / settings.run.name
+    folder = files.make_folder(Path(settings.run.dir) / settings.run.name, "run.dir")
     files.write_json(folder / "config.json", settings.model_dump())
     files.write_json(folder / "environment.json", environment())
     generator = seed.seed_all(settings.run.seed)

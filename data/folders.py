@@ -25,9 +25,11 @@ def imagefolder(root: str, image_size: int, limit: int | None, workers: int, tra
     """
     training, held_out = Path(root) / "train", _held_out(Path(root))
     classes = class_names(training if train or training.is_dir() else held_out)
-    parts = [first(_files(part, classes), limit) for part in ([training] if train else []) + [held_out]]
+    every = [_files(part, classes) for part in (training, held_out) if part.is_dir()]
+    fits = sum(map(len, every)) * 3 * image_size**2 <= MEMORY_BYTES  # decided alike whatever part or limit is asked for
+    parts = [first(part, limit) for part in (every if train else every[-1:])]
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if sum(map(len, parts)) * 3 * image_size**2 <= MEMORY_BYTES:
+    if fits:
         parts = [_decode(part, image_size, workers) for part in parts]
         mean, std = statistics(parts[0].pixels)
     return Dataset(parts[0] if train else None, parts[-1], classes, mean, std, flip=True)
@@ -74,7 +76,7 @@ def square(image: Image.Image, image_size: int) -> Image.Image:
 def class_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"data.root: no folder {folder}; expected {folder}/<class>/<image>")
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise UserError(f"data.root: {folder} holds no class folders; expected {folder}/<class>/<image>")
     return classes
@@ -90,7 +92,7 @@ def _held_out(root: Path) -> Path:
 
 
 def _files(folder: Path, classes: list[str]) -> Files:
-    strangers = sorted({p.name for p in folder.iterdir() if p.is_dir()} - set(classes))
+    strangers = sorted({p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."} - set(classes))
     if strangers:
         raise UserError(f"data.root: {folder} has classes that train/ has not: {', '.join(strangers[:5])}")
     found = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from models.external import build_external, factory, is_external
+from models.external import build_external, check_output, factory, is_external
 from models.mobilenet import ACTIVATIONS, mobilenet_v2
 from models.resnet import resnet18, resnet20, resnet32, resnet44, resnet56
 from utils.errors import UserError, choose, nearest
@@ -71,4 +71,4 @@ def build(name: str, num_classes: int | None, image_size: int, options: dict[str
     return row.factory(num_classes or 10, form, **options)
 
 
-__all__ = ["MODELS", "Row", "build", "check", "is_external"]
+__all__ = ["MODELS", "Row", "build", "check", "check_output", "is_external"]

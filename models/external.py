@@ -42,15 +42,16 @@ def build_external(name: str, num_classes: int | None, image_size: int, options:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The default weight initialization of")  # googlenet, inception
             model = make(**options)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise UserError(f"model.name: {name} cannot be called with {_shown(options)}: {_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(model).__name__}, not an nn.Module")
-    _check_output(model, name, num_classes, image_size)
+    check_output(model, name, num_classes, image_size)
     return model
 
 
-def _check_output(model: nn.Module, name: str, num_classes: int | None, image_size: int) -> None:
+def check_output(model: nn.Module, name: str, num_classes: int | None, image_size: int) -> None:
+    """Raise UserError unless the model takes such images and gives that many logits (None: any number of them)."""
     training = {m: m.training for m in model.modules()}
     try:
         with torch.no_grad():
@@ -70,8 +71,7 @@ def _check_output(model: nn.Module, name: str, num_classes: int | None, image_si
 def _torchvision(member: str) -> Callable[..., nn.Module]:
     from torchvision import models  # here: seconds to import
 
-    names = [n for n in models.list_models() if "/" not in n and "rcnn" not in n and "raft" not in n]
-    choose(dict.fromkeys(names), member, "model.name: torchvision")
+    choose(dict.fromkeys(models.list_models(module=models)), member, "model.name: torchvision")
     return lambda **options: models.get_model(member, weights=None, **options)
 
 
@@ -91,8 +91,8 @@ def _own(source: str, member: str) -> Callable[..., nn.Module]:
         sys.path.insert(0, os.getcwd())
     try:
         module = importlib.import_module(source)
-    except ImportError as error:
-        raise UserError(f"model.name: cannot import {source}: {_line(error)}") from None
+    except Exception as error:
+        raise UserError(f"model.name: cannot import {source or 'nothing'}: {_line(error)}") from None
     found = getattr(module, member, None)
     if not callable(found):
         hint = nearest(member, [n for n in dir(module) if callable(getattr(module, n))])

@@ -134,15 +134,15 @@ class _Converter:
             if held is not None:
                 tensors = held.state_dict().items()
                 self.float_layers |= {f"{node.target}{part}.{name}": value for name, value in tensors}
-        value = self._call(lambda x: module.simulate(x, norm), (self._float(x),), node.name)
+        value = self._call(module.frozen(norm), (self._float(x),), node.name)
         if grid is not None:
             value = self._call(self.engine.quantize(grid), (value,), f"{node.name}_quantize")
         self._set(node, value, grid)
 
     def _put_average(self, node: fx.Node, module: QuantAverage) -> None:
-        x, grid, average = node.args[0], self.grid[node.args[0]], module.average
+        x, grid, average = node.args[0], self.grid[node.args[0]], module.of_integers
         if grid is None:
-            value = self._call(average, (self.new[x],), node.name)
+            value = self._call(module.average, (self.new[x],), node.name)
         else:
             centred = self.engine.centred(grid)
             value = self._call(lambda held: grid.value(average(centred(held))), (self.new[x],), node.name)

@@ -31,12 +31,20 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+
+def square(image, side):
+    """The shorter side resized to `side`, then the centre cut out."""
+    wide, high = (max(side, round(length * side / min(image.size))) for length in image.size)
+    left, top = (wide - side) // 2, (high - side) // 2
+    return image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
+
+
 here = Path(__file__).parent
 info = json.loads((here / "model.json").read_text())
 model = torch.export.load(here / "model.pt2").module()
-pixels = v2.Compose([v2.Resize(info["resize"]), v2.CenterCrop(info["image_size"]), v2.ToImage()])
 values = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(info["mean"], info["std"])])
-image = values(pixels(Image.open(sys.argv[1]).convert("RGB")))
+prepare = v2.Compose([v2.CenterCrop(info["image_size"]), v2.ToImage(), values])
+image = prepare(square(Image.open(sys.argv[1]).convert("RGB"), info["resize"]))
 with torch.inference_mode():
     print(info["classes"][int(model(image[None]).argmax())])
 '''

@@ -42,13 +42,13 @@ def layer(
     if fused and _exact():
         return _onednn(x, weight, scale, bias * scale, geometry, x_zero_point, zero_point, torch.uint8).clamp_(lo, hi)
     sums = _sums(x, weight, bias, geometry, x_zero_point)
-    return sums.mul_(_along(scale, x)).round_().add_(zero_point).clamp_(lo, hi).to(torch.uint8)
+    return sums.mul_(_along(scale, geometry)).round_().add_(zero_point).clamp_(lo, hi).to(torch.uint8)
 
 
 def logits(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, geometry: list[int], x_zero_point: int) -> Tensor:
     """(sum (x - x_zero_point) weight + bias) scale, fp32."""
     x = _laid_out(x)
-    return _sums(x, weight, bias, geometry, x_zero_point).mul_(_along(scale, x))
+    return _sums(x, weight, bias, geometry, x_zero_point).mul_(_along(scale, geometry))
 
 
 def _sums(x: Tensor, weight: Tensor, bias: Tensor, geometry: list[int], x_zero_point: int) -> Tensor:
@@ -66,7 +66,7 @@ def _onednn(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: list[int], x_zero_point: int, zero_point: int, out
 ) -> Tensor:
     """oneDNN's kernel: fl(fl(sums scale) + bias) + zero_point, rounded where `out` is uint8."""
-    functions, packed = torch.ops.onednn, _packed(weight, tuple(geometry), x_zero_point, x.shape)
+    functions, packed = torch.ops.onednn, _packed(weight, tuple(geometry), x_zero_point, (1, *x.shape[1:]))
     arguments = (x, 1.0, x_zero_point, packed, scale, torch.zeros(len(scale), dtype=torch.long), bias)
     after = (1.0, zero_point, out, "none", [], "")
     if geometry:
@@ -74,8 +74,9 @@ def _onednn(
     return functions.qlinear_pointwise.default(*arguments, *after)
 
 
-@functools.lru_cache(maxsize=1024)
-def _packed(weight: Tensor, geometry: tuple[int, ...], x_zero_point: int, shape: torch.Size) -> Tensor:
+@functools.lru_cache(maxsize=512)
+def _packed(weight: Tensor, geometry: tuple[int, ...], x_zero_point: int, shape: tuple[int, ...]) -> Tensor:
+    """Weights in the layout that inputs of this shape ask for; unpacked and packed at every call they cost more."""
     if not geometry:
         return torch.ops.onednn.qlinear_prepack(weight, shape)
     ones = torch.ones(len(weight))
@@ -104,8 +105,8 @@ def _laid_out(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
-def _along(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(-1, 1, 1) if x.ndim == 4 else values
+def _along(values: Tensor, geometry: list[int]) -> Tensor:
+    return values.view(-1, 1, 1) if geometry else values
 
 
 def _like_float(x: Tensor, weight: Tensor, geometry: list[int]) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quant.grid import Grid
-from quant.integer import UNBOUNDED, Bounds, Geometry, IntegerLayer, absorb
+from quant.integer import EXACT, UNBOUNDED, Bounds, Geometry, IntegerLayer, absorb
 from quant.quantizer import Quantizer
 
 
@@ -48,6 +48,12 @@ class QuantLayer(nn.Module):
         y = bounded(y, self.bounds)
         return y if self.output is None else self.output(y)
 
+    def frozen(self, norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
+        """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        weight, norm = weight.detach(), norm or nn.Identity()
+        return lambda x: bounded(norm(self.geometry(x, weight, self.bias)), self.bounds)
+
     def runs_in_integers(self, source: Quantizer | None) -> bool:
         """Whether weights and input are on integer grids, and those quantizers are enabled."""
         needed = [source, self.weight_quantizer, *([] if self.output is None else [self.output])]
@@ -79,7 +85,12 @@ class QuantAverage(nn.Module):
         if self.training or source is None or not source.enabled:
             return self.average(x)
         grid = source.grid()
-        return grid.value(self.average(grid.centred(x.float())))
+        return grid.value(self.of_integers(grid.centred(x.float())))
+
+    def of_integers(self, n: Tensor) -> Tensor:
+        """The average of centred integers; sums that could pass 2^24 are made in fp64."""
+        large = n.shape[-1] * n.shape[-2] * 256 >= EXACT
+        return self.average(n.double()).float() if large else self.average(n)
 
 
 def geometry_of(layer: nn.Conv2d | nn.Linear) -> Geometry:

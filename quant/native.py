@@ -99,8 +99,8 @@ class NativeEngine(Engine):
         exact = FLOAT32, _add_in_float32(self.dequantize(a), self.dequantize(b), self.quantize(y), _clamp(lo, hi))
         if self.name == "qnnpack":
             return [exact]
-        own = _add(float(a.scale), float(b.scale), s, zero_point, lo, hi)
-        divided = _add(float(a.scale / y.scale), float(b.scale / y.scale), 1.0, zero_point, lo, hi)
+        own = _add(float(a.scale), float(b.scale), s, zero_point, lo, hi, exact[1])
+        divided = _add(float(a.scale / y.scale), float(b.scale / y.scale), 1.0, zero_point, lo, hi, exact[1])
         return [(self.name, divided), (self.name, own), exact]
 
     def requantize(self, x: Grid, y: Grid) -> Operator:
@@ -155,18 +155,23 @@ def _held_range(y: Grid, lo: int, hi: int) -> tuple[int, int, int]:
     return _zero_point(y), lo + _shift(y), hi + _shift(y)
 
 
-def _add(a: float, b: float, y: float, zero_point: int, lo: int, hi: int) -> Operator:
-    """torch's addition with these scales of its inputs and its output."""
+def _add(a: float, b: float, y: float, zero_point: int, lo: int, hi: int, broadcast: Operator) -> Operator:
+    """torch's addition with these scales of its inputs and its output; `broadcast` adds tensors of different shapes."""
     relu = lo == zero_point
     function = (torch.ops.quantized.add_relu if relu else torch.ops.quantized.add).default
     clamp = _clamp(0 if relu else lo, hi)
-    if y == 1.0:
-        return lambda p, q: clamp(function(_scaled(p, a), _scaled(q, b), 1.0, zero_point))
-    return lambda p, q: clamp(_scaled(function(_scaled(p, a), _scaled(q, b), y, zero_point), 1.0))
+
+    def add(p: Held, q: Held) -> Held:
+        if p.shape != q.shape:
+            return broadcast(p, q)
+        total = function(_scaled(p, a), _scaled(q, b), y, zero_point)
+        return clamp(total if y == 1.0 else _scaled(total, 1.0))
+
+    return add
 
 
 def _add_in_float32(first: Operator, second: Operator, quantize: Operator, clamp: Operator) -> Operator:
-    return lambda p, q: clamp(quantize(first(p).add_(second(q))))
+    return lambda p, q: clamp(quantize(first(p) + second(q)))
 
 
 def _packed(layer: IntegerLayer, kernel: str) -> Operator:
@@ -229,11 +234,13 @@ def _sums(layer: IntegerLayer) -> Operator:
     after = (ones, zeros.long(), layer.bias)
     to_float = (1.0, 0, torch.float32, "none", [], "")
     if geometry.linear:
-        pack = functools.lru_cache(lambda shape: functions.qlinear_prepack(weight, shape))
+        pack = functools.lru_cache(maxsize=8)(lambda shape: functions.qlinear_prepack(weight, shape))
         linear = functions.qlinear_pointwise.default
         return lambda x: linear(_bytes(x), 1.0, zero_point, pack(x.shape), *after, *to_float)
     strides = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-    pack = functools.lru_cache(lambda shape: functions.qconv_prepack(weight, ones, 1.0, zero_point, *strides, shape))
+    pack = functools.lru_cache(maxsize=8)(
+        lambda shape: functions.qconv_prepack(weight, ones, 1.0, zero_point, *strides, shape)
+    )
     convolution = functions.qconv2d_pointwise.default
     return lambda x: convolution(_bytes(x), 1.0, zero_point, pack(x.shape), *after, *strides, *to_float)
 

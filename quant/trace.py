@@ -34,6 +34,7 @@ PASS_METHODS |= {"unsqueeze"}
 AVERAGE_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 AVERAGE_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d}
 HEIGHT_AND_WIDTH = ([2, 3], [-2, -1])
+VIEWS = {"getitem", "chunk", "split", "reshape", "view", "permute", "transpose", "flatten", "squeeze", "unsqueeze"}
 DROPS = {"StochasticDepth", "DropPath"}
 """torchvision's and timm's modules that drop whole branches in training and are the identity in eval."""
 NORM_ACT = "BatchNormAct2d"
@@ -242,8 +243,8 @@ def _has(traced: fx.GraphModule, name: str) -> bool:
 
 def _first_argument_by_position(node: fx.Node) -> None:
     if node.op.startswith("call_") and not node.args and node.kwargs:
-        first, *rest = node.kwargs.items()
-        node.args, node.kwargs = (first[1],), dict(rest)
+        first = next((key for key in ("input", "self", "x") if key in node.kwargs), next(iter(node.kwargs)))
+        node.args, node.kwargs = (node.kwargs[first],), {k: v for k, v in node.kwargs.items() if k != first}
 
 
 def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node) -> None:
@@ -287,9 +288,24 @@ def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.N
     else:
         in_place = node.kwargs.get("inplace", False) or (node.op != "get_attr" and _name(node).endswith("_"))
     if in_place and node.args and isinstance(node.args[0], fx.Node):
+        _refuse_shared_memory(node, order)
         for user in list(node.args[0].users):
             if order[user] > order[node]:
                 user.replace_input_with(node.args[0], node)
+
+
+def _refuse_shared_memory(node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """An operator in place on a view changes what the view was taken of: refused if that is read again."""
+    view = node.args[0]
+    while _is_view(view) and isinstance(view.args[0], fx.Node):
+        base = view.args[0]
+        if any(order[user] > order[node] for user in base.users):
+            raise UserError(f"{node.name} works in place on {view.name}, a part of {base.name}, which is read again")
+        view = base
+
+
+def _is_view(node: fx.Node) -> bool:
+    return _name(node) in VIEWS
 
 
 def _name(node: fx.Node) -> str:

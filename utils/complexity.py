@@ -17,7 +17,8 @@ def complexity(model: nn.Module, image_size: int) -> tuple[int, int]:
     hooks = [m.register_forward_hook(count) for m in layers]
     training = {m: m.training for m in model.modules()}
     try:
-        model.eval()(torch.zeros(1, 3, image_size, image_size, device=next(model.parameters()).device))
+        device = next((p.device for p in model.parameters()), None)
+        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -48,6 +48,15 @@ def save_tensors(path: Path, value: dict) -> None:
     write_whole(path, lambda part: torch.save(value, part))
 
 
+def make_folder(path: Path, key: str) -> Path:
+    """The folder that the setting has under `key`, made if need be. Raises UserError where there can be none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be a folder ({error.strerror})") from None
+    return path
+
+
 def check_exists(path: str) -> None:
     """Raise UserError, with the nearest name beside it, if there is no such checkpoint."""
     if not Path(path).is_file():

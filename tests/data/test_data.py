@@ -175,3 +175,13 @@ def test_cifar10_without_a_network_says_where_the_file_goes(tmp_path, monkeypatc
     monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
     with pytest.raises(UserError, match=r"put cifar-10-python.tar.gz into"):
         data.DATASETS["cifar10"](str(tmp_path), 32, None, 0)
+
+
+def test_the_way_of_reading_a_folder_does_not_depend_on_the_part_or_the_limit(folder, monkeypatch):
+    """8 test images would fit alone; training and measuring must see the same crops all the same."""
+    (folder / "train" / ".hidden").mkdir()
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 10 * 3 * 32**2)
+    load = data.DATASETS["imagefolder"]
+    for dataset in (load(str(folder), 32, None, 0), load(str(folder), 32, 2, 0), load(str(folder), 32, None, 0, False)):
+        assert isinstance(dataset.test, data.Files)
+        assert dataset.classes == ["cat", "dog"]

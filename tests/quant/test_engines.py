@@ -255,3 +255,28 @@ def test_all_of_this_holds_without_vnni(nets_folder):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_addition_of_one_channel_to_many(engine):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 1, 1), nn.Linear(8, 5)
+
+        def forward(self, x):
+            y = F.relu(self.a(x))
+            return self.fc(F.relu(self.b(y) + y).mean((2, 3)))
+
+    prepared, images = prepared_with(Net(), 8, (3, 10, 10))
+    assert torch.equal(quant.convert(prepared, engine)(images), prepared(images))
+
+
+def test_an_average_of_more_pixels_than_fp32_can_sum():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    prepared, _ = prepared_with(net, 8, (3, 10, 10))
+    images = 0.9 + 0.1 * torch.rand(1, 3, 600, 600)
+    model = quant.convert(prepared, "reference")
+    with torch.inference_mode():
+        assert torch.equal(model(images), prepared(images))
+        assert torch.equal(model(images.contiguous(memory_format=torch.channels_last)), prepared(images))

@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 
+import numpy
+import pytest
 import torch
 
 import quant
+from data.folders import open_image, square
 from tests.conftest import photos, spec, with_real_statistics
 
 PROGRAM = """
@@ -69,6 +72,29 @@ def test_pools_gates_and_hard_swish_survive_the_export(tmp_path):
         assert torch.equal(torch.load(tmp_path / "logits.pt")[0], quant.convert(prepared, "reference")(images))
 
 
+class Tokens(torch.nn.Module):
+    """Linear layers on [N, H, W, C], as many outputs as rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.fc = torch.nn.Conv2d(3, 8, 2, 2), torch.nn.Linear(8, 16), torch.nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.mix(torch.relu(self.conv(x)).permute(0, 2, 3, 1)))).mean((1, 2))
+
+
+@pytest.mark.parametrize("keys", [{}, {"weight_bits": 32}, {"act_bits": 32}, {"first_last_bits": 32}], ids=str)
+def test_layers_on_tokens_and_layers_in_float_survive_the_export(keys, tmp_path):
+    images = photos(4, 32)
+    prepared = quant.prepare(Tokens().eval(), spec(method="ptq", **keys))
+    quant.calibrate(prepared, [images])
+    quant.export(prepared, tmp_path, 32, {})
+    model = torch.export.load(tmp_path / "model.pt2").module()
+    with torch.inference_mode():
+        expected = quant.convert(prepared, "reference")(images)
+        assert torch.allclose(model(images), expected, atol=1e-5 * float(expected.abs().max()))
+
+
 def test_the_example_names_the_class_of_an_image_file(tmp_path):
     from PIL import Image
     from torchvision.models import resnet18
@@ -78,8 +104,9 @@ def test_the_example_names_the_class_of_an_image_file(tmp_path):
     quant.calibrate(prepared, [photos(8, 64)])
     info = {"image_size": 64, "resize": 64, "mean": [0.5] * 3, "std": [0.25] * 3, "classes": ["a", "b", "c", "d"]}
     quant.export(prepared, tmp_path, 64, info)
-    pixels = (photos(1, 64)[0].permute(1, 2, 0) * 32 + 128).clamp(0, 255).to(torch.uint8)
-    Image.fromarray(pixels.numpy()).save(tmp_path / "image.png")
+    picture = (photos(1, 97)[0].permute(1, 2, 0) * 32 + 128).clamp(0, 255).to(torch.uint8)[:, :83]
+    Image.fromarray(picture.numpy()).save(tmp_path / "image.png")
+    pixels = torch.tensor(numpy.asarray(square(open_image(tmp_path / "image.png"), 64)))
     done = run_alone(tmp_path, "example.py", "image.png")
     assert done.returncode == 0, done.stderr
     seen = (pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.25

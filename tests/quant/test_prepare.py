@@ -337,3 +337,18 @@ def test_an_auxiliary_output_of_train_mode_is_refused():
 
     with pytest.raises(UserError, match=r"^model Net: its graph in train mode is not that in eval mode \(at [^\n]*$"):
         quant.prepare(Net(), spec(method="ptq"))
+
+
+def test_an_operator_in_place_on_a_part_of_what_is_read_again_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            torch.relu_(y[:, :4])
+            return self.b(y).mean((2, 3))
+
+    with pytest.raises(UserError, match="works in place on getitem, a part of a, which is read again"):
+        quant.prepare(Net(), spec(method="ptq"))
