@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from torch import fx, nn
 from tqdm import tqdm
 
-from quant import ptq, statassist
+from quant import lsq, ptq, statassist
 from quant.calibrate import calibrate, set_enabled
 from quant.compare import accuracy_table, compare
 from quant.convert import IntegerModel
@@ -29,6 +29,7 @@ from utils.errors import UserError, choose, nearest
 METHODS: dict[str, Method] = {
     "float": FLOAT,
     "ptq": ptq.METHOD,
+    "lsq": lsq.METHOD,
     "statassist": statassist.METHOD,
 }
 
@@ -58,17 +59,16 @@ def resolve(spec: QuantSettings) -> QuantSettings:
     own = frozenset().union(*(m.options for m in METHODS.values()))
     for key in sorted(spec.model_fields_set & (own - method.options)):
         if getattr(spec, key) != type(spec).model_fields[key].default:
-            raise UserError(
-                f"quant.{key}: {spec.method} has no such option; it has {', '.join(sorted(method.options))}"
-            )
+            others = ", ".join(sorted(method.options)) or "none of its own"
+            raise UserError(f"quant.{key}: {spec.method} has no such option; it has {others}")
     if method is FLOAT:
         return spec
     for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
         _check_bits(f"quant.{key}", getattr(spec, key), allowed, spec.method)
     if spec.first_last_bits != "same":
         _check_bits("quant.first_last_bits", spec.first_last_bits, method.weight_bits, spec.method)
-    observer = spec.observer or method.observers[0]
-    if observer not in method.observers:
+    observer = spec.observer or next(iter(method.observers), None)
+    if observer not in (*method.observers, None):
         hint = nearest(observer, method.observers)
         raise UserError(
             f"quant.observer: {spec.method} cannot use {observer!r}; choose from {', '.join(method.observers)}"

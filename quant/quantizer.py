@@ -32,6 +32,9 @@ class Quantizer(nn.Module):
         """Whether the grid means something yet."""
         return True
 
+    def finish_observing(self) -> None:
+        """Settle a range that waits for all batches of a calibration."""
+
     def to_int(self, x: Tensor) -> Tensor:
         return self.grid().to_int(x)
 
@@ -80,7 +83,6 @@ class ObservedQuantizer(Quantizer):
         return Grid(scale, zero_point, self.q_min, self.q_max)
 
     def finish_observing(self) -> None:
-        """Settle the range of observers that look at all batches together (percentile, mse)."""
         self._set(self.observer.settle(self._fit))
 
     @torch.no_grad()

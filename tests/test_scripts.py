@@ -150,7 +150,10 @@ def test_same_seed_same_weights(tmp_path):
         (["quant.weight_bits=1"], "quant.weight_bits: statassist cannot use 1 bits; choose 2..8"),
         (["model.weights=nowhere.pt"], "nowhere.pt: no such checkpoint"),
         (['run.engines=["fbgem"]'], "run.engines: unknown 'fbgem'; choose from reference, fbgemm"),
-        (["quant.method=lqs"], "setting/train.json: quant.method: unknown 'lqs'; choose from float, ptq, statassist"),
+        (
+            ["quant.method=lqs"],
+            "setting/train.json: quant.method: unknown 'lqs'; choose from float, ptq, lsq, statassist",
+        ),
         (["run.device=tpu"], "run.device: 'tpu' is not to be had here"),
     ],
 )

@@ -87,21 +87,25 @@ def test_constant_inputs_give_no_nan(method, kind, bits, granularity, value):
     x = torch.full((6, 5, 4, 4), abs(value) if kind == "unsigned" else value)
     y = observed(make(method, kind, bits, granularity), x)(x)
     assert torch.isfinite(y).all()
-    assert torch.allclose(y, x, rtol=1e-6), "the ends of the range are on the grid"
+    if quant.METHODS[method].observers:
+        assert torch.allclose(y, x, rtol=1e-6), "the ends of an observed range are on the grid"
 
 
 @pytest.mark.parametrize(("method", "kind", "bits", "granularity"), CASES)
 def test_gradient_is_one_inside_the_range_and_zero_outside(method, kind, bits, granularity):
     x = sample(kind)
     quantizer = observed(make(method, kind, bits, granularity), x)
-    wide = (x * 1.5).requires_grad_()
+    wide = (x * 8).requires_grad_()
     quantizer(wide).sum().backward()
     grid = quantizer.grid()
     shape = (-1, 1, 1, 1) if grid.scale.ndim else ()
     unclamped = torch.round(wide.detach() * (1 / grid.scale).reshape(shape)) + grid.zero_point.reshape(shape)
-    inside = (unclamped >= grid.q_min) & (unclamped <= grid.q_max)
-    assert torch.equal(wide.grad, inside.float())
-    assert inside.any()
+    inside = (unclamped > grid.q_min) & (unclamped < grid.q_max)  # the half steps at the ends are each method's own
+    outside = (unclamped < grid.q_min - 1) | (unclamped > grid.q_max + 1)
+    assert (wide.grad[inside] == 1).all()
+    assert (wide.grad[outside] == 0).all()
+    assert set(wide.grad.unique().tolist()) <= {0.0, 1.0}
+    assert outside.any()
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

@@ -43,3 +43,9 @@ def test_reduced_range_keeps_weights_within_63():
     quantizer = quant.METHODS["ptq"].weight(spec(method="ptq", reduce_range=True), 8, 4)
     quantizer(torch.randn(4, 10))
     assert (quantizer.grid().q_min, quantizer.grid().q_max) == (-63, 63)
+
+
+def test_a_method_without_observers_says_so():
+    with pytest.raises(UserError, match=r"quant.observer: lsq has no such option; it has none of its own$"):
+        spec(method="lsq", observer="mse")
+    assert spec(method="lsq").observer is None

@@ -1,0 +1,100 @@
+"""LSQ, learned step size quantization (Esser et al., arXiv 1902.08153): the step s of every quantizer is trained.
+
+    v_bar = round(clip(v / s, -Q_N, Q_P)),    v_hat = v_bar s                                          equations 1 and 2
+    d v_hat / d s = round(v / s) - v / s  if  -Q_N < v / s < Q_P,  -Q_N below,  Q_P above                    equation 3
+    d v_hat / d v = 1  if  -Q_N < v / s < Q_P,  0 elsewhere                                                  equation 5
+    the gradient of s times  g = 1 / sqrt(N Q_P)                                                            section 2.2
+    s starts at  2 <|v|> / sqrt(Q_P)                                                                        section 2.1
+
+Q_N = 0 and Q_P = 2^b - 1 where v cannot be negative, else Q_N = 2^(b-1) and Q_P = 2^(b-1) - 1. v, s, Q_N, Q_P, N and g
+are named so below. Steps of weights start from the weights, those of activations from the first batch, in place: the
+Parameter that the optimizer holds is the one that is trained. They get no weight decay (utils/optim.py).
+
+Differs from the paper: 8-bit weights keep to +-127, since batch norm may flip their sign (quant/integer.py); weights
+have a step an output channel unless granularity is per_tensor; N of an activation counts one sample, and of a weight
+the elements that share the step; first and last layers, the image and the inputs of additions have first_last_bits and
+residual_bits. Signed activations keep a symmetric range of b bits.
+"""
+
+import torch
+from torch import Tensor
+
+from quant.grid import Grid
+from quant.method import Method
+from quant.quantizer import TINY, Quantizer
+from utils.config import QuantSettings
+
+
+class LearnedStep(Quantizer):
+    """s: fp32 [] or [channels] (a weight's, on axis 0). `started` says whether data has given s its first value."""
+
+    def __init__(self, bits: int, Q_N: int, Q_P: int, weight: bool, channels: int | None):
+        super().__init__(bits)
+        self.Q_N, self.Q_P, self.weight = Q_N, Q_P, weight
+        self.s = torch.nn.Parameter(torch.ones(() if channels is None else (channels,)))
+        self.register_buffer("started", torch.tensor(False))
+
+    def forward(self, v: Tensor) -> Tensor:
+        if (self.training or self.observing) and not self.started:
+            self._start(v.detach().float())
+        if not self.enabled:
+            return v
+        N = (v if self.weight else v[0]).numel() / max(1, self.s.numel())
+        with torch.autocast(v.device.type, enabled=False):
+            return _Quantize.apply(v.float(), self.s, self.Q_N, self.Q_P, 1 / (N * self.Q_P) ** 0.5)
+
+    def ready(self) -> bool:
+        return bool(self.started)
+
+    def grid(self) -> Grid:
+        s = self.s.detach().clamp(min=TINY)
+        return Grid(s, torch.zeros_like(s, dtype=torch.int32), -self.Q_N, self.Q_P)
+
+    @torch.no_grad()
+    def _start(self, v: Tensor) -> None:
+        mean = v.abs().flatten(1).mean(1) if self.s.ndim else v.abs().mean()
+        self.s.copy_((2 * mean / self.Q_P**0.5).clamp(min=TINY))
+        self.started.fill_(True)
+
+
+class _Quantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v: Tensor, s: Tensor, Q_N: int, Q_P: int, g: float) -> Tensor:
+        ctx.save_for_backward(v, s)
+        ctx.constants = Q_N, Q_P, g
+        s = _along(s.clamp(min=TINY), v)
+        return (v * (1 / s)).round_().clamp_(-Q_N, Q_P).mul_(s)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (v, s), (Q_N, Q_P, g) = ctx.saved_tensors, ctx.constants
+        ratio = v * (1 / _along(s.clamp(min=TINY), v))
+        inside = (ratio > -Q_N) & (ratio < Q_P)
+        slope = torch.where(inside, ratio.round() - ratio, ratio.clamp(-Q_N, Q_P))  # equation 3
+        of_s = (gradient * slope).flatten(1).sum(1) if s.ndim else (gradient * slope).sum()
+        return gradient * inside, of_s * g, None, None, None
+
+
+def _along(s: Tensor, v: Tensor) -> Tensor:
+    return s.view(-1, *[1] * (v.ndim - 1)) if s.ndim else s
+
+
+def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
+    half, count = 2 ** (bits - 1), channels if spec.granularity == "per_channel" else None
+    return LearnedStep(bits, min(half, spec.weight_limit), min(half - 1, spec.weight_limit), True, count)
+
+
+def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
+    Q_N, Q_P = (2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    return LearnedStep(bits, Q_N, Q_P, False, None)
+
+
+METHOD = Method(
+    weight,
+    activation,
+    float_epochs=lambda spec, epochs: 0,
+    weight_bits=range(2, 9),
+    act_bits=range(2, 9),
+    observers=(),
+    options=frozenset(),
+)
