@@ -13,22 +13,15 @@ from torch import nn
 import data
 import models
 import quant
-from utils import checkpoint, config, files, optim
+from setting.names import TABLES
+from utils import checkpoint, config, files
 from utils.errors import UserError, choose, run
-
-CHOICES = {
-    "models": models.MODELS,
-    "datasets": data.DATASETS,
-    "methods": quant.METHODS,
-    "engines": quant.ENGINES,
-    "optimizers": optim.OPTIMIZERS,
-}
 
 
 def main(arguments: list[str]) -> None:
-    options = config.parser(__doc__, "setting/evaluate.json", CHOICES).parse_args(arguments)
+    options = config.parser(__doc__, "setting/evaluate.json", TABLES).parse_args(arguments)
     if options.list:
-        print("\n".join(CHOICES[options.list]))
+        print("\n".join(TABLES[options.list]))
         return
     settings = config.load(config.EvaluateSettings, options.config, options.overrides)
     with config.blame(options.config):

@@ -14,28 +14,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-import data
 import models
 import quant
-from utils import checkpoint, config, files, optim, timing
+from setting.names import TABLES
+from utils import checkpoint, config, files, timing
 from utils.complexity import complexity
 from utils.environment import environment
 from utils.errors import run
 from utils.latency_table import report
 
-CHOICES = {
-    "models": models.MODELS,
-    "datasets": data.DATASETS,
-    "methods": quant.METHODS,
-    "engines": quant.ENGINES,
-    "optimizers": optim.OPTIMIZERS,
-}
-
 
 def main(arguments: list[str]) -> None:
-    options = config.parser(__doc__, "setting/latency.json", CHOICES).parse_args(arguments)
+    options = config.parser(__doc__, "setting/latency.json", TABLES).parse_args(arguments)
     if options.list:
-        print("\n".join(CHOICES[options.list]))
+        print("\n".join(TABLES[options.list]))
         return
     settings = config.load(config.LatencySettings, options.config, options.overrides)
     with config.blame(options.config):
@@ -54,10 +46,14 @@ def check(entry: str | dict[str, Any], image_size: int) -> None:
     if isinstance(entry, str) and is_run(entry):
         files.check_exists(checkpoint_of(entry))
         return
-    asked = config.check(config.ModelSettings, {"name": entry} if isinstance(entry, str) else entry, "models")
+    asked = model_settings(entry)
     models.check(asked.name, asked.options)
     if models.is_external(asked.name):
         quant.trace(models.build(asked.name, None, image_size, asked.options))
+
+
+def model_settings(entry: str | dict[str, Any]) -> config.ModelSettings:
+    return config.check(config.ModelSettings, {"name": entry} if isinstance(entry, str) else entry, "models")
 
 
 def is_run(entry: str) -> bool:
@@ -94,7 +90,7 @@ def build(entry: str | dict[str, Any], image_size: int, num_classes: int) -> tup
         checkpoint.load_weights(plain, path)
         label = trained.run.name or entry
     else:
-        asked = config.check(config.ModelSettings, {"name": entry} if isinstance(entry, str) else entry, "models")
+        asked = model_settings(entry)
         torch.manual_seed(0)
         prepared = plain = models.build(asked.name, num_classes, image_size, asked.options)
         label = " ".join([asked.name, *(f"{key}={value}" for key, value in asked.options.items())])

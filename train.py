@@ -1,6 +1,6 @@
 """Train an image classifier as one JSON setting says, quantize it, and measure float, simulation and integers.
 
-python train.py                                        setting/train.json: a minute on two cores
+python train.py                                        setting/train.json: half a minute on two cores
 python train.py -c setting/cifar10_jpeg_resnet20.json run.epochs=2 data.limit=5000
 python train.py --list models
 """
@@ -16,24 +16,17 @@ from torch import nn
 import data
 import models
 import quant
+from setting.names import TABLES
 from utils import checkpoint, config, device, files, loop, metrics, optim, plot, runlog, schedule, seed
 from utils.complexity import complexity
 from utils.environment import environment
 from utils.errors import choose, run
 
-CHOICES = {
-    "models": models.MODELS,
-    "datasets": data.DATASETS,
-    "methods": quant.METHODS,
-    "engines": quant.ENGINES,
-    "optimizers": optim.OPTIMIZERS,
-}
-
 
 def main(arguments: list[str]) -> None:
-    options = config.parser(__doc__, "setting/train.json", CHOICES).parse_args(arguments)
+    options = config.parser(__doc__, "setting/train.json", TABLES).parse_args(arguments)
     if options.list:
-        print("\n".join(CHOICES[options.list]))
+        print("\n".join(TABLES[options.list]))
         return
     settings = config.load(config.TrainSettings, options.config, options.overrides)
     with config.blame(options.config):

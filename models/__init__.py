@@ -40,14 +40,7 @@ def check(name: str, options: dict[str, Any]) -> None:
     if is_external(name):
         factory(name)
         return
-    if name not in MODELS:
-        others = "or torchvision:NAME, timm:NAME, package.module:factory"
-        hint = nearest(name, MODELS)
-        raise UserError(
-            f"model.name: unknown {name!r}; choose from {', '.join(MODELS)}, {others}"
-            + (f" (nearest: {hint})" if hint else "")
-        )
-    row = MODELS[name]
+    row = choose(MODELS, name, "model.name", "or torchvision:NAME, timm:NAME, package.module:factory")
     known = {"form": ("auto", *row.forms)} | row.options
     for key, value in options.items():
         if key not in known:

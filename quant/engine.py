@@ -62,7 +62,8 @@ class Engine:
 
     def requantize(self, x: Grid, y: Grid) -> Operator:
         """held on grid x -> held on grid y"""
-        return lambda p: y.centred(x.value(p))
+        dequantize, quantize = self.dequantize(x), self.quantize(y)
+        return lambda p: quantize(dequantize(p))
 
     def relu(self, grid: Grid) -> Operator:
         """held -> held, negative values to zero"""

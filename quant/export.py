@@ -88,10 +88,6 @@ class PortableEngine(Engine):
         first, second, (lo, hi) = self.dequantize(a), self.dequantize(b), integer_bounds(y, bounds)
         return [(FLOAT32, lambda p, q: (y.to_int(first(p) + second(q)).clamp(lo, hi) - y.q_min).to(torch.uint8))]
 
-    def requantize(self, x: Grid, y: Grid) -> Operator:
-        dequantize, quantize = self.dequantize(x), self.quantize(y)
-        return lambda p: quantize(dequantize(p))
-
     def relu(self, grid: Grid) -> Operator:
         zero_point = _zero_point(grid)
         return lambda held: held.clamp_min(zero_point)

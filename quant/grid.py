@@ -21,16 +21,16 @@ class Grid:
 
     def to_int(self, x: Tensor) -> Tensor:
         """q = clamp(round(x / scale) + zero_point, q_min, q_max), ties to even; fp32, of x's shape."""
-        inverse = _shaped(1.0 / self.scale, x)
-        return (x * inverse).round_().add_(_shaped(self.zero_point, x)).clamp_(self.q_min, self.q_max)
+        inverse = along_channels(1.0 / self.scale, x)
+        return (x * inverse).round_().add_(along_channels(self.zero_point, x)).clamp_(self.q_min, self.q_max)
 
     def centred(self, x: Tensor) -> Tensor:
         """q - zero_point."""
-        return self.to_int(x).sub_(_shaped(self.zero_point, x))
+        return self.to_int(x).sub_(along_channels(self.zero_point, x))
 
     def value(self, centred: Tensor) -> Tensor:
         """x_hat of centred integers."""
-        return centred * _shaped(self.scale, centred)
+        return centred * along_channels(self.scale, centred)
 
 
 def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
@@ -43,5 +43,5 @@ def fake_quantize(x: Tensor, grid: Grid) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(x, grid.scale, grid.zero_point, grid.q_min, grid.q_max)
 
 
-def _shaped(per_channel: Tensor, like: Tensor) -> Tensor:
+def along_channels(per_channel: Tensor, like: Tensor) -> Tensor:
     return per_channel.view(-1, *[1] * (like.ndim - 1)) if per_channel.ndim else per_channel

@@ -43,16 +43,18 @@ class QuantLayer(nn.Module):
     def simulate(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """The fake-quantized computation in float."""
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        y = self.geometry(x, weight, self.bias)
-        y = y if norm is None else norm(y)
-        y = bounded(y, self.bounds)
+        y = self._bounded(x, weight, norm)
         return y if self.output is None else self.output(y)
 
     def frozen(self, norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
         """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        weight, norm = weight.detach(), norm or nn.Identity()
-        return lambda x: bounded(norm(self.geometry(x, weight, self.bias)), self.bounds)
+        weight = weight.detach()
+        return lambda x: self._bounded(x, weight, norm)
+
+    def _bounded(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
+        y = self.geometry(x, weight, self.bias)
+        return bounded(y if norm is None else norm(y), self.bounds)
 
     def runs_in_integers(self, source: Quantizer | None) -> bool:
         """Whether weights and input are on integer grids, and those quantizers are enabled."""

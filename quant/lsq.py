@@ -19,7 +19,7 @@ residual_bits. Signed activations keep a symmetric range of b bits.
 import torch
 from torch import Tensor
 
-from quant.grid import Grid
+from quant.grid import Grid, along_channels
 from quant.method import Method
 from quant.quantizer import TINY, Quantizer
 from utils.config import QuantSettings
@@ -62,21 +62,17 @@ class _Quantize(torch.autograd.Function):
     def forward(ctx, v: Tensor, s: Tensor, Q_N: int, Q_P: int, g: float) -> Tensor:
         ctx.save_for_backward(v, s)
         ctx.constants = Q_N, Q_P, g
-        s = _along(s.clamp(min=TINY), v)
+        s = along_channels(s.clamp(min=TINY), v)
         return (v * (1 / s)).round_().clamp_(-Q_N, Q_P).mul_(s)
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         (v, s), (Q_N, Q_P, g) = ctx.saved_tensors, ctx.constants
-        ratio = v * (1 / _along(s.clamp(min=TINY), v))
+        ratio = v * (1 / along_channels(s.clamp(min=TINY), v))
         inside = (ratio > -Q_N) & (ratio < Q_P)
         slope = torch.where(inside, ratio.round() - ratio, ratio.clamp(-Q_N, Q_P))  # equation 3
         of_s = (gradient * slope).flatten(1).sum(1) if s.ndim else (gradient * slope).sum()
         return gradient * inside, of_s * g, None, None, None
-
-
-def _along(s: Tensor, v: Tensor) -> Tensor:
-    return s.view(-1, *[1] * (v.ndim - 1)) if s.ndim else s
 
 
 def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:

@@ -103,10 +103,6 @@ class NativeEngine(Engine):
         divided = _add(float(a.scale / y.scale), float(b.scale / y.scale), 1.0, zero_point, lo, hi, exact[1])
         return [(self.name, divided), (self.name, own), exact]
 
-    def requantize(self, x: Grid, y: Grid) -> Operator:
-        dequantize, quantize = self.dequantize(x), self.quantize(y)
-        return lambda p: quantize(dequantize(p))
-
     def relu(self, grid: Grid) -> Operator:
         return torch.relu
 

@@ -18,13 +18,14 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def choose(table: Mapping[str, T], name: str, where: str) -> T:
-    """table[name], or a UserError that names the choices and the nearest of them."""
+def choose(table: Mapping[str, T], name: str, where: str, others: str = "") -> T:
+    """table[name], or a UserError that names the choices, `others` besides the table's, and the nearest."""
     if isinstance(name, str) and name in table:
         return table[name]
     hint = nearest(str(name), table)
     raise UserError(
-        f"{where}: unknown {name!r}; choose from {', '.join(table)}" + (f" (nearest: {hint})" if hint else "")
+        f"{where}: unknown {name!r}; choose from {', '.join([*table, *filter(None, [others])])}"
+        + (f" (nearest: {hint})" if hint else "")
     )
 
 

@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-import data
-import models
-import quant
-from utils import optim
+from setting.names import TABLES
 from utils.config import EvaluateSettings, LatencySettings, TrainSettings
 from utils.files import write_json
 
@@ -20,14 +17,14 @@ def schemas() -> dict[str, dict]:
         schema["properties"]["$schema"] = {"type": "string", "description": "Where this schema lies, for editors."}
         schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     sections = found["train"]["$defs"]
-    _names(sections["DataSettings"], "name", data.DATASETS)
-    _names(sections["QuantSettings"], "method", quant.METHODS)
-    _names(sections["QuantSettings"], "engine", quant.ENGINES)
-    _names(sections["OptimSettings"], "name", optim.OPTIMIZERS)
+    _names(sections["DataSettings"], "name", TABLES["datasets"])
+    _names(sections["QuantSettings"], "method", TABLES["methods"])
+    _names(sections["QuantSettings"], "engine", TABLES["engines"])
+    _names(sections["OptimSettings"], "name", TABLES["optimizers"])
     model = sections["ModelSettings"]["properties"]["name"]
-    model["anyOf"] = [{"enum": list(models.MODELS)}, {"type": "string", "pattern": "^[\\w.]+:[\\w.]+$"}]
+    model["anyOf"] = [{"enum": list(TABLES["models"])}, {"type": "string", "pattern": "^[\\w.]+:[\\w.]+$"}]
     for kind in ("evaluate", "latency"):
-        found[kind]["properties"]["engines"]["items"]["enum"] = list(quant.ENGINES)
+        found[kind]["properties"]["engines"]["items"]["enum"] = list(TABLES["engines"])
     return found
 
 

@@ -105,6 +105,8 @@ def test_gradient_is_one_inside_the_range_and_zero_outside(method, kind, bits, g
     assert (wide.grad[inside] == 1).all()
     assert (wide.grad[outside] == 0).all()
     assert set(wide.grad.unique().tolist()) <= {0.0, 1.0}
+    if quant.METHODS[method].observers:
+        assert torch.equal(wide.grad, ((unclamped >= grid.q_min) & (unclamped <= grid.q_max)).float())
     assert outside.any()
 
 
