@@ -47,7 +47,7 @@ def check(entry: str | dict[str, Any], image_size: int) -> None:
         files.check_exists(checkpoint_of(entry))
         return
     asked = model_settings(entry)
-    models.check(asked.name, asked.options)
+    models.check(asked.name, asked.options, image_size)
     if models.is_external(asked.name):
         quant.trace(models.build(asked.name, None, image_size, asked.options))
 

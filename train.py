@@ -17,10 +17,11 @@ import data
 import models
 import quant
 from setting.names import TABLES
-from utils import checkpoint, config, device, files, loop, metrics, optim, plot, runlog, schedule, seed
+from utils import checkpoint, config, device, files, gradboost, loop, metrics, optim, plot, runlog, schedule, seed
+from utils import sweep as sweeps
 from utils.complexity import complexity
 from utils.environment import environment
-from utils.errors import choose, run
+from utils.errors import UserError, choose, run
 
 
 def main(arguments: list[str]) -> None:
@@ -30,49 +31,70 @@ def main(arguments: list[str]) -> None:
         return
     settings = config.load(config.TrainSettings, options.config, options.overrides)
     with config.blame(options.config):
-        settings = check(settings, Path(options.config).stem)
+        name = settings.run.name or Path(options.config).stem
+        if settings.sweep:
+            runs = sweeps.runs(settings, lambda cell, part: check(cell, f"{name}/{part}"))
+        else:
+            settings = check(settings, name)
     if options.print_config:
         print(settings.model_dump_json(indent=2))
-        return
-    train(settings)
+    elif settings.sweep:
+        title = f"{settings.model.name} on {settings.data.name}: {name}"
+        sweeps.run(Path(settings.run.dir) / name, runs, train, lambda: float_score([cell for _, cell in runs]), title)
+    else:
+        train(settings)
 
 
 def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     """Refuse in the first second what cannot work; fill in what was left to the defaults."""
     choose(data.DATASETS, settings.data.name, "data.name")
-    choose(optim.OPTIMIZERS, settings.optim.name, "optim.name")
-    models.check(settings.model.name, settings.model.options)
+    models.check(settings.model.name, settings.model.options, settings.data.image_size)
     device.find(settings.run.device)
-    check_model(settings.model, settings.data.image_size, settings.quant.method != "float")
+    optim.check(settings.optim)
     quant_settings = quant.resolve(settings.quant)
+    check_model(settings.model, settings.data.image_size, settings.quant)
+    if settings.optim.name in optim.BOOSTED and quant.ends_in_float(quant_settings, settings.run.epochs):
+        raise UserError(
+            f"optim.name: {settings.optim.name} adds its noise from where quantized training begins, and "
+            f"{quant_settings.method} has none; take {settings.optim.name[1:]}"
+        )
     engines = [quant_settings.engine] if settings.run.engines is None else settings.run.engines
     if quant_settings.method != "float":
         for engine in engines:
             quant.engine(engine, "quant.engine" if settings.run.engines is None else "run.engines")
-    run_settings = settings.run.model_copy(update={"name": settings.run.name or name, "engines": engines})
+    run_settings = settings.run.model_copy(update={"name": name, "engines": engines})
     return settings.model_copy(update={"quant": quant_settings, "run": run_settings})
 
 
-def check_model(asked: config.ModelSettings, image_size: int, quantized: bool) -> None:
-    """Try what only a built model shows: whether a stranger's can be traced, and whether the weights are its own."""
-    if not models.is_external(asked.name) and not asked.weights:
+def check_model(asked: config.ModelSettings, image_size: int, spec: config.QuantSettings) -> None:
+    """Try what only a built model shows: can a stranger's be traced, are the weights its own, do layers' names fit."""
+    if not models.is_external(asked.name) and not asked.weights and not spec.layers:
         return
     trial = models.build(asked.name, None, image_size, asked.options)
-    if quantized:
-        quant.trace(trial)
+    if spec.method != "float":
+        quant.check_layers(trial, spec.layers)
     if asked.weights:
         checkpoint.check_weights(trial, asked.weights, asked.name)
+
+
+@functools.lru_cache(maxsize=1)
+def load_dataset(
+    name: str, root: str, image_size: int, limit: int | None, workers: int, val_fraction: float
+) -> data.Dataset:
+    """The dataset, read once for all runs of a sweep."""
+    return data.split(data.DATASETS[name](root, image_size, limit, workers), val_fraction)
 
 
 def train(settings: config.TrainSettings) -> None:
     began, where = time.time(), device.find(settings.run.device)
     folder = files.make_folder(Path(settings.run.dir) / settings.run.name, "run.dir")
+    (folder / "summary.json").unlink(missing_ok=True)  # until this run has one of its own
     files.write_json(folder / "config.json", settings.model_dump())
     files.write_json(folder / "environment.json", environment())
     generator = seed.seed_all(settings.run.seed)
 
     d, q, epochs = settings.data, settings.quant, settings.run.epochs
-    dataset = data.split(data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers), d.val_fraction)
+    dataset = load_dataset(d.name, d.root, d.image_size, d.limit, d.workers, d.val_fraction)
     batches = functools.partial(
         data.batches, mean=dataset.mean, std=dataset.std, image_size=d.image_size, workers=d.workers
     )
@@ -119,6 +141,20 @@ def train(settings: config.TrainSettings) -> None:
     print(f"{len(dataset.test):,} test images; layers.txt and more in {folder}")
 
 
+def float_score(runs: list[config.TrainSettings]) -> dict[str, float] | None:
+    """Test accuracy of the float weights that all these runs quantize; None if there are none such."""
+    d, asked = runs[0].data, runs[0].model
+    same = all(run.data == d and run.model == asked for run in runs)
+    if not same or not asked.weights or any(quant.ends_in_float(run.quant, 1) and run.run.epochs for run in runs):
+        return None
+    dataset = load_dataset(d.name, d.root, d.image_size, d.limit, d.workers, d.val_fraction)
+    model = models.build(asked.name, len(dataset.classes), d.image_size, asked.options)
+    checkpoint.load_weights(model, asked.weights)
+    side = data.evaluation_batch(d.image_size)
+    test = data.batches(dataset.test, side, dataset.mean, dataset.std, d.image_size, d.workers)
+    return metrics.score(model.eval(), test, torch.device("cpu")).summary()
+
+
 def fit(
     model: nn.Module,
     settings: config.TrainSettings,
@@ -136,13 +172,18 @@ def fit(
     training = batches(dataset.train, d.batch_size, generator=generator, augment=d.augment, flip=dataset.flip)
     held_out = dataset.val and batches(dataset.val, data.evaluation_batch(d.image_size))
     model = model.to(where, memory_format=torch.channels_last)
-    optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay)
+    optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
+    noise = seed.noise(settings.run.seed, where)
+    if o.name in optim.BOOSTED:
+        gradboost.GradBoost(optimizer, o.mode, o.clip_by, o.noise_decay, o.toss_coin, noise)
     float_epochs = quant.METHODS[settings.quant.method].float_epochs(settings.quant, epochs)
     in_float = quant.ends_in_float(settings.quant, epochs)
     for epoch in range(epochs):
         if epoch == float_epochs:
             model = quant.prepare(model, settings.quant).to(where)
-            optim.add_new(optimizer, model.parameters())
+            quant.draw_from(model, noise)
+            optim.add_learned(optimizer, quant.learned(model), o.learned_lr)
+            gradboost.end_warm_up(optimizer)
         optim.check_covers(optimizer, model)
 
         def set_rate(share: float, epoch: int = epoch) -> None:
@@ -152,7 +193,9 @@ def fit(
 
         with log.bar(len(dataset.train)) as progress:
             bf16 = settings.run.precision == "bf16"
-            score = loop.train_epoch(model, training, optimizer, set_rate, o.label_smoothing, bf16, where, progress)
+            score = loop.train_epoch(
+                model, training, optimizer, set_rate, o.label_smoothing, o.clip_norm, bf16, where, progress
+            )
         held = metrics.score(model.eval(), held_out, where) if held_out else None
         stage = "float" if epoch < float_epochs else settings.quant.method
         better = log.epoch(stage, score, held, optimizer.param_groups[0]["lr"], stage != "float" or in_float)

@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from models.external import build_external, check_output, factory, is_external
-from models.mobilenet import ACTIVATIONS, mobilenet_v2
+from models.mobilenet import ACTIVATIONS, mobilenet_v2, mobilenet_v2_projected
 from models.resnet import resnet18, resnet20, resnet32, resnet44, resnet56
+from models.svhn import svhn_cnn
 from utils.errors import UserError, choose, nearest
 
 
@@ -23,6 +24,8 @@ class Row:
     forms: tuple[str, ...]
     options: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Its own options and their choices."""
+    image_size: int | None = None
+    """The only image size that fits it; None: any."""
 
 
 MODELS = {
@@ -32,11 +35,13 @@ MODELS = {
     "resnet56": Row(resnet56, ("cifar",)),
     "resnet18": Row(resnet18, ("cifar", "imagenet")),
     "mobilenet_v2": Row(mobilenet_v2, ("cifar", "imagenet"), {"activation": tuple(ACTIVATIONS)}),
+    "mobilenet_v2_projected": Row(mobilenet_v2_projected, ("cifar",)),
+    "svhn_cnn": Row(svhn_cnn, ("cifar",), image_size=40),
 }
 
 
-def check(name: str, options: dict[str, Any]) -> None:
-    """Raise UserError unless `name` is a model and `options` are options it has."""
+def check(name: str, options: dict[str, Any], image_size: int) -> None:
+    """Raise UserError unless `name` is a model for such images and `options` are options it has."""
     if is_external(name):
         factory(name)
         return
@@ -47,6 +52,8 @@ def check(name: str, options: dict[str, Any]) -> None:
             hint = nearest(key, [*known, "name", "weights"])
             raise UserError(f"model.{key}: {name} has no such option" + (f", did you mean {hint}?" if hint else ""))
         choose(dict.fromkeys(known[key]), value, f"model.{key} of {name}")
+    if row.image_size not in (None, image_size):
+        raise UserError(f"model.name: {name} takes images of {row.image_size} pixels, not of {image_size}")
 
 
 def build(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
@@ -56,7 +63,7 @@ def build(name: str, num_classes: int | None, image_size: int, options: dict[str
     """
     if is_external(name):
         return build_external(name, num_classes, image_size, options)
-    check(name, options)
+    check(name, options, image_size)
     row, options = MODELS[name], dict(options)
     form = options.pop("form", "auto")
     if form == "auto":

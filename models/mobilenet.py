@@ -1,11 +1,13 @@
-"""MobileNetV2 (arXiv 1801.04381), torchvision's definition."""
+"""MobileNetV2 (arXiv 1801.04381): torchvision's definition, and one with projected shortcuts for small images."""
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 ACTIVATIONS = {"relu6": nn.ReLU6, "relu": nn.ReLU}
 
 # expansion t, channels c, blocks n, stride s of each stage
 IMAGENET = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+PROJECTED = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 CIFAR = [(t, c, n, 2 if c == 160 else 1) for t, c, n, s in IMAGENET]
 
 
@@ -24,3 +26,52 @@ def mobilenet_v2(num_classes: int, form: str, activation: str = "relu6") -> nn.M
             if isinstance(child, nn.ReLU6):
                 setattr(parent, name, kind(inplace=True))
     return model
+
+
+class ProjectedResidual(nn.Module):
+    """Expansion, depthwise, projection; a shortcut wherever the stride is 1, with a convolution if widths differ."""
+
+    def __init__(self, c_in: int, c_out: int, expansion: int, stride: int):
+        super().__init__()
+        hidden = c_in * expansion
+        self.conv = nn.Sequential(
+            *_conv_bn(c_in, hidden, 1),
+            nn.ReLU6(inplace=True),
+            *_conv_bn(hidden, hidden, 3, stride, groups=hidden),
+            nn.ReLU6(inplace=True),
+            *_conv_bn(hidden, c_out, 1),
+        )
+        self.residual = stride == 1
+        self.shortcut = nn.Sequential(*_conv_bn(c_in, c_out, 1)) if stride == 1 and c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        return out + self.shortcut(x) if self.residual else out
+
+
+class ProjectedMobileNetV2(nn.Module):
+    def __init__(self, num_classes: int):
+        super().__init__()
+        layers, c_in = [*_conv_bn(3, 32, 3), nn.ReLU6(inplace=True)], 32
+        for t, c, n, s in PROJECTED:
+            for i in range(n):
+                layers.append(ProjectedResidual(c_in, c, t, s if i == 0 else 1))
+                c_in = c
+        self.features = nn.Sequential(*layers, *_conv_bn(c_in, 1280, 1), nn.ReLU6(inplace=True))
+        self.classifier = nn.Linear(1280, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+
+
+def _conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out)]
+
+
+def mobilenet_v2_projected(num_classes: int, form: str) -> nn.Module:
+    """The MobileNetV2 of many CIFAR-10 repositories: 2,296,922 parameters, 57 convolutions, a map of 4 x 4 at 32 x 32.
+
+    It differs from the paper's: an expansion of 1 has its convolution, too; shortcuts with a projection where only the
+    width changes; strides for small images; no dropout.
+    """
+    return ProjectedMobileNetV2(num_classes)

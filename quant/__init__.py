@@ -3,13 +3,15 @@
 A new method is one file and a row in METHODS.
 """
 
+import fnmatch
 import functools
 from collections.abc import Callable, Iterable
 
+import torch
 from torch import fx, nn
 from tqdm import tqdm
 
-from quant import lsq, ptq, statassist
+from quant import dorefa, lsq, pact, ptq, statassist
 from quant.calibrate import calibrate, set_enabled
 from quant.compare import accuracy_table, compare
 from quant.convert import IntegerModel
@@ -21,7 +23,7 @@ from quant.method import FLOAT, Method
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
 from quant.report import report, report_line, report_table
-from quant.trace import trace
+from quant.trace import roles, trace
 from quant.verify import exact_in_int8
 from utils.config import QuantSettings
 from utils.errors import UserError, choose, nearest
@@ -29,6 +31,8 @@ from utils.errors import UserError, choose, nearest
 METHODS: dict[str, Method] = {
     "float": FLOAT,
     "ptq": ptq.METHOD,
+    "dorefa": dorefa.METHOD,
+    "pact": pact.METHOD,
     "lsq": lsq.METHOD,
     "statassist": statassist.METHOD,
 }
@@ -67,6 +71,10 @@ def resolve(spec: QuantSettings) -> QuantSettings:
         _check_bits(f"quant.{key}", getattr(spec, key), allowed, spec.method)
     if spec.first_last_bits != "same":
         _check_bits("quant.first_last_bits", spec.first_last_bits, method.weight_bits, spec.method)
+    for pattern, bits in spec.layers.items():
+        for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
+            if bits != "float" and getattr(bits, key) is not None:
+                _check_bits(f"quant.layers.{pattern}.{key}", getattr(bits, key), allowed, spec.method)
     observer = spec.observer or next(iter(method.observers), None)
     if observer not in (*method.observers, None):
         hint = nearest(observer, method.observers)
@@ -77,7 +85,9 @@ def resolve(spec: QuantSettings) -> QuantSettings:
     reduce_range = spec.reduce_range
     if reduce_range == "auto":
         reduce_range = not exact_in_int8(engine(spec.engine), 127)
-    return spec.model_copy(update={"observer": observer, "reduce_range": reduce_range})
+    spec = spec.model_copy(update={"observer": observer, "reduce_range": reduce_range})
+    method.check(spec)
+    return spec
 
 
 def prepare(model: nn.Module, spec: QuantSettings) -> fx.GraphModule:
@@ -105,6 +115,34 @@ def ends_in_float(spec: QuantSettings, epochs: int) -> bool:
     return METHODS[spec.method].float_epochs(spec, epochs) >= epochs
 
 
+def learned(prepared: nn.Module) -> list[tuple[list[nn.Parameter], float]]:
+    """What quantizers learn (LSQ's steps, PACT's clips), with the weight decay that each part is to get."""
+    found: dict[float, list[nn.Parameter]] = {}
+    for quantizer in quantizers(prepared).values():
+        found.setdefault(quantizer.weight_decay, []).extend(quantizer.parameters())
+    return [(parameters, decay) for decay, parameters in found.items() if parameters]
+
+
+def draw_from(prepared: nn.Module, generator: torch.Generator) -> None:
+    """Let quantizers of gradients draw their noise from `generator`, of the model's device."""
+    for module in prepared.modules():
+        if isinstance(module, dorefa.GradientQuantizer):
+            module.generator = generator
+
+
+def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Raise UserError unless each pattern of quant.layers matches a convolution or linear layer of a float model."""
+    traced = trace(model)
+    names = [node.target for node, role in roles(traced).items() if role == "layer"]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            hint = nearest(pattern, names)
+            raise UserError(
+                f"quant.layers: {pattern!r} matches no layer; the first is {names[0]}, the last {names[-1]}"
+                + (f" (nearest: {hint})" if hint else "")
+            )
+
+
 def is_prepared(model: nn.Module) -> bool:
     return bool(quantizers(model))
 
@@ -127,4 +165,4 @@ def measure(model: nn.Module, engine_names: list[str], batches: Iterable, with_f
 
 __all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "ends_in_float"]
 __all__ += ["engine", "fold", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
-__all__ += ["export", "trace"]
+__all__ += ["check_layers", "draw_from", "export", "learned", "trace"]

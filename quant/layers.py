@@ -17,17 +17,26 @@ from quant.quantizer import Quantizer
 
 
 class QuantLayer(nn.Module):
-    """weight and bias are those of `layer`; `weight_quantizer` and `output` (the quantizer of what leaves) may be None.
+    """weight and bias are those of `layer`.
+
+    `weight_quantizer`, `gradient` (what quantizes the gradient of its sums) and `output` (the quantizer of what leaves)
+    may be None.
 
     forward(x, source, norm): `source` is the quantizer whose grid x lies on, `norm` the batch norm; both live
     elsewhere in the model under their own names and are passed in by the graph, or are None.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, weight_quantizer: Quantizer | None, limit: int):
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        weight_quantizer: Quantizer | None,
+        gradient: nn.Module | None,
+        limit: int,
+    ):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.geometry = geometry_of(layer)
-        self.weight_quantizer = weight_quantizer
+        self.weight_quantizer, self.gradient = weight_quantizer, gradient
         self.output: Quantizer | None = None
         self.bounds: Bounds = UNBOUNDED
         self.limit = limit
@@ -54,6 +63,7 @@ class QuantLayer(nn.Module):
 
     def _bounded(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
         y = self.geometry(x, weight, self.bias)
+        y = y if self.gradient is None else self.gradient(y)
         return bounded(y if norm is None else norm(y), self.bounds)
 
     def runs_in_integers(self, source: Quantizer | None) -> bool:
@@ -65,7 +75,7 @@ class QuantLayer(nn.Module):
     def integer(self, x: Grid, norm: nn.Module | None) -> IntegerLayer:
         """The integer layer, for inputs on the grid x."""
         grid = self.weight_quantizer.grid()
-        q = grid.to_int(self.weight.float())
+        q = self.weight_quantizer.to_int(self.weight.float())
         y = None if self.output is None else self.output.grid()
         return absorb(self.geometry, q, grid, self.bias, norm, x, y, self.bounds, self.limit)
 

@@ -19,7 +19,8 @@ residual_bits. Signed activations keep a symmetric range of b bits.
 import torch
 from torch import Tensor
 
-from quant.grid import Grid, along_channels
+from quant.elementwise import inner, rounded, within
+from quant.grid import Grid
 from quant.method import Method
 from quant.quantizer import TINY, Quantizer
 from utils.config import QuantSettings
@@ -58,21 +59,22 @@ class LearnedStep(Quantizer):
 
 
 class _Quantize(torch.autograd.Function):
+    """Equation 3 times s is v_hat - v inside, v_hat beyond."""
+
     @staticmethod
     def forward(ctx, v: Tensor, s: Tensor, Q_N: int, Q_P: int, g: float) -> Tensor:
-        ctx.save_for_backward(v, s)
+        s = s.clamp(min=TINY)
+        v_hat = rounded(v, Grid(s, torch.zeros_like(s, dtype=torch.int32), -Q_N, Q_P))
+        ctx.save_for_backward(v, s, v_hat)
         ctx.constants = Q_N, Q_P, g
-        s = along_channels(s.clamp(min=TINY), v)
-        return (v * (1 / s)).round_().clamp_(-Q_N, Q_P).mul_(s)
+        return v_hat
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        (v, s), (Q_N, Q_P, g) = ctx.saved_tensors, ctx.constants
-        ratio = v * (1 / along_channels(s.clamp(min=TINY), v))
-        inside = (ratio > -Q_N) & (ratio < Q_P)
-        slope = torch.where(inside, ratio.round() - ratio, ratio.clamp(-Q_N, Q_P))  # equation 3
-        of_s = (gradient * slope).flatten(1).sum(1) if s.ndim else (gradient * slope).sum()
-        return gradient * inside, of_s * g, None, None, None
+        (v, s, v_hat), (Q_N, Q_P, g) = ctx.saved_tensors, ctx.constants
+        ends = -Q_N * s, Q_P * s
+        slope = within(v, v, *ends).neg_().add_(v_hat)  # times s; subtracted before it is summed, or fp32 loses it
+        return within(gradient, v, *ends), inner(gradient, slope, s.ndim > 0) * (g / s), None, None, None
 
 
 def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
@@ -87,6 +89,7 @@ def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
 
 METHOD = Method(
     weight,
+    activation,
     activation,
     float_epochs=lambda spec, epochs: 0,
     weight_bits=range(2, 9),

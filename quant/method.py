@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from torch import nn
+
 from quant.quantizer import Quantizer
 from utils.config import QuantSettings
 
@@ -14,7 +16,9 @@ class Method:
     weight: Callable[[QuantSettings, int, int], Quantizer] | None
     """(spec, bits, channels) -> the quantizer of a weight tensor whose axis 0 is the output channels."""
     activation: Callable[[QuantSettings, int, bool], Quantizer] | None
-    """(spec, bits, signed) -> the quantizer of an activation."""
+    """(spec, bits, signed) -> the quantizer of what hidden layers read."""
+    residual: Callable[[QuantSettings, int, bool], Quantizer] | None
+    """(spec, bits, signed) -> that of all else: the image, inputs of additions and pools, the last layer's input."""
     float_epochs: Callable[[QuantSettings, int], int]
     """(spec, epochs) -> how many epochs of the run come before prepare."""
     weight_bits: range
@@ -23,11 +27,16 @@ class Method:
     """Observers it takes, its default first."""
     options: frozenset[str]
     """Keys of the quant section that only some methods read, and this one does."""
+    gradient: Callable[[QuantSettings], nn.Module | None] = lambda spec: None
+    """(spec) -> what quantizes the gradient of a hidden layer's output, if anything does."""
+    check: Callable[[QuantSettings], None] = lambda spec: None
+    """Raises UserError for what the method cannot do for a reason of its own."""
 
 
 FLOAT = Method(
     weight=None,
     activation=None,
+    residual=None,
     float_epochs=lambda spec, epochs: epochs,
     weight_bits=range(0),
     act_bits=range(0),

@@ -7,16 +7,19 @@
     the logits                    none: float
 
 A value read at two widths gets the wider grid (the narrower reader gets a second quantizer). First layers read the
-image, last layers write the logits; their weights have first_last_bits.
+image, last layers write the logits; their weights have first_last_bits; the others are hidden layers. What hidden
+layers read may be quantized otherwise than all else (Method.activation, Method.residual): a value read by both kinds
+has a second quantizer, too. `layers` of the setting gives single layers bits of their own, by name.
 """
 
+import fnmatch
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import fx, nn
 
 from quant.trace import bounds_of, hands_on
-from utils.config import QuantSettings
+from utils.config import LayerBits, QuantSettings
 
 FLOAT = 32
 NOT_NEGATIVE = (nn.Sigmoid, nn.Hardsigmoid, nn.ReLU6)
@@ -33,14 +36,26 @@ class Chain:
 
 
 @dataclass(frozen=True)
+class Edge:
+    """How a value is to be quantized: bits (32: not at all), and whether as hidden layers read it or as all else."""
+
+    bits: int
+    hidden: bool
+
+
+UNQUANTIZED = Edge(FLOAT, False)
+
+
+@dataclass(frozen=True)
 class Decision:
-    """What becomes of a chain: bits of its weights, of what it reads and writes (32: float), its value's sign."""
+    """What becomes of a chain: bits of its weights (32: float), what it wants to read and what it writes, its sign."""
 
     chain: Chain
     role: str
+    hidden: bool
     weight_bits: int
-    read: int
-    written: int
+    read: Edge
+    written: Edge
     signed: bool
 
 
@@ -63,40 +78,61 @@ class Plan:
             Decision(
                 chain,
                 self.role[chain.head],
+                self.role[chain.head] == "layer" and self.is_hidden(chain),
                 self.weight_bits(chain) if self.role[chain.head] == "layer" else FLOAT,
-                self.bits_read(chain.head),
-                self.bits_written(chain),
+                self.read(chain.head),
+                self.written(chain),
                 self.signed(chain.end),
             )
             for chain in self.chains
         ]
 
     def weight_bits(self, chain: Chain) -> int:
-        if self.spec.weight_bits == FLOAT:
-            return FLOAT
-        ends = self.is_first(chain) or self.is_last(chain)
-        return self._first_last(self.spec.weight_bits) if ends else self.spec.weight_bits
+        own = self.own_bits(chain).weight_bits
+        if own is not None or self.spec.weight_bits == FLOAT:
+            return FLOAT if own is None else own
+        return self.spec.weight_bits if self.is_hidden(chain) else self._first_last(self.spec.weight_bits)
 
-    def bits_read(self, head: fx.Node) -> int:
-        """Bits that the head of a chain wants its inputs to have; 32 if it does not mind."""
-        if self.spec.act_bits == FLOAT:
-            return FLOAT
-        if self.role[head] != "layer":
-            return self.spec.residual_bits if self.role[head] == "add" else FLOAT
-        chain = self.by_head[head]
-        if self.weight_bits(chain) == FLOAT and (self.is_first(chain) or self.is_last(chain)):
-            return FLOAT
+    def read(self, head: fx.Node) -> Edge:
+        """How the head of a chain wants its inputs quantized; 32 bits if it does not mind."""
+        if self.role[head] == "layer":
+            return self._read_by_layer(self.by_head[head])
+        return Edge(self.spec.residual_bits, False) if self.role[head] == "add" and self._quantizes() else UNQUANTIZED
+
+    def _read_by_layer(self, chain: Chain) -> Edge:
+        own, hidden = self.own_bits(chain).act_bits, self.is_hidden(chain)
+        if own is not None:
+            return Edge(own, hidden)
+        if not self._quantizes() or (self.weight_bits(chain) == FLOAT and not hidden):
+            return UNQUANTIZED
         if self.is_first(chain):
-            return 8
-        return self._first_last(self.spec.act_bits) if self.is_last(chain) else self.spec.act_bits
+            return Edge(8, False)
+        if hidden or self.spec.first_last_bits == "same":
+            return Edge(self.spec.act_bits, True)
+        return Edge(self._first_last(self.spec.act_bits), False)
 
-    def bits_written(self, chain: Chain) -> int:
-        """Bits of the grid that the chain's value is put on; 32 for none."""
-        wants = {self.bits_read(reader) for reader in self._readers(chain.end) if self.role[reader] != "output"}
-        writes_integers = self.role[chain.head] in ("layer", "add") and self.spec.act_bits != FLOAT
-        if writes_integers and FLOAT in wants and not self.is_last(chain):
-            wants.add(self.spec.residual_bits)
-        return max(wants - {FLOAT}, default=FLOAT)
+    def written(self, chain: Chain) -> Edge:
+        """The grid that the chain's value is put on; 32 bits for none."""
+        edges = [self.read(reader) for reader in self._readers(chain.end) if self.role[reader] != "output"]
+        wants = [edge for edge in edges if edge.bits != FLOAT]
+        writes_integers = self.role[chain.head] in ("layer", "add") and self._quantizes()
+        if writes_integers and len(wants) < len(edges) and not self.is_last(chain):
+            wants.append(Edge(self.spec.residual_bits, False))
+        if not wants:
+            return UNQUANTIZED
+        return Edge(max(edge.bits for edge in wants), all(edge.hidden for edge in wants))
+
+    def own_bits(self, chain: Chain) -> LayerBits:
+        """What the setting says of this layer by name; of several patterns that match, the last."""
+        own = LayerBits()
+        for pattern, bits in self.spec.layers.items():
+            if fnmatch.fnmatchcase(chain.head.target, pattern):
+                said = LayerBits(weight_bits=FLOAT, act_bits=FLOAT) if bits == "float" else bits
+                own = own.model_copy(update=said.model_dump(exclude_none=True))
+        return own
+
+    def is_hidden(self, chain: Chain) -> bool:
+        return not self.is_first(chain) and not self.is_last(chain)
 
     def is_first(self, chain: Chain) -> bool:
         """Whether no other layer comes before it: it reads the image, as it is or after other operators."""
@@ -118,6 +154,9 @@ class Plan:
             return self.signed(node.args[0])
         name = getattr(node.target, "__name__", str(node.target))
         return not (isinstance(module, NOT_NEGATIVE) or "sigmoid" in name)
+
+    def _quantizes(self) -> bool:
+        return self.spec.act_bits != FLOAT
 
     def _first_last(self, otherwise: int) -> int:
         return otherwise if self.spec.first_last_bits == "same" else self.spec.first_last_bits

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from quant.integer import UNBOUNDED
 from quant.layers import QuantAverage, QuantLayer
 from quant.method import Method
-from quant.plan import FLOAT, Decision, Plan
+from quant.plan import FLOAT, Decision, Edge, Plan
 from quant.quantizer import Quantizer
 from quant.trace import bounds_of, hands_on, roles, trace
 from utils.config import QuantSettings
@@ -49,8 +49,8 @@ class _Editor:
     def __init__(self, traced: fx.GraphModule, role: dict[fx.Node, str], spec: QuantSettings, method: Method):
         self.traced, self.graph, self.role = traced, traced.graph, role
         self.spec, self.method = spec, method
-        self.source: dict[fx.Node, tuple[str, int, bool]] = {}  # value -> its quantizer's name, bits, signed
-        self.narrowed: dict[tuple[fx.Node, int], fx.Node] = {}
+        self.source: dict[fx.Node, tuple[str, Edge, bool]] = {}  # value -> its quantizer's name, edge, signed
+        self.second: dict[tuple[fx.Node, Edge], fx.Node] = {}
 
     def put(self, decision: Decision) -> None:
         if decision.role == "layer":
@@ -61,38 +61,41 @@ class _Editor:
     def _put_layer(self, decision: Decision) -> None:
         chain, written = decision.chain, decision.written
         name = chain.head.target
-        layer = self._layer(name, decision.weight_bits)
-        if written != FLOAT:
-            layer.output = self.method.activation(self.spec, written, decision.signed)
+        layer = self._layer(name, decision)
+        if written.bits != FLOAT:
+            layer.output = self._quantizer(written, decision.signed)
             layer.bounds = UNBOUNDED if chain.act is None else bounds_of(self.traced, chain.act)
         _replace(self.traced, name, layer)
-        x = self._narrow(chain.head.args[0], decision.read)
+        x = self._as_wanted(chain.head.args[0], decision.read)
         with self.graph.inserting_before(chain.head):
             source = self._source(x)
             norm = chain.norm and self.graph.get_attr(chain.norm.target)
             node = self.graph.call_module(name, (x, source and self.graph.get_attr(source[0]), norm))
-        fused = [part for part in (chain.act if written != FLOAT else None, chain.norm, chain.head) if part]
+        fused = [part for part in (chain.act if written.bits != FLOAT else None, chain.norm, chain.head) if part]
         fused[0].replace_all_uses_with(node)  # an activation of a float output stays a node of its own
         for part in fused:
             self.graph.erase_node(part)
-        if written != FLOAT:
+        if written.bits != FLOAT:
             self.source[node] = (f"{name}.output", written, decision.signed)
 
-    def _layer(self, name: str, weight_bits: int) -> QuantLayer:
-        layer = self.traced.get_submodule(name)
-        quantizer = None
-        if weight_bits != FLOAT:
-            quantizer = self.method.weight(self.spec, weight_bits, len(layer.weight))
-        return QuantLayer(layer, quantizer, limit=self.spec.weight_limit)
+    def _layer(self, name: str, decision: Decision) -> QuantLayer:
+        layer, bits, gradient = self.traced.get_submodule(name), decision.weight_bits, None
+        weight = None if bits == FLOAT else self.method.weight(self.spec, bits, len(layer.weight))
+        if decision.hidden and min(bits, decision.read.bits) < FLOAT:
+            gradient = self.method.gradient(self.spec)
+        return QuantLayer(layer, weight, gradient, self.spec.weight_limit)
+
+    def _quantizer(self, edge: Edge, signed: bool) -> Quantizer:
+        return (self.method.activation if edge.hidden else self.method.residual)(self.spec, edge.bits, signed)
 
     def _put_operator(self, decision: Decision) -> None:
         chain = decision.chain
         chain.head.target = OUT_OF_PLACE.get(chain.head.target, chain.head.target)
         if decision.role == "add":
-            chain.head.args = tuple(self._narrow(a, decision.read) for a in chain.head.args)
+            chain.head.args = tuple(self._as_wanted(a, decision.read) for a in chain.head.args)
         if decision.role == "average":
             self._put_average(chain.head)
-        if decision.written != FLOAT:
+        if decision.written.bits != FLOAT:
             self._quantize(chain.end, decision.written, decision.signed, f"quantizers.{chain.end.name}", True)
 
     def _put_average(self, head: fx.Node) -> None:
@@ -105,26 +108,33 @@ class _Editor:
             quantizer = source and self.graph.get_attr(source[0])
         head.op, head.target, head.args, head.kwargs = "call_module", name, (head.args[0], quantizer), {}
 
-    def _narrow(self, value: fx.Node, bits: int) -> fx.Node:
-        """The value on a grid of `bits`: itself, or a second quantizer's output if its own grid is wider."""
+    def _as_wanted(self, value: fx.Node, edge: Edge) -> fx.Node:
+        """The value as its reader wants it: itself, or a second quantizer's output if its grid is wider or foreign."""
         source = self._source(value)
-        if source is None or bits >= source[1]:
+        if source is None or (edge.bits >= source[1].bits and not self._foreign(edge, source[1])):
             return value
-        if (value, bits) not in self.narrowed:
-            name = f"quantizers.{value.name.removeprefix('quantizers_')}_to_{bits}"
-            self.narrowed[value, bits] = self._quantize(value, bits, source[2], name, False)
-        return self.narrowed[value, bits]
+        edge = Edge(min(edge.bits, source[1].bits), edge.hidden)
+        if (value, edge) not in self.second:
+            name = f"quantizers.{value.name.removeprefix('quantizers_')}_to_{edge.bits}"
+            name = name if edge.hidden else f"{name}_residual"
+            self.second[value, edge] = self._quantize(value, edge, source[2], name, False)
+        return self.second[value, edge]
 
-    def _quantize(self, value: fx.Node, bits: int, signed: bool, name: str, every_reader: bool) -> fx.Node:
-        self.traced.add_submodule(name, self.method.activation(self.spec, bits, signed))
+    def _foreign(self, wanted: Edge, found: Edge) -> bool:
+        """Whether a hidden layer would read a grid that the method makes for other readers alone."""
+        apart = self.method.activation is not self.method.residual
+        return apart and wanted.bits != FLOAT and wanted.hidden and not found.hidden
+
+    def _quantize(self, value: fx.Node, edge: Edge, signed: bool, name: str, every_reader: bool) -> fx.Node:
+        self.traced.add_submodule(name, self._quantizer(edge, signed))
         with self.graph.inserting_after(value):
             node = self.graph.call_module(name, (value,))
         if every_reader:
             value.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
-        self.source[node] = (name, bits, signed)
+        self.source[node] = (name, edge, signed)
         return node
 
-    def _source(self, value: fx.Node) -> tuple[str, int, bool] | None:
+    def _source(self, value: fx.Node) -> tuple[str, Edge, bool] | None:
         """The quantizer whose grid a value lies on, seen through the nodes that hand it on."""
         while value not in self.source and value in self.role and hands_on(self.traced, self.role, value):
             value = value.args[0]

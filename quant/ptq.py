@@ -29,6 +29,7 @@ def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
 METHOD = Method(
     weight,
     activation,
+    activation,
     float_epochs=lambda spec, epochs: epochs,
     weight_bits=range(2, 9),
     act_bits=range(1, 9),

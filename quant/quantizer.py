@@ -10,14 +10,21 @@ The engines read grid() and to_int() and nothing else, so a new method runs in i
 import torch
 from torch import Tensor, nn
 
-from quant.grid import Grid, fake_quantize
+from quant.elementwise import fake_quantize
+from quant.grid import Grid
 from quant.observers import OBSERVERS
 
 TINY = 2.0**-24
 
 
 class Quantizer(nn.Module):
-    """Base of all quantizers. `enabled` and `observing` are switched by quant.calibrate and by train()."""
+    """Base of all quantizers. `enabled` and `observing` are switched by quant.calibrate and by train().
+
+    weight_decay: that of its own learned parameters, as torch's optimizers count it. note: what a report says of it.
+    """
+
+    weight_decay = 0.0
+    note = ""
 
     def __init__(self, bits: int):
         super().__init__()

@@ -56,14 +56,14 @@ def report_line(prepared: fx.GraphModule, model: IntegerModel) -> str:
 def _layer_row(node: fx.Node, layer: QuantLayer, modules: dict, model: IntegerModel) -> list[str]:
     source = node.args[1] and modules[node.args[1].target]
     converted = model.layers.get(node.target)
-    note = ""
+    notes = [quantizer.note for quantizer in (source, layer.weight_quantizer) if quantizer is not None]
     if converted is None:
-        note = "its weights stay float" if layer.weight_quantizer is None else "its input stays float"
+        notes.append("its weights stay float" if layer.weight_quantizer is None else "its input stays float")
     elif converted.kernel == FLOAT32 and layer.output is not None and model.engine.name != "reference":
-        note = "no int8 kernel of this CPU is exact for it"
+        notes.append("no int8 kernel of this CPU is exact for it")
     elif layer.weight_quantizer.grid().scale.ndim == 0 and node.args[2] is not None:
-        note = "scales per tensor, per channel with the batch norm absorbed"
-    where = "float" if converted is None else converted.kernel
+        notes.append("scales per tensor, per channel with the batch norm absorbed")
+    where, note = "float" if converted is None else converted.kernel, "; ".join(filter(None, notes))
     return [node.target, _bits(layer.weight_quantizer), _bits(source), _bits(layer.output), where, note]
 
 

@@ -15,23 +15,13 @@ is not folded, and the float start is governed by float_epochs alone (there: ski
 The GradBoost optimizers that the paper pairs it with are not part of this file.
 """
 
+from quant.linear import affine, symmetric
 from quant.method import Method
-from quant.quantizer import ObservedQuantizer, Quantizer
-from utils.config import QuantSettings
-
-
-def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
-    count = channels if spec.granularity == "per_channel" else None
-    return ObservedQuantizer(bits, True, count, "last_minmax", 100.0, q_limit=spec.weight_limit)
-
-
-def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
-    return ObservedQuantizer(bits, False, None, spec.observer, 100.0)
-
 
 METHOD = Method(
-    weight,
-    activation,
+    symmetric,
+    affine,
+    affine,
     float_epochs=lambda spec, epochs: min(spec.float_epochs, epochs),
     weight_bits=range(2, 9),
     act_bits=range(1, 9),

@@ -12,6 +12,7 @@ import torch
 import data
 import models
 import quant
+from quant.forced import forced
 from utils.config import QuantSettings
 
 
@@ -104,3 +105,21 @@ def net(request, digits32, nets_folder):
     model = trained(digits32, name, options, epochs, spec(method="statassist"))
     torch.save(model.state_dict(), file)
     return model
+
+
+def a_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    torch.nn.functional.cross_entropy(model(torch.randn(8, 3, 32, 32)), torch.arange(8)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@torch.inference_mode()
+def agrees_in_integers(model, digits32, least: float) -> None:
+    """The net is at least so good (top-1, %) on the test digits, and on every engine predicts what it simulates."""
+    _, images, labels = digits32
+    simulated = model(images)
+    assert 100 * (simulated.argmax(1) == labels).float().mean() >= least
+    for engine in [name for name, make in quant.ENGINES.items() if make().available()]:
+        integer = quant.convert(model, engine)
+        assert (integer(images).argmax(1) == simulated.argmax(1)).all(), engine
+        assert all(found.within() for found in forced(model, integer, images[:64]).values()), engine

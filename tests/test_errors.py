@@ -86,6 +86,47 @@ MISTAKES = {
     "wrong type": ("train", ['run.epochs="many"'], 'run.epochs: input should be a valid integer, not "many"'),
     "wrong type of a list": ("evaluate", ["engines=fbgemm"], "engines: input should be a valid array"),
     "bits 9": ("train", ["quant.act_bits=9"], "quant.act_bits: 9 bits; choose 1..8, or 32 for float"),
+    "a pattern for no layer": (
+        "train",
+        ['quant.layers={"layer9.*":"float"}'],
+        "quant.layers: 'layer9.*' matches no layer; the first is conv1, the last fc",
+    ),
+    "bits of a layer": (
+        "train",
+        ['quant.layers={"fc":{"weight_bits":9}}'],
+        "command line: quant.layers.fc.weight_bits: 9 bits; choose 1..8, or 32 for float",
+    ),
+    "misspelt key of a layer": (
+        "train",
+        ['quant.layers={"fc":{"weight_bit":4}}'],
+        "quant.layers.fc.weight_bit: unknown key, did you mean weight_bits?",
+    ),
+    "8 bits of DoReFa": (
+        "train",
+        ["quant.method=dorefa"],
+        "quant.weight_bits: dorefa cannot use 8 bits: its levels are the odd integers up to +-255",
+    ),
+    "an option of another method": (
+        "train",
+        ["quant.grad_bits=4"],
+        "quant.grad_bits: statassist has no such option; it has float_epochs, observer",
+    ),
+    "noise for a float run": (
+        "train",
+        ["quant.method=float", "optim.name=qadam"],
+        "optim.name: qadam adds its noise from where quantized training begins, and float has none; take adam",
+    ),
+    "a net of one size": (
+        "train",
+        ["model.name=svhn_cnn"],
+        "model.name: svhn_cnn takes images of 40 pixels, not of 16",
+    ),
+    "an empty sweep": ("train", ['sweep={"run.seed":[]}'], "sweep.run.seed: nothing to run over"),
+    "a cell with a mistake": (
+        "train",
+        ['sweep={"quant.method":["lsq","lqs"]}'],
+        "quant.method: unknown 'lqs'",
+    ),
     "unknown model": ("train", ["model.name=resnet21"], "model.name: unknown 'resnet21'; choose from resnet20"),
     "unknown model of latency": ("latency", ['models=["mobilenetv2"]'], "(nearest: mobilenet_v2)"),
     "unknown option of a model": ("latency", ['models=[{"name":"resnet18","fom":"cifar"}]'], "did you mean form?"),

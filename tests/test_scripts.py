@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import evaluate
+import quant
 import train
+from utils import gradboost
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -113,12 +115,21 @@ def test_evaluate_on_other_images(trained, tmp_path):
     assert "the checkpoint was trained on" in done.stderr
 
 
-@pytest.mark.parametrize(("method", "extra"), [("float", []), ("ptq", ["quant.observer=mse", "quant.act_bits=6"])])
-def test_other_methods(method, extra, tmp_path):
-    done = run("train.py", *TINY, f"run.dir={tmp_path}", f"quant.method={method}", *extra)
+EXTRA = {
+    "ptq": ["quant.observer=mse", "quant.act_bits=6"],
+    "dorefa": ["quant.weight_bits=4", "quant.grad_bits=6"],
+    "pact": ["quant.weight_bits=3", "quant.act_bits=3"],
+    "lsq": ['quant.layers={"layer1.*":{"weight_bits":4},"fc":"float"}'],
+}
+
+
+@pytest.mark.parametrize("method", [name for name in quant.METHODS if name != "statassist"])
+def test_every_other_method_trains_and_its_checkpoint_gives_the_same_again(method, tmp_path):
+    done = run("train.py", *TINY, f"run.dir={tmp_path}", f"quant.method={method}", *EXTRA.get(method, []))
     assert done.returncode == 0, done.stderr
     accuracy = json.loads((tmp_path / "train" / "summary.json").read_text())["accuracy"]
-    assert set(accuracy) == ({"float"} if method == "float" else {"float", "fake_quant", "reference", "fbgemm"})
+    in_float = {"float"} if method in ("float", "ptq") else set()
+    assert set(accuracy) == in_float | ({"fake_quant", "reference", "fbgemm"} if method != "float" else set())
     done = run("evaluate.py", f"checkpoint={tmp_path / 'train' / 'last.pt'}", 'engines=["reference","fbgemm"]')
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "train" / "evaluation.json").read_text())["accuracy"] == accuracy
@@ -152,7 +163,7 @@ def test_same_seed_same_weights(tmp_path):
         (['run.engines=["fbgem"]'], "run.engines: unknown 'fbgem'; choose from reference, fbgemm"),
         (
             ["quant.method=lqs"],
-            "setting/train.json: quant.method: unknown 'lqs'; choose from float, ptq, lsq, statassist",
+            "setting/train.json: quant.method: unknown 'lqs'; choose from float, ptq, dorefa, pact, lsq, statassist",
         ),
         (["run.device=tpu"], "run.device: 'tpu' is not to be had here"),
     ],
@@ -193,3 +204,16 @@ def test_lists_and_print_config(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     assert "python train.py" in capsys.readouterr().out
+
+
+def test_gradboost_waits_until_the_float_epochs_are_over(tmp_path, monkeypatch):
+    warming, boost = [], gradboost.GradBoost.boost
+
+    def watched(self, optimizer):
+        warming.append(self.warming_up)
+        boost(self, optimizer)
+
+    monkeypatch.setattr(gradboost.GradBoost, "boost", watched)
+    small = ["data.limit=128", "data.batch_size=64", "data.image_size=16", "run.epochs=2", f"run.dir={tmp_path}"]
+    train.main([*small, "optim.name=qsgd", "quant.float_epochs=1", 'run.engines=["reference"]'])
+    assert warming == [True, True, False, False]

@@ -8,11 +8,20 @@ import argparse
 import contextlib
 import json
 import re
+import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from utils.errors import UserError, nearest
 
@@ -62,6 +71,15 @@ class ModelSettings(Section):
         return dict(self.model_extra or {})
 
 
+class LayerBits(Section):
+    """Bits of one layer; null: as the rest of the section says."""
+
+    weight_bits: Bits | None = None
+    """Bits of its weights; 32 leaves them float."""
+    act_bits: Bits | None = None
+    """Bits of what it reads; 32 for float."""
+
+
 class QuantSettings(Section):
     method: str = "statassist"
     """How low precision is reached: a row of quant.METHODS."""
@@ -73,6 +91,10 @@ class QuantSettings(Section):
     """Bits of the first and last layer's weights and of the last layer's input. The image always has 8."""
     residual_bits: Bits = 8
     """Bits of what additions, pools and other element-wise operators read."""
+    layers: dict[str, LayerBits | Literal["float"]] = {}
+    """Bits of layers by name, before all else: {"layer4.*": {"weight_bits": 4}, "fc": "float"}; * and ? match."""
+    grad_bits: Bits = 32
+    """DoReFa: bits of the gradients that hidden layers hand back, 1..8; 32 leaves them float."""
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
     """Weight scales: one an output channel, or one a layer."""
     engine: str = "fbgemm"
@@ -85,6 +107,16 @@ class QuantSettings(Section):
     """Observer percentile: values beyond this percentile are clipped, at either end of the range."""
     calibration_images: int = Field(1024, ge=1)
     """Training images, without augmentation, that post-training ranges are found on."""
+    act_clip: Literal["calibration"] | PositiveFloat = 1.0
+    """DoReFa: where activations are clipped; 1 is the paper's, calibration suits a trained float net."""
+    weights: Literal["sawb", "dorefa"] = "sawb"
+    """PACT: how weights are quantized; dorefa is the paper's, sawb (its authors' later one) does 8 bits, too."""
+    alpha_init: Literal["calibration"] | PositiveFloat = "calibration"
+    """PACT: where the clips alpha start; calibration: at the least squared error of the first batch."""
+    alpha_decay: float = Field(2e-4, ge=0)
+    """PACT: lambda of the loss's lambda alpha^2, a clip."""
+    signed_edges: Literal["clip", "affine"] = "clip"
+    """DoReFa, PACT: hidden inputs that can be negative: clipped at either side on act_bits, or affine on 8 bits."""
     float_epochs: int = Field(1, ge=0)
     """StatAssist: epochs in float, at the start of the run, before fake-quantization switches on."""
 
@@ -104,7 +136,11 @@ class OptimSettings(Section):
     nesterov: bool = True
     """Nesterov momentum (sgd)."""
     weight_decay: float = Field(5e-4, ge=0)
-    """L2 (sgd, rmsprop, adam) or decoupled (adamw) decay of convolution and linear weights; others get none."""
+    """L2 (sgd, rmsprop, adam) or decoupled (adamw) decay of the parameters that `decay` names."""
+    decay: Literal["weights", "all", "statassist"] = "weights"
+    """Who decays: a row of utils.optim.DECAYS. What quantizers learn has a decay of its own."""
+    learned_lr: float = Field(1.0, gt=0)
+    """Learning rate of what quantizers learn (LSQ's steps, PACT's clips), as a share of lr."""
     schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
     """How the rate falls after the warm-up: a row of utils.schedule.SCHEDULES."""
     warmup_epochs: float = Field(1.0, ge=0)
@@ -113,13 +149,23 @@ class OptimSettings(Section):
     """Schedule step: shares of the run after which the rate is divided by ten."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread over all classes."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Scale the gradients down to this norm of all together where they pass it; null: never."""
+    mode: Literal["intended", "reference"] = "intended"
+    """GradBoost (qsgd ..): as its idea is, or as its authors' code does it; utils/gradboost.py tells both."""
+    clip_by: float = Field(1e-3, ge=0)
+    """GradBoost: the largest noise added to an element of a gradient; 0: no limit."""
+    noise_decay: float = Field(1e-2, ge=0, lt=1)
+    """GradBoost: share of the noise that each boosted step takes away."""
+    toss_coin: bool = True
+    """GradBoost: a coin for each element decides whether it is boosted."""
 
 
 class RunSettings(Section):
     epochs: int = Field(20, ge=0)
     """Passes over the training images, the float ones included."""
     seed: int = 1882
-    """Seed of initial weights, data order and augmentation."""
+    """Seed of initial weights, data order, augmentation and noise."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of convolutions in training; quantizers always compute in fp32. bf16 slows depthwise nets on CPUs."""
     device: str = "auto"
@@ -133,7 +179,7 @@ class RunSettings(Section):
 
 
 class TrainSettings(Section):
-    """setting/train.json and its kin: one training run."""
+    """setting/train.json and its kin: one training run, or a sweep of them."""
 
     note: str = ""
     """What this setting does and what it costs."""
@@ -142,6 +188,8 @@ class TrainSettings(Section):
     quant: QuantSettings = QuantSettings()
     optim: OptimSettings = OptimSettings()
     run: RunSettings = RunSettings()
+    sweep: dict[str, list[Any] | dict[str, dict[str, Any]]] = {}
+    """A run for every combination: {"quant.act_bits": [2, 4]}, or names with the keys they stand for."""
 
 
 class EvaluateSettings(Section):
@@ -231,6 +279,14 @@ def check(kind: type[S], values: dict, source: str, overridden: set[str] = froze
         raise UserError(_one_line(kind, error.errors()[0], source, overridden)) from None
 
 
+def vary(settings: S, overrides: dict[str, Any], source: str) -> S:
+    """The settings with values laid over them; keys are dotted."""
+    values = json.loads(settings.model_dump_json())
+    for key, value in overrides.items():
+        _lay(values, key.split("."), value, f"{source}: {key}")
+    return check(type(settings), values, source)
+
+
 def _read(path: str) -> dict:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -264,7 +320,8 @@ def _lay(values: dict, keys: list[str], value: Any, where: str) -> None:
 def _one_line(kind: type[BaseModel], error: dict, source: str, overridden: set[str]) -> str:
     keys = _own_keys(kind, error["loc"])
     dotted = ".".join(keys)
-    where = f"{'command line' if dotted in overridden else source}: {dotted}"
+    laid_over = any(f"{dotted}.".startswith(f"{key}.") for key in overridden)
+    where = f"{'command line' if laid_over else source}: {dotted}"
     if error["type"] == "extra_forbidden":
         hint = nearest(keys[-1], _fields(kind, keys[:-1]))
         return f"{where}: unknown key" + (f", did you mean {hint}?" if hint else "")
@@ -278,16 +335,29 @@ def _own_keys(kind: type[BaseModel], location: tuple) -> list[str]:
     """The JSON keys in a pydantic location, without the names it adds for the branches of a union."""
     keys: list[str] = []
     for part in location:
-        if keys and not _fields(kind, keys):
+        inside = _inside(kind, keys)
+        if inside is None:
             break
-        keys.append(str(part))
+        if inside is dict or part != inside.__name__:
+            keys.append(str(part))
     return keys
 
 
 def _fields(kind: type[BaseModel], keys: list[str]) -> list[str]:
+    section = _inside(kind, keys)
+    return [] if section in (None, dict) else list(section.model_fields)
+
+
+def _inside(kind: Any, keys: list[str]) -> Any:
+    """What lies under these keys of a section: a section, dict for a table of any keys, or None for a plain value."""
     for key in keys:
-        field = kind.model_fields.get(key)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        kind = field.annotation
-    return list(kind.model_fields)
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[key].annotation if key in kind.model_fields else None
+        else:
+            kind = typing.get_args(kind)[1]
+        kind = next((branch for branch in typing.get_args(kind) if _is_section(branch)), kind)
+    return kind if _is_section(kind) else dict if typing.get_origin(kind) is dict else None
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -16,6 +16,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     set_rate: Callable[[float], None],
     label_smoothing: float,
+    clip_norm: float | None,
     bf16: bool,
     device: torch.device,
     progress: Callable[[Score, int], None],
@@ -38,6 +39,8 @@ def train_epoch(
             raise UserError(f"the loss became {loss.item()} at step {step} of {steps}; try a smaller optim.lr")
         optimizer.zero_grad()
         loss.backward()
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
         total.add(logits.detach(), labels)
         progress(total, len(labels))

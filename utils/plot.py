@@ -1,5 +1,6 @@
-"""Pictures of runs and of latency tables."""
+"""Pictures of runs, of sweeps and of latency tables."""
 
+import statistics
 from pathlib import Path
 
 from utils.files import write_whole
@@ -69,3 +70,56 @@ def latency(rows: list[dict], title: str, path: Path) -> None:
     panels[-1].legend(frameon=False)
     figure.suptitle(title, fontsize=9)
     write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+
+
+def sweep(
+    groups: list[tuple[dict[str, str], list[float]]],
+    axes: list[str],
+    baseline: float | None,
+    title: str,
+    path: Path,
+) -> None:
+    """Accuracy of a sweep's cells: a heat map over two axes, else points. groups: (labels, top-1 of each seed)."""
+    from matplotlib.figure import Figure
+
+    rows = list(dict.fromkeys(", ".join(list(labels.values())[:-1]) for labels, _ in groups))
+    columns = list(dict.fromkeys(list(labels.values())[-1] if labels else "" for labels, _ in groups))
+    flat = len(axes) < 2
+    size = (7, 1.6 + 0.45 * len(groups)) if flat else (2.6 + 0.95 * len(columns), 1.9 + 0.55 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    axis = figure.subplots()
+    if flat:
+        _points(axis, columns, [values for _, values in groups], baseline)
+    else:
+        means = {(", ".join(list(k.values())[:-1]), list(k.values())[-1]): statistics.mean(v) for k, v in groups}
+        _heat_map(axis, rows, columns, means)
+        axis.set(xlabel=axes[-1], ylabel=", ".join(axes[:-1]))
+    figure.suptitle(title + (f"\nfloat: {baseline:.2f} %" if baseline is not None else ""), fontsize=10)
+    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+
+
+def _points(axis, names: list[str], values: list[list[float]], baseline: float | None) -> None:
+    means = [statistics.mean(v) for v in values]
+    spread = [statistics.stdev(v) if len(v) > 1 else 0 for v in values]
+    for i, each in enumerate(values):
+        axis.plot(each, [i] * len(each), "o", color="#f0c3a2", markersize=5)
+    axis.errorbar(means, range(len(names)), xerr=spread, fmt="o", color="#e07b39", ecolor="0.4", capsize=3)
+    for i, mean in enumerate(means):
+        axis.annotate(f"{mean:.2f}", (mean, i), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    if baseline is not None:
+        axis.axvline(baseline, color="0.3", linestyle="--", linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.7)
+    axis.margins(x=0.12)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("top-1 accuracy, %")
+
+
+def _heat_map(axis, rows: list[str], columns: list[str], means: dict[tuple[str, str], float]) -> None:
+    table = [[means.get((row, column), float("nan")) for column in columns] for row in rows]
+    axis.imshow(table, cmap="YlGn", vmin=0, vmax=100, aspect="auto")
+    for (row, column), mean in means.items():
+        colour = "white" if mean > 75 else "black"
+        axis.text(columns.index(column), rows.index(row), f"{mean:.2f}", ha="center", va="center", color=colour)
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)

@@ -12,3 +12,8 @@ def seed_all(seed: int) -> torch.Generator:
     numpy.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
+
+
+def noise(seed: int, device: torch.device) -> torch.Generator:
+    """A generator on the device, for noise that training itself adds."""
+    return torch.Generator(device).manual_seed(seed + 1)

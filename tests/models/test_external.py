@@ -77,4 +77,4 @@ def test_refusals_are_one_line(name, options, message):
 def test_a_model_of_timm_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"^model\.name: timm is not installed; pip install timm$"):
-        models.check("timm:resnet18", {})
+        models.check("timm:resnet18", {}, 32)

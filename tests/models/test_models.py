@@ -16,9 +16,13 @@ GOLDEN = json.loads((Path(__file__).parent.parent / "golden.json").read_text())
 FORMS = [(name, form) for name, row in models.MODELS.items() for form in row.forms]
 
 
+def small(name: str) -> int:
+    return models.MODELS[name].image_size or 32
+
+
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_golden_parameters_and_macs(name, form):
-    size = {"cifar": 32, "imagenet": 224}[form]
+    size = models.MODELS[name].image_size or {"cifar": 32, "imagenet": 224}[form]
     model = models.build(name, 10, size, {"form": form})
     assert list(complexity(model, size)) == GOLDEN[f"{name} {form} {size}"]
     assert all(module.training for module in model.modules()), "left as it was"
@@ -28,11 +32,12 @@ def test_golden_parameters_and_macs(name, form):
 def test_macs_agree_with_thop(name, form):
     """thop's convolutions and linear layers; what it adds for norms, activations and pools is left out."""
     thop = pytest.importorskip("thop", exc_type=ImportError)
-    model = models.build(name, 10, 32, {"form": form}).eval()
+    size = small(name)
+    model = models.build(name, 10, size, {"form": form}).eval()
     others = (torch.nn.BatchNorm2d, torch.nn.ReLU, torch.nn.ReLU6, torch.nn.AdaptiveAvgPool2d)
     nothing = dict.fromkeys(others, lambda module, inputs, output: None)
-    macs, params = thop.profile(model, (torch.zeros(1, 3, 32, 32),), custom_ops=nothing, verbose=False)
-    assert [int(params), int(macs)] == list(complexity(models.build(name, 10, 32, {"form": form}), 32))
+    macs, params = thop.profile(model, (torch.zeros(1, 3, size, size),), custom_ops=nothing, verbose=False)
+    assert [int(params), int(macs)] == list(complexity(models.build(name, 10, size, {"form": form}), size))
 
 
 def test_golden_holds_nothing_else():
@@ -50,8 +55,9 @@ def test_imagenet_strides_at_32_are_the_cheap_mobilenet():
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_a_step_reaches_every_parameter(name, form):
-    model = models.build(name, 10, 32, {"form": form})
-    torch.nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4)).backward()
+    size = small(name)
+    model = models.build(name, 10, size, {"form": form})
+    torch.nn.functional.cross_entropy(model(torch.randn(4, 3, size, size)), torch.arange(4)).backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -63,6 +69,18 @@ def test_torchvision_weights_load_into_the_imagenet_form(name, tmp_path):
     checkpoint.load_weights(ours, str(tmp_path / "weights.pth"))
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(ours.eval()(x), theirs.eval()(x))
+
+
+def test_the_nets_of_the_reference_experiments_have_its_parameters():
+    svhn, projected = models.build("svhn_cnn", 10, 40, {}), models.build("mobilenet_v2_projected", 10, 32, {})
+    assert complexity(svhn, 40) == (2_083_402, 41_730_304 + 5_120)
+    assert complexity(projected, 32)[0] == 2_296_922
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in projected.modules()) == 57
+    maps = []
+    for layer in svhn.features:
+        layer.register_forward_hook(lambda layer, _, out: maps.append(out.shape[-1]))
+    svhn(torch.zeros(2, 3, 40, 40))
+    assert list(dict.fromkeys(maps)) == [36, 18, 9, 7, 5, 1]
 
 
 def test_form_follows_the_image_size():

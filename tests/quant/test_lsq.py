@@ -5,13 +5,11 @@ import copy
 import numpy
 import pytest
 import torch
-import torch.nn.functional as F
 
 import models
 import quant
 from quant import lsq
-from quant.forced import forced
-from tests.conftest import spec, trained
+from tests.conftest import a_step, agrees_in_integers, spec, trained
 from utils import optim
 
 
@@ -84,18 +82,12 @@ def test_a_step_a_channel_has_its_own_gradient_and_scale():
     assert torch.allclose(whole.s.grad, torch.stack([one.s.grad for one in single]), rtol=1e-4)
 
 
-def a_step(model, optimizer) -> None:
-    F.cross_entropy(model(torch.randn(8, 3, 32, 32)), torch.arange(8)).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def test_the_steps_that_the_optimizer_holds_are_the_ones_that_move():
     """The classic mistake is a Parameter replaced in forward: the optimizer would hold, and train, another."""
     model = models.build("resnet20", 10, 32, {})
     optimizer = optim.build("sgd", model, 0.05, 0.9, True, 5e-4)
     model = quant.prepare(model, spec(method="lsq", weight_bits=4, act_bits=4)).train()
-    optim.add_new(optimizer, model.parameters())
+    optim.add_learned(optimizer, quant.learned(model), 1.0)
     optim.check_covers(optimizer, model)
     steps = {name: q.s for name, q in quant.quantizers(model).items()}
     a_step(model, optimizer)
@@ -122,15 +114,7 @@ def test_a_step_starts_once_and_never_in_eval():
     assert torch.equal(again.s, first["s"]), "a restored step is not started anew"
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 4])
 def test_a_net_learned_on_digits_is_the_same_in_integers(bits, digits32):
-    _, images, labels = digits32
     settings = spec(method="lsq", weight_bits=bits, act_bits=bits)
-    model = trained(digits32, "resnet20", {}, 6, settings)
-    with torch.inference_mode():
-        simulated = model(images)
-        assert (simulated.argmax(1) == labels).float().mean() >= {2: 0.6, 4: 0.95, 8: 0.95}[bits]
-        for engine in [name for name, make in quant.ENGINES.items() if make().available()]:
-            integer = quant.convert(model, engine)
-            assert (integer(images).argmax(1) == simulated.argmax(1)).all(), engine
-            assert all(found.within() for found in forced(model, integer, images[:64]).values()), engine
+    agrees_in_integers(trained(digits32, "resnet20", {}, 6, settings), digits32, {2: 60, 4: 80}[bits])

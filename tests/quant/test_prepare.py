@@ -17,8 +17,12 @@ from utils.errors import UserError
 FORMS = [(name, form) for name, row in models.MODELS.items() for form in row.forms]
 
 
+def size_of(name: str) -> int:
+    return models.MODELS[name].image_size or 32
+
+
 def build(name: str, form: str) -> nn.Module:
-    return models.build(name, 10, 32, {"form": form})
+    return models.build(name, 10, size_of(name), {"form": form})
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
@@ -37,7 +41,7 @@ def test_parameters_stay_the_same_objects_under_the_same_names(name, form):
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_with_quantizers_off_it_is_the_float_net(name, form):
     model = build(name, form).eval()
-    x = torch.randn(2, 3, 32, 32)
+    x = torch.randn(2, 3, size_of(name), size_of(name))
     expected = model(x)
     prepared = quant.prepare(model, spec(method="ptq"))
     quant.set_enabled(prepared, False)
@@ -352,3 +356,73 @@ def test_an_operator_in_place_on_a_part_of_what_is_read_again_is_refused():
 
     with pytest.raises(UserError, match="works in place on getitem, a part of a, which is read again"):
         quant.prepare(Net(), spec(method="ptq"))
+
+
+def test_layers_have_bits_of_their_own_by_name():
+    settings = spec(
+        method="lsq",
+        weight_bits=4,
+        act_bits=4,
+        layers={
+            "layer2.*": {"weight_bits": 2},
+            "layer2.0.conv1": {"act_bits": 3},
+            "fc": "float",
+            "conv1": {"weight_bits": 4},
+        },
+    )
+    prepared = quant.prepare(build("resnet20", "cifar"), settings)
+    found = {name: m for name, m in prepared.named_modules() if isinstance(m, QuantLayer)}
+    assert found["layer1.0.conv1"].weight_quantizer.bits == 4
+    assert found["layer2.0.conv1"].weight_quantizer.bits == found["layer2.1.conv2"].weight_quantizer.bits == 2
+    assert found["layer2.0.conv1"].output.bits == 4, "its own act_bits are what it reads, not what it writes"
+    assert any(name.endswith("_to_3") for name in quant.quantizers(prepared))
+    assert found["conv1"].weight_quantizer.bits == 4, "a name comes before first_last_bits"
+    assert found["fc"].weight_quantizer is None
+
+
+def test_a_pattern_that_matches_no_layer_is_an_error():
+    model = build("resnet20", "cifar")
+    quant.check_layers(model, ["layer?.*", "fc"])
+    with pytest.raises(UserError, match=r"quant.layers: 'layer1.0.conv' matches no layer.*nearest: layer1.0.conv[12]"):
+        quant.check_layers(model, ["layer1.0.conv"])
+
+
+def test_hidden_layers_and_additions_read_grids_of_their_own():
+    """A value that both read is on the 8-bit grid of the residual path, and again on the method's own."""
+    prepared = quant.prepare(build("resnet20", "cifar"), spec(method="pact", weight_bits=8, act_bits=8))
+    found = quant.quantizers(prepared)
+    assert type(found["conv1.output"]).__name__ == "ObservedQuantizer"
+    assert type(found["quantizers.conv1_1_to_8"]).__name__ == "LearnedClip"
+    assert type(found["layer1.0.conv1.output"]).__name__ == "LearnedClip", "read by a hidden layer alone"
+    assert type(found["layer1.0.conv2.output"]).__name__ == "ObservedQuantizer", "read by an addition"
+    shared = quant.quantizers(quant.prepare(build("resnet20", "cifar"), spec(method="lsq")))
+    assert not any("_to_" in name for name in shared), "one grid serves both where the method makes but one kind"
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "note"),
+    [
+        ("dorefa", {}, "clipped on both sides"),
+        ("dorefa", {"signed_edges": "affine"}, "8 bits, affine"),
+        ("pact", {}, "clipped at +-alpha"),
+        ("pact", {"signed_edges": "affine", "weights": "dorefa"}, "8 bits, affine"),
+    ],
+)
+def test_inputs_that_can_be_negative_are_named_in_the_report(method, options, note):
+    settings = spec(method=method, weight_bits=4, act_bits=4, **options)
+    prepared = quant.prepare(models.build("mobilenet_v2", 10, 32, {"form": "imagenet"}), settings)
+    prepared.train()(torch.randn(4, 3, 32, 32))
+    rows = quant.report(prepared.eval(), quant.convert(prepared, "reference"))
+    named = [row for row in rows if "its input can be negative" in row[-1] and note in row[-1]]
+    assert len(named) == 17, "every expansion behind a linear bottleneck, and the last convolution"
+    assert {row[2] for row in named} == {"8" if "affine" in note else "4"}
+
+
+def test_gradients_are_quantized_wherever_a_hidden_layer_is():
+    def quantized(**keys):
+        model = quant.prepare(build("resnet20", "cifar"), spec(method="dorefa", weight_bits=4, grad_bits=4, **keys))
+        return sum(isinstance(m, QuantLayer) and m.gradient is not None for m in model.modules())
+
+    assert quantized() == 18
+    assert quantized(layers={"layer1.0.conv1": "float"}) == 17
+    assert quantized(layers={"layer1.0.conv1": {"weight_bits": 32}}) == 18, "it still reads few bits"

@@ -24,7 +24,7 @@ def test_momentum_survives_the_switch():
     assert all(buffer.abs().sum() > 0 for buffer in before.values())
 
     prepared = quant.prepare(model, spec(method="statassist"))
-    optim.add_new(optimizer, prepared.parameters())
+    optim.add_learned(optimizer, quant.learned(prepared), 1.0)
     optim.check_covers(optimizer, prepared)
     parameters = list(prepared.parameters())
     assert {id(p) for p in parameters} == set(before)

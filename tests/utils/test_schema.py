@@ -6,9 +6,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+import quant
+import train
 from setting.schema.generate import FOLDER, schemas
+from utils import config, sweep
 
-SETTINGS = sorted(Path("setting").glob("*.json"))
+SETTINGS = sorted([*Path("setting").glob("*.json"), *Path("setting/tables").glob("*.json")])
 
 
 def test_schemas_are_current():
@@ -30,6 +33,7 @@ def test_every_setting_names_its_schema_and_fits_it(path):
         {"quant": {"method": "lqs"}},
         {"data": {"name": "cifar"}},
         {"model": {"name": "resnet21"}},
+        {"quant": {"layers": {"fc": "flaot"}}},
     ],
 )
 def test_a_schema_refuses_what_the_script_refuses(mistake):
@@ -37,5 +41,19 @@ def test_a_schema_refuses_what_the_script_refuses(mistake):
         jsonschema.validate(mistake, schemas()["train"])
 
 
+def test_a_schema_takes_layers_by_name():
+    jsonschema.validate({"quant": {"layers": {"fc": "float", "layer1.*": {"weight_bits": 4}}}}, schemas()["train"])
+
+
 def test_a_schema_takes_other_libraries_models():
     jsonschema.validate({"model": {"name": "torchvision:resnet50", "width": 3}}, schemas()["train"])
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SETTINGS if "train.json" in json.loads(path.read_text())["$schema"]], ids=str
+)
+def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path):
+    settings = config.load(config.TrainSettings, str(path), ["model.weights=null"])
+    assert settings.note
+    runs = sweep.runs(settings, train.check) if settings.sweep else [(None, train.check(settings, path.stem))]
+    assert all(one.quant.method in quant.METHODS for _, one in runs)

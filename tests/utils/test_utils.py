@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from utils import files, metrics, optim, schedule
+from utils.config import OptimSettings
 from utils.errors import UserError
 from utils.table import text_table
 
@@ -75,13 +76,25 @@ def test_a_parameter_replaced_after_the_optimizer_was_built_is_noticed():
         optim.check_covers(optimizer, model)
 
 
-def test_new_parameters_get_a_group_without_decay():
+def test_what_quantizers_learn_gets_groups_of_its_own():
     model = nn.Linear(3, 2)
     optimizer = optim.build("sgd", model, 0.1, 0.9, True, 0.5)
     model.step = nn.Parameter(torch.ones(()))
-    optim.add_new(optimizer, model.parameters())
+    optim.add_learned(optimizer, [([model.step], 4e-4)], 0.1)
     optim.check_covers(optimizer, model)
-    assert optimizer.param_groups[2]["weight_decay"] == 0.0
+    optim.set_rate(optimizer, 0.2)
+    assert optimizer.param_groups[2]["weight_decay"] == 4e-4
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.2, 0.02])
+
+
+def test_the_reference_decays_by_shape():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 2))
+    optimizer = optim.build("sgd", model, 0.1, 0.9, True, 1e-2, "statassist")
+    optim.check_covers(optimizer, model)
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay[id(model[0].weight)] == 0
+    assert decay[id(model[1].weight)] == 1e-2
+    assert all(decay[id(p)] == pytest.approx(1e-4) for p in [*model[2].parameters(), *model[3].parameters()])
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -120,3 +133,9 @@ def test_corrupt_checkpoints_are_named(tmp_path, content):
 
 def test_tables_align():
     assert text_table(["", "n"], [["a", "1"], ["long", "22"]]) == "       n\n--------\na      1\nlong  22"
+
+
+def test_gradboosts_keys_are_refused_where_nothing_reads_them():
+    optim.check(OptimSettings(name="qadam", mode="reference", clip_by=0.1))
+    with pytest.raises(UserError, match=r"optim.mode: sgd has no such option; optim.name=qsgd has"):
+        optim.check(OptimSettings(name="sgd", mode="reference"))

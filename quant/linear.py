@@ -1,0 +1,48 @@
+"""Linear grids with ranges as the data have them: StatAssist's own, and what other methods put where they have none."""
+
+import torch
+from torch import Tensor
+
+from quant.grid import Grid
+from quant.observers import OBSERVERS
+from quant.quantizer import TINY, ObservedQuantizer, Quantizer
+from utils.config import QuantSettings
+
+
+def symmetric(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
+    """Weights within +-max|w| of each output channel, or of the tensor, as they are at each training step."""
+    count = channels if spec.granularity == "per_channel" else None
+    return ObservedQuantizer(bits, True, count, "last_minmax", 100.0, q_limit=spec.weight_limit)
+
+
+def affine(spec: QuantSettings, bits: int, signed: bool, note: str = "") -> Quantizer:
+    """Activations in a range that spec.observer finds in training."""
+    quantizer = ObservedQuantizer(bits, False, None, spec.observer, spec.percentile)
+    quantizer.note = note
+    return quantizer
+
+
+def steps_of(bits: int, signed: bool) -> tuple[int, int]:
+    """(q_min, q_max) of a clip that is cut evenly: 0 .. 2^bits - 1, or as many on either side of 0."""
+    q_max = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    return (-q_max if signed else 0), q_max
+
+
+def clip_grid(clip: Tensor, q_min: int, q_max: int) -> Grid:
+    """The grid whose ends are 0 or -clip, and clip."""
+    scale = clip.detach().clamp(min=TINY) / q_max
+    return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), q_min, q_max)
+
+
+@torch.no_grad()
+def best_clip(x: Tensor, q_min: int, q_max: int) -> Tensor:
+    """The clip, of 100 shares of the largest |x|, with the least squared error of x on its grid."""
+
+    def error(low: Tensor, high: Tensor, sample: Tensor) -> Tensor:
+        grid = clip_grid(torch.maximum(-low, high), q_min, q_max)
+        return (grid.value(grid.centred(sample)) - sample).square().mean()
+
+    observer = OBSERVERS["mse"](100.0)
+    observer.update(x, x.new_zeros(()), x.new_zeros(()), False)
+    low, high = observer.settle(error)
+    return torch.maximum(-low, high)

@@ -1,0 +1,107 @@
+"""PACT (Choi et al., arXiv 1805.06085): the clip alpha of every activation is trained.
+
+    y = clip(x, 0, alpha),    y_q = round(y (2^k - 1) / alpha) alpha / (2^k - 1)                       equations 1 and 2
+    d y_q / d alpha = 1  if  x >= alpha,  0 below;     d y_q / d x = 1  if  0 <= x <= alpha,  0 elsewhere     equation 3
+    the loss gets  lambda alpha^2  of each alpha (alpha_decay)                                              section 3.3
+
+alpha_decay is the whole pull on alpha: the optimizer's own weight decay does not act on it. alpha stays positive.
+Weights are DoReFa's, as in the paper (weights: dorefa; quant/odd.py), or SAWB's, by the same authors (quant/sawb.py).
+
+Differs from the paper: alpha starts at the least squared error of the first batch (alpha_init; a number such as the
+paper's 10 costs points in a short fine-tuning); inputs that can be negative are clipped at +-alpha on 2^k - 1 levels
+(signed_edges: clip) or 8-bit affine; first and last layers, float there, have first_last_bits; the image, what
+additions and pools read and the last layer's input are 8-bit affine.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from quant.elementwise import just_above, just_below, rounded, within
+from quant.grid import Grid
+from quant.linear import affine, best_clip, clip_grid, steps_of, symmetric
+from quant.method import Method
+from quant.odd import TanhWeights, refuse_too_wide
+from quant.quantizer import TINY, Quantizer
+from quant.sawb import Sawb
+from utils.config import QuantSettings
+
+
+class LearnedClip(Quantizer):
+    """alpha: fp32 []. `started` says whether it has its first value."""
+
+    def __init__(self, bits: int, signed: bool, alpha: float | str, decay: float):
+        super().__init__(bits)
+        self.q_min, self.q_max = steps_of(bits, signed)
+        given = alpha != "calibration"
+        self.alpha = nn.Parameter(torch.tensor(float(alpha) if given else 1.0))
+        self.register_buffer("started", torch.tensor(given))
+        self.weight_decay = 2 * decay
+        self.note = "its input can be negative: clipped at +-alpha" if signed else ""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.observing:
+            if not self.started:
+                self.alpha.data.copy_(best_clip(x.detach().float(), self.q_min, self.q_max))
+                self.started.fill_(True)
+            self.alpha.data.clamp_(min=TINY)
+        if not self.enabled:
+            return x
+        with torch.autocast(x.device.type, enabled=False):
+            return _Clip.apply(x.float(), self.alpha, self.q_min, self.q_max)
+
+    def ready(self) -> bool:
+        return bool(self.started)
+
+    def grid(self) -> Grid:
+        return clip_grid(self.alpha, self.q_min, self.q_max)
+
+
+class _Clip(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, alpha: Tensor, q_min: int, q_max: int) -> Tensor:
+        ctx.save_for_backward(x, alpha.clamp(min=TINY))
+        ctx.signed = q_min < 0
+        return rounded(x, clip_grid(alpha, q_min, q_max))
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        x, alpha = ctx.saved_tensors
+        low = -alpha if ctx.signed else torch.zeros_like(alpha)
+        of_x = within(gradient, x, just_below(low), just_above(alpha))
+        infinity = torch.full_like(alpha, torch.inf)
+        of_alpha = within(gradient, x, just_below(alpha), infinity).sum()
+        if ctx.signed:
+            of_alpha = of_alpha - within(gradient, x, -infinity, just_above(low)).sum()
+        return of_x, of_alpha, None, None
+
+
+def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
+    if spec.weights == "sawb":
+        return Sawb(bits, channels if spec.granularity == "per_channel" else None, spec.weight_limit)
+    if bits == 8:  # a first or last layer
+        return symmetric(spec, bits, channels)
+    return TanhWeights(bits, spec.granularity == "per_channel")
+
+
+def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
+    if signed and spec.signed_edges == "affine":
+        return affine(spec, 8, signed, note="its input can be negative: 8 bits, affine")
+    return LearnedClip(bits, signed, spec.alpha_init, spec.alpha_decay)
+
+
+def check(spec: QuantSettings) -> None:
+    if spec.weights == "dorefa":
+        refuse_too_wide(spec, "pact with weights dorefa", "fewer, or quant.weights=sawb")
+
+
+METHOD = Method(
+    weight,
+    activation,
+    affine,
+    float_epochs=lambda spec, epochs: 0,
+    weight_bits=range(2, 9),
+    act_bits=range(2, 9),
+    observers=("moving_average", "minmax"),
+    options=frozenset({"observer", "weights", "alpha_init", "alpha_decay", "signed_edges"}),
+    check=check,
+)
