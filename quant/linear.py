@@ -35,14 +35,15 @@ def clip_grid(clip: Tensor, q_min: int, q_max: int) -> Grid:
 
 
 @torch.no_grad()
-def best_clip(x: Tensor, q_min: int, q_max: int) -> Tensor:
-    """The clip, of 100 shares of the largest |x|, with the least squared error of x on its grid."""
+def best_clip(x: Tensor, q_min: int, q_max: int, per_channel: bool = False) -> Tensor:
+    """The clip, of 100 shares of the largest |x|, with the least squared error of x on its grid; [] or one a row."""
+    rows = x.flatten(1) if per_channel else x
 
     def error(low: Tensor, high: Tensor, sample: Tensor) -> Tensor:
         grid = clip_grid(torch.maximum(-low, high), q_min, q_max)
-        return (grid.value(grid.centred(sample)) - sample).square().mean()
+        return (grid.value(grid.centred(sample)) - sample).square().mean(-1)
 
-    observer = OBSERVERS["mse"](100.0)
-    observer.update(x, x.new_zeros(()), x.new_zeros(()), False)
+    observer, nothing = OBSERVERS["mse"](100.0), x.new_zeros(len(x) if per_channel else ())
+    observer.update(rows, nothing, nothing, False)
     low, high = observer.settle(error)
     return torch.maximum(-low, high)

@@ -4,7 +4,7 @@
     d v_hat / d s = round(v / s) - v / s  if  -Q_N < v / s < Q_P,  -Q_N below,  Q_P above                    equation 3
     d v_hat / d v = 1  if  -Q_N < v / s < Q_P,  0 elsewhere                                                  equation 5
     the gradient of s times  g = 1 / sqrt(N Q_P)                                                            section 2.2
-    s starts at  2 <|v|> / sqrt(Q_P)                                                                        section 2.1
+    s starts at  2 <|v|> / sqrt(Q_P)  (step_init: paper), or at the least squared error (mse)               section 2.1
 
 Q_N = 0 and Q_P = 2^b - 1 where v cannot be negative, else Q_N = 2^(b-1) and Q_P = 2^(b-1) - 1. v, s, Q_N, Q_P, N and g
 are named so below. Steps of weights start from the weights, those of activations from the first batch, in place: the
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from quant.elementwise import inner, rounded, within
 from quant.grid import Grid
+from quant.linear import best_clip
 from quant.method import Method
 from quant.quantizer import TINY, Quantizer
 from utils.config import QuantSettings
@@ -29,9 +30,9 @@ from utils.config import QuantSettings
 class LearnedStep(Quantizer):
     """s: fp32 [] or [channels] (a weight's, on axis 0). `started` says whether data has given s its first value."""
 
-    def __init__(self, bits: int, Q_N: int, Q_P: int, weight: bool, channels: int | None):
+    def __init__(self, bits: int, Q_N: int, Q_P: int, weight: bool, channels: int | None, init: str):
         super().__init__(bits)
-        self.Q_N, self.Q_P, self.weight = Q_N, Q_P, weight
+        self.Q_N, self.Q_P, self.weight, self.init = Q_N, Q_P, weight, init
         self.s = torch.nn.Parameter(torch.ones(() if channels is None else (channels,)))
         self.register_buffer("started", torch.tensor(False))
 
@@ -53,8 +54,11 @@ class LearnedStep(Quantizer):
 
     @torch.no_grad()
     def _start(self, v: Tensor) -> None:
-        mean = v.abs().flatten(1).mean(1) if self.s.ndim else v.abs().mean()
-        self.s.copy_((2 * mean / self.Q_P**0.5).clamp(min=TINY))
+        if self.init == "mse":
+            s = best_clip(v, -self.Q_N, self.Q_P, per_channel=self.s.ndim > 0) / self.Q_P
+        else:
+            s = 2 * (v.abs().flatten(1).mean(1) if self.s.ndim else v.abs().mean()) / self.Q_P**0.5
+        self.s.copy_(s.clamp(min=TINY))
         self.started.fill_(True)
 
 
@@ -79,12 +83,14 @@ class _Quantize(torch.autograd.Function):
 
 def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
     half, count = 2 ** (bits - 1), channels if spec.granularity == "per_channel" else None
-    return LearnedStep(bits, min(half, spec.weight_limit), min(half - 1, spec.weight_limit), True, count)
+    return LearnedStep(
+        bits, min(half, spec.weight_limit), min(half - 1, spec.weight_limit), True, count, spec.step_init
+    )
 
 
 def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
     Q_N, Q_P = (2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    return LearnedStep(bits, Q_N, Q_P, False, None)
+    return LearnedStep(bits, Q_N, Q_P, False, None, spec.step_init)
 
 
 METHOD = Method(
@@ -95,5 +101,5 @@ METHOD = Method(
     weight_bits=range(2, 9),
     act_bits=range(2, 9),
     observers=(),
-    options=frozenset(),
+    options=frozenset({"step_init"}),
 )

@@ -107,6 +107,8 @@ class QuantSettings(Section):
     """Observer percentile: values beyond this percentile are clipped, at either end of the range."""
     calibration_images: int = Field(1024, ge=1)
     """Training images, without augmentation, that post-training ranges are found on."""
+    step_init: Literal["paper", "mse"] = "paper"
+    """LSQ: where steps start: from the mean of |v| as in the paper, or at the least squared error."""
     act_clip: Literal["calibration"] | PositiveFloat = 1.0
     """DoReFa: where activations are clipped; 1 is the paper's, calibration suits a trained float net."""
     weights: Literal["sawb", "dorefa"] = "sawb"

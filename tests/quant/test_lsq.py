@@ -60,6 +60,20 @@ def test_forward_and_gradients_against_the_equations(bits, kind):
     assert ((v < -Q_N * quantizer.s) | (v > Q_P * quantizer.s)).any()
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_steps_of_least_error(bits):
+    w = torch.randn(3, 500) * torch.tensor([[0.1], [1.0], [5.0]])
+    quantizer = lsq.weight(spec(method="lsq", step_init="mse"), bits, 3).train()
+    quantizer(w)
+
+    def error(row, s):
+        return ((numpy.clip(numpy.rint(row / s), -quantizer.Q_N, quantizer.Q_P) * s - row) ** 2).mean()
+
+    for row, s in zip(w.numpy(), quantizer.s.tolist(), strict=True):
+        tried = numpy.linspace(0.01, 1, 400) * numpy.abs(row).max() / quantizer.Q_P
+        assert error(row, s) <= 1.02 * min(error(row, t) for t in tried)
+
+
 def test_ranges_are_those_of_the_paper():
     settings = spec(method="lsq")
     ranges = {bits: (q.Q_N, q.Q_P) for bits in (2, 4, 8) for q in [lsq.weight(settings, bits, 4)]}

@@ -17,6 +17,7 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("pact", {"alpha_init": 3.0}),
     ("dorefa", {"signed_edges": "affine"}),
     ("dorefa", {"act_clip": "calibration"}),
+    ("lsq", {"step_init": "mse"}),
 ]
 CASES = [
     pytest.param(method, options, kind, bits, granularity, id="-".join([method, *map(str, options.values()), *rest]))
