@@ -193,8 +193,11 @@ def _baseline_line(baseline: dict | None) -> str:
 def _agreement_line(rows: list[tuple[Cell, dict]]) -> str:
     agreed = _agreements([summary for _, summary in rows])
     kinds = ", ".join(dict.fromkeys(figure(summary)[0] for _, summary in rows))
-    least = f" Predictions agree with the simulation's on {min(agreed):.2f} % or more." if agreed else ""
-    return f"Measured on {kinds}.{least}"
+    least = min(agreed, default=None)
+    if least is None:
+        return f"Measured on {kinds}."
+    share = "all images" if least == 100 else f"{least:.2f} % of the images or more"
+    return f"Measured on {kinds}. Predictions agree with the simulation's on {share}."
 
 
 def _agreements(summaries: list[dict]) -> list[float]:
