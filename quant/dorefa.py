@@ -25,36 +25,33 @@ from torch import Tensor, nn
 
 from quant.elementwise import fake_quantize, just_above, just_below
 from quant.grid import Grid
-from quant.linear import affine, best_clip, clip_grid, steps_of, symmetric
+from quant.linear import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.method import Method
-from quant.odd import SignWeights, TanhWeights, refuse_too_wide
-from quant.quantizer import Quantizer
+from quant.odd import refuse_too_wide, tanh_weights
+from quant.quantizer import Quantizer, StartedQuantizer
 from utils.config import QuantSettings
 
 
-class BoundedActivation(Quantizer):
+class BoundedActivation(StartedQuantizer):
     """c Q_k(clip(a / c, 0, 1)), or between -c and c where a can be negative; c is 1, or has its value from data."""
 
     def __init__(self, bits: int, signed: bool, c: float | str):
-        super().__init__(bits)
-        self.q_min, self.q_max = steps_of(bits, signed)
         given = c != "calibration"
+        super().__init__(bits, started=given)
+        self.q_min, self.q_max = steps_of(bits, signed)
         self.register_buffer("c", torch.tensor(float(c) if given else 1.0))
-        self.register_buffer("started", torch.tensor(given))
         self.note = "its input can be negative: clipped on both sides" if signed else ""
 
     def forward(self, a: Tensor) -> Tensor:
-        if (self.training or self.observing) and not self.started:
-            self.c.copy_(best_clip(a.detach().float(), self.q_min, self.q_max))
-            self.started.fill_(True)
+        self.start_once(a)
         if not self.enabled:
             return a
         low = -self.c if self.q_min else torch.zeros_like(self.c)
         with torch.autocast(a.device.type, enabled=False):
             return fake_quantize(a.float(), self.grid(), just_below(low), just_above(self.c))
 
-    def ready(self) -> bool:
-        return bool(self.started)
+    def start(self, a: Tensor) -> None:
+        self.c.copy_(best_clip(a, self.q_min, self.q_max))
 
     def grid(self) -> Grid:
         return clip_grid(self.c, self.q_min, self.q_max)
@@ -95,17 +92,9 @@ def quantize_gradient(d: Tensor, k: int, generator: torch.Generator | None) -> T
     return unit.mul_(levels).round_().div_(levels).sub_(0.5).mul_(2 * M)
 
 
-def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
-    if bits == 8:  # a first or last layer
-        return symmetric(spec, bits, channels)
-    if bits == 1:
-        return SignWeights(channels if spec.granularity == "per_channel" else None)
-    return TanhWeights(bits, spec.granularity == "per_channel")
-
-
 def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
     if signed and (spec.signed_edges == "affine" or bits == 1):
-        return affine(spec, 8, signed, note="its input can be negative: 8 bits, affine")
+        return signed_affine(spec)
     return BoundedActivation(bits, signed, spec.act_clip)
 
 
@@ -118,7 +107,7 @@ def check(spec: QuantSettings) -> None:
 
 
 METHOD = Method(
-    weight,
+    tanh_weights,
     activation,
     affine,
     float_epochs=lambda spec, epochs: 0,

@@ -15,10 +15,15 @@ def symmetric(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
     return ObservedQuantizer(bits, True, count, "last_minmax", 100.0, q_limit=spec.weight_limit)
 
 
-def affine(spec: QuantSettings, bits: int, signed: bool, note: str = "") -> Quantizer:
-    """Activations in a range that spec.observer finds in training."""
-    quantizer = ObservedQuantizer(bits, False, None, spec.observer, spec.percentile)
-    quantizer.note = note
+def affine(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
+    """Activations in a range that spec.observer finds."""
+    return ObservedQuantizer(bits, False, None, spec.observer, spec.percentile)
+
+
+def signed_affine(spec: QuantSettings) -> Quantizer:
+    """What a hidden layer reads that can be negative, on 8 bits (signed_edges: affine)."""
+    quantizer = affine(spec, 8, True)
+    quantizer.note = "its input can be negative: 8 bits, affine"
     return quantizer
 
 

@@ -23,43 +23,36 @@ from quant.elementwise import inner, rounded, within
 from quant.grid import Grid
 from quant.linear import best_clip
 from quant.method import Method
-from quant.quantizer import TINY, Quantizer
+from quant.quantizer import TINY, Quantizer, StartedQuantizer
 from utils.config import QuantSettings
 
 
-class LearnedStep(Quantizer):
-    """s: fp32 [] or [channels] (a weight's, on axis 0). `started` says whether data has given s its first value."""
+class LearnedStep(StartedQuantizer):
+    """s: fp32 [] or [channels] (a weight's, on axis 0)."""
 
     def __init__(self, bits: int, Q_N: int, Q_P: int, weight: bool, channels: int | None, init: str):
-        super().__init__(bits)
+        super().__init__(bits, started=False)
         self.Q_N, self.Q_P, self.weight, self.init = Q_N, Q_P, weight, init
         self.s = torch.nn.Parameter(torch.ones(() if channels is None else (channels,)))
-        self.register_buffer("started", torch.tensor(False))
 
     def forward(self, v: Tensor) -> Tensor:
-        if (self.training or self.observing) and not self.started:
-            self._start(v.detach().float())
+        self.start_once(v)
         if not self.enabled:
             return v
         N = (v if self.weight else v[0]).numel() / max(1, self.s.numel())
         with torch.autocast(v.device.type, enabled=False):
             return _Quantize.apply(v.float(), self.s, self.Q_N, self.Q_P, 1 / (N * self.Q_P) ** 0.5)
 
-    def ready(self) -> bool:
-        return bool(self.started)
-
     def grid(self) -> Grid:
         s = self.s.detach().clamp(min=TINY)
         return Grid(s, torch.zeros_like(s, dtype=torch.int32), -self.Q_N, self.Q_P)
 
-    @torch.no_grad()
-    def _start(self, v: Tensor) -> None:
+    def start(self, v: Tensor) -> None:
         if self.init == "mse":
             s = best_clip(v, -self.Q_N, self.Q_P, per_channel=self.s.ndim > 0) / self.Q_P
         else:
             s = 2 * (v.abs().flatten(1).mean(1) if self.s.ndim else v.abs().mean()) / self.Q_P**0.5
         self.s.copy_(s.clamp(min=TINY))
-        self.started.fill_(True)
 
 
 class _Quantize(torch.autograd.Function):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from quant.grid import Grid, along_channels
+from quant.linear import symmetric
 from quant.quantizer import TINY, Quantizer
 from utils.config import QuantSettings
 from utils.errors import UserError
@@ -112,3 +113,12 @@ class SignWeights(Quantizer):
     def grid(self) -> Grid:
         scale = self.E.clamp(min=TINY)
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -1, 1)
+
+
+def tanh_weights(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
+    """DoReFa's weights of so many bits; at 8, which only first and last layers have, linear ones."""
+    if bits == 8:
+        return symmetric(spec, bits, channels)
+    if bits == 1:
+        return SignWeights(channels if spec.granularity == "per_channel" else None)
+    return TanhWeights(bits, spec.granularity == "per_channel")

@@ -18,39 +18,36 @@ from torch import Tensor, nn
 
 from quant.elementwise import just_above, just_below, rounded, within
 from quant.grid import Grid
-from quant.linear import affine, best_clip, clip_grid, steps_of, symmetric
+from quant.linear import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.method import Method
-from quant.odd import TanhWeights, refuse_too_wide
-from quant.quantizer import TINY, Quantizer
+from quant.odd import refuse_too_wide, tanh_weights
+from quant.quantizer import TINY, Quantizer, StartedQuantizer
 from quant.sawb import Sawb
 from utils.config import QuantSettings
 
 
-class LearnedClip(Quantizer):
-    """alpha: fp32 []. `started` says whether it has its first value."""
+class LearnedClip(StartedQuantizer):
+    """alpha: fp32 []."""
 
     def __init__(self, bits: int, signed: bool, alpha: float | str, decay: float):
-        super().__init__(bits)
-        self.q_min, self.q_max = steps_of(bits, signed)
         given = alpha != "calibration"
+        super().__init__(bits, started=given)
+        self.q_min, self.q_max = steps_of(bits, signed)
         self.alpha = nn.Parameter(torch.tensor(float(alpha) if given else 1.0))
-        self.register_buffer("started", torch.tensor(given))
         self.weight_decay = 2 * decay
         self.note = "its input can be negative: clipped at +-alpha" if signed else ""
 
     def forward(self, x: Tensor) -> Tensor:
+        self.start_once(x)
         if self.training or self.observing:
-            if not self.started:
-                self.alpha.data.copy_(best_clip(x.detach().float(), self.q_min, self.q_max))
-                self.started.fill_(True)
             self.alpha.data.clamp_(min=TINY)
         if not self.enabled:
             return x
         with torch.autocast(x.device.type, enabled=False):
             return _Clip.apply(x.float(), self.alpha, self.q_min, self.q_max)
 
-    def ready(self) -> bool:
-        return bool(self.started)
+    def start(self, x: Tensor) -> None:
+        self.alpha.copy_(best_clip(x, self.q_min, self.q_max))
 
     def grid(self) -> Grid:
         return clip_grid(self.alpha, self.q_min, self.q_max)
@@ -78,14 +75,12 @@ class _Clip(torch.autograd.Function):
 def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
     if spec.weights == "sawb":
         return Sawb(bits, channels if spec.granularity == "per_channel" else None, spec.weight_limit)
-    if bits == 8:  # a first or last layer
-        return symmetric(spec, bits, channels)
-    return TanhWeights(bits, spec.granularity == "per_channel")
+    return tanh_weights(spec, bits, channels)
 
 
 def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
     if signed and spec.signed_edges == "affine":
-        return affine(spec, 8, signed, note="its input can be negative: 8 bits, affine")
+        return signed_affine(spec)
     return LearnedClip(bits, signed, spec.alpha_init, spec.alpha_decay)
 
 

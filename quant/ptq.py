@@ -11,6 +11,7 @@ Differs from the papers: batch norm is not folded into the weights before their 
 afterwards (quant/integer.py), which changes no per-channel result. Signed activations keep an affine grid.
 """
 
+from quant.linear import affine
 from quant.method import Method
 from quant.quantizer import ObservedQuantizer, Quantizer
 from utils.config import QuantSettings
@@ -22,14 +23,10 @@ def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
     return ObservedQuantizer(bits, True, count, observer, spec.percentile, q_limit=spec.weight_limit)
 
 
-def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
-    return ObservedQuantizer(bits, False, None, spec.observer, spec.percentile)
-
-
 METHOD = Method(
     weight,
-    activation,
-    activation,
+    affine,
+    affine,
     float_epochs=lambda spec, epochs: epochs,
     weight_bits=range(2, 9),
     act_bits=range(1, 9),

@@ -46,6 +46,29 @@ class Quantizer(nn.Module):
         return self.grid().to_int(x)
 
 
+class StartedQuantizer(Quantizer):
+    """One whose range has its first value from the first batch, once, in place, and never in eval.
+
+    `started`, a buffer, says whether it has; a subclass sets the value in `start(x)`, x detached and fp32.
+    """
+
+    def __init__(self, bits: int, started: bool):
+        super().__init__(bits)
+        self.register_buffer("started", torch.tensor(started))
+
+    def start(self, x: Tensor) -> None:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def start_once(self, x: Tensor) -> None:
+        if (self.training or self.observing) and not self.started:
+            self.start(x.detach().float())
+            self.started.fill_(True)
+
+    def ready(self) -> bool:
+        return bool(self.started)
+
+
 class ObservedQuantizer(Quantizer):
     """A range [low, high], found by an observer, cut into equal steps.
 

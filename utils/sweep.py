@@ -91,8 +91,10 @@ def run(
     reference = baseline()
     for i, (cell, settings) in enumerate(planned):
         home = folder / cell.name
-        print(f"\n[{i + 1}/{len(planned)}] {cell.name}" + (": finished before" if finished(home, settings) else ""))
-        if not finished(home, settings):
+        done = finished(home, settings)
+        print(f"\n[{i + 1}/{len(planned)}] {cell.name}" + (": finished before" if done else ""))
+        if not done:
+            (home / "error.txt").unlink(missing_ok=True)  # of an earlier try
             try:
                 train(settings)
             except Exception as error:  # whatever it is, the other cells are to run
