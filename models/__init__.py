@@ -11,10 +11,19 @@ from typing import Any
 
 from torch import nn
 
+from models.alexnet import alexnet
 from models.external import build_external, check_output, factory, is_external
 from models.mobilenet import ACTIVATIONS, mobilenet_v2, mobilenet_v2_projected
-from models.resnet import resnet18, resnet20, resnet32, resnet44, resnet56
+from models.mobilenet_v3 import (
+    mobilenet_v3_large,
+    mobilenet_v3_large_relu,
+    mobilenet_v3_small,
+    mobilenet_v3_small_relu,
+)
+from models.resnet import resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56, resnext101_32x8d
+from models.shufflenet import shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, shufflenet_v2_x2_0
 from models.svhn import svhn_cnn
+from models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 from utils.errors import UserError, choose, nearest
 
 
@@ -26,16 +35,42 @@ class Row:
     """Its own options and their choices."""
     image_size: int | None = None
     """The only image size that fits it; None: any."""
+    least: dict[str, int] = field(default_factory=dict)
+    """The smallest image size, of each form that has one."""
 
+
+BOTH = ("cifar", "imagenet")
+VARIANT = {"variant": ("torchvision", "reference")}
+FIVE_POOLS = {"cifar": 32, "imagenet": 32}
 
 MODELS = {
     "resnet20": Row(resnet20, ("cifar",)),
     "resnet32": Row(resnet32, ("cifar",)),
     "resnet44": Row(resnet44, ("cifar",)),
     "resnet56": Row(resnet56, ("cifar",)),
-    "resnet18": Row(resnet18, ("cifar", "imagenet")),
-    "mobilenet_v2": Row(mobilenet_v2, ("cifar", "imagenet"), {"activation": tuple(ACTIVATIONS)}),
+    "resnet18": Row(resnet18, BOTH),
+    "resnet34": Row(resnet34, BOTH),
+    "resnet50": Row(resnet50, BOTH),
+    "resnext101_32x8d": Row(resnext101_32x8d, BOTH),
+    "mobilenet_v2": Row(mobilenet_v2, BOTH, {"activation": tuple(ACTIVATIONS)}),
     "mobilenet_v2_projected": Row(mobilenet_v2_projected, ("cifar",)),
+    "mobilenet_v3_large": Row(mobilenet_v3_large, BOTH, VARIANT),
+    "mobilenet_v3_small": Row(mobilenet_v3_small, BOTH, VARIANT),
+    "mobilenet_v3_large_relu": Row(mobilenet_v3_large_relu, BOTH, VARIANT),
+    "mobilenet_v3_small_relu": Row(mobilenet_v3_small_relu, BOTH, VARIANT),
+    "shufflenet_v2_x0_5": Row(shufflenet_v2_x0_5, BOTH),
+    "shufflenet_v2_x1_0": Row(shufflenet_v2_x1_0, BOTH),
+    "shufflenet_v2_x1_5": Row(shufflenet_v2_x1_5, BOTH),
+    "shufflenet_v2_x2_0": Row(shufflenet_v2_x2_0, BOTH),
+    "alexnet": Row(alexnet, BOTH, least={"cifar": 7, "imagenet": 63}),
+    "vgg11": Row(vgg11, BOTH, VARIANT, least=FIVE_POOLS),
+    "vgg13": Row(vgg13, BOTH, VARIANT, least=FIVE_POOLS),
+    "vgg16": Row(vgg16, BOTH, VARIANT, least=FIVE_POOLS),
+    "vgg19": Row(vgg19, BOTH, VARIANT, least=FIVE_POOLS),
+    "vgg11_bn": Row(vgg11_bn, BOTH, VARIANT, least=FIVE_POOLS),
+    "vgg13_bn": Row(vgg13_bn, BOTH, VARIANT, least=FIVE_POOLS),
+    "vgg16_bn": Row(vgg16_bn, BOTH, VARIANT, least=FIVE_POOLS),
+    "vgg19_bn": Row(vgg19_bn, BOTH, VARIANT, least=FIVE_POOLS),
     "svhn_cnn": Row(svhn_cnn, ("cifar",), image_size=40),
 }
 
@@ -54,6 +89,12 @@ def check(name: str, options: dict[str, Any], image_size: int) -> None:
         choose(dict.fromkeys(known[key]), value, f"model.{key} of {name}")
     if row.image_size not in (None, image_size):
         raise UserError(f"model.name: {name} takes images of {row.image_size} pixels, not of {image_size}")
+    form = _form(row, options, image_size)
+    least = row.least.get(form, 1)
+    if image_size < least:
+        raise UserError(
+            f"model.name: {name} takes images of {least} pixels or more in its {form} form, not of {image_size}"
+        )
 
 
 def build(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
@@ -64,11 +105,16 @@ def build(name: str, num_classes: int | None, image_size: int, options: dict[str
     if is_external(name):
         return build_external(name, num_classes, image_size, options)
     check(name, options, image_size)
-    row, options = MODELS[name], dict(options)
-    form = options.pop("form", "auto")
+    row = MODELS[name]
+    own = {key: value for key, value in options.items() if key != "form"}
+    return row.factory(num_classes or 10, _form(row, options, image_size), **own)
+
+
+def _form(row: Row, options: dict[str, Any], image_size: int) -> str:
+    form = options.get("form", "auto")
     if form == "auto":
-        form = row.forms[0] if image_size <= 64 else row.forms[-1]
-    return row.factory(num_classes or 10, form, **options)
+        return row.forms[0] if image_size <= 64 else row.forms[-1]
+    return form
 
 
 __all__ = ["MODELS", "Row", "build", "check", "check_output", "is_external"]

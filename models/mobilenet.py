@@ -20,12 +20,16 @@ def mobilenet_v2(num_classes: int, form: str, activation: str = "relu6") -> nn.M
 
     stages = CIFAR if form == "cifar" else IMAGENET
     model = torchvision_mobilenet_v2(num_classes=num_classes, inverted_residual_setting=[list(s) for s in stages])
-    kind = ACTIVATIONS[activation]
+    replace(model, nn.ReLU6, ACTIVATIONS[activation])
+    return model
+
+
+def replace(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
+    """Put activations of another class in the place of all of one class, in place."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, nn.ReLU6):
-                setattr(parent, name, kind(inplace=True))
-    return model
+            if isinstance(child, old):
+                setattr(parent, name, new(inplace=True))
 
 
 class ProjectedResidual(nn.Module):
@@ -35,14 +39,14 @@ class ProjectedResidual(nn.Module):
         super().__init__()
         hidden = c_in * expansion
         self.conv = nn.Sequential(
-            *_conv_bn(c_in, hidden, 1),
+            *conv_bn(c_in, hidden, 1),
             nn.ReLU6(inplace=True),
-            *_conv_bn(hidden, hidden, 3, stride, groups=hidden),
+            *conv_bn(hidden, hidden, 3, stride, groups=hidden),
             nn.ReLU6(inplace=True),
-            *_conv_bn(hidden, c_out, 1),
+            *conv_bn(hidden, c_out, 1),
         )
         self.residual = stride == 1
-        self.shortcut = nn.Sequential(*_conv_bn(c_in, c_out, 1)) if stride == 1 and c_in != c_out else nn.Identity()
+        self.shortcut = nn.Sequential(*conv_bn(c_in, c_out, 1)) if stride == 1 and c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv(x)
@@ -52,19 +56,19 @@ class ProjectedResidual(nn.Module):
 class ProjectedMobileNetV2(nn.Module):
     def __init__(self, num_classes: int):
         super().__init__()
-        layers, c_in = [*_conv_bn(3, 32, 3), nn.ReLU6(inplace=True)], 32
+        layers, c_in = [*conv_bn(3, 32, 3), nn.ReLU6(inplace=True)], 32
         for t, c, n, s in PROJECTED:
             for i in range(n):
                 layers.append(ProjectedResidual(c_in, c, t, s if i == 0 else 1))
                 c_in = c
-        self.features = nn.Sequential(*layers, *_conv_bn(c_in, 1280, 1), nn.ReLU6(inplace=True))
+        self.features = nn.Sequential(*layers, *conv_bn(c_in, 1280, 1), nn.ReLU6(inplace=True))
         self.classifier = nn.Linear(1280, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
 
 
-def _conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out)]
 
 

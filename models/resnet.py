@@ -1,10 +1,18 @@
-"""ResNets: those of the CIFAR experiments of He et al. (arXiv 1512.03385, section 4.2), and torchvision's ResNet-18.
+"""ResNets: those of the CIFAR experiments of He et al. (arXiv 1512.03385, section 4.2), and torchvision's.
 
 | name     | layers | parameters (10 classes) |
 | resnet20 | 20     | 269,722                 |
 | resnet32 | 32     | 464,154                 |
 | resnet44 | 44     | 658,586                 |
 | resnet56 | 56     | 853,018                 |
+
+The cifar form of torchvision's starts with a 3 x 3 convolution of stride 1 and has no max-pool; the rest is the same.
+
+| name             | parameters: imagenet form, 1000 classes | cifar form, 10 classes |
+| resnet18         |                              11,689,512 |             11,173,962 |
+| resnet34         |                              21,797,672 |             21,282,122 |
+| resnet50         |                              25,557,032 |             23,520,842 |
+| resnext101_32x8d |                              88,791,336 |             86,755,146 |
 """
 
 import torch.nn.functional as F
@@ -69,10 +77,26 @@ def resnet56(num_classes: int, form: str) -> nn.Module:
 
 
 def resnet18(num_classes: int, form: str) -> nn.Module:
-    """torchvision's; the cifar form starts with a 3 x 3 convolution of stride 1 and has no max-pool (11.17 M)."""
-    from torchvision.models import resnet18 as torchvision_resnet18  # here: seconds to import
+    return _torchvision("resnet18", num_classes, form)
 
-    model = torchvision_resnet18(num_classes=num_classes)
+
+def resnet34(num_classes: int, form: str) -> nn.Module:
+    return _torchvision("resnet34", num_classes, form)
+
+
+def resnet50(num_classes: int, form: str) -> nn.Module:
+    return _torchvision("resnet50", num_classes, form)
+
+
+def resnext101_32x8d(num_classes: int, form: str) -> nn.Module:
+    """arXiv 1611.05431: as resnet101, with 32 groups of 8 channels in the first stage's 3 x 3 convolutions."""
+    return _torchvision("resnext101_32x8d", num_classes, form)
+
+
+def _torchvision(name: str, num_classes: int, form: str) -> nn.Module:
+    from torchvision import models  # here: seconds to import
+
+    model = models.get_model(name, num_classes=num_classes)
     if form == "cifar":
         model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")

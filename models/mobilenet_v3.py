@@ -1,0 +1,195 @@
+"""MobileNetV3 (arXiv 1905.02244), by `variant`: torchvision's, or that of StatAssist-GradBoost (clovaai), "reference".
+
+The cifar form has stride 1 in place of the first 2 behind the stem: a 32 x 32 image ends at 2 x 2 (imagenet: 1 x 1).
+In the _relu nets ReLU takes hard-swish's place up to the last feature map. The hard-sigmoid of squeeze and excitation
+and the hard-swish of the head stay.
+
+The reference differs from torchvision's in this:
+
+- an expansion convolution in every block, also where it does not widen;
+- squeeze and excitation (SE) between the depthwise batch norm and its activation, without biases, to a quarter of the
+  width, whatever that is (torchvision rounds it to a multiple of 8);
+- dropout of 0.8 on the values of the last feature map (torchvision: 0.2 in the head);
+- one more SE in the head of the small net;
+- batch norm as torch's defaults have it: eps 1e-5, momentum 0.1 (torchvision: 1e-3, 0.01).
+
+It is here with 1 x 1 convolutions for the linear layers of SE: the same parameters and arithmetic, without reshapes.
+
+| parameters | torchvision, 1000 classes | reference, 1000 classes | reference, cifar form, 10 classes |
+| large      |                 5,483,032 |               5,476,416 |                         4,208,226 |
+| small      |                 2,542,856 |               2,700,544 |                         1,685,794 |
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from models.mobilenet import conv_bn, replace
+
+HS, RE = nn.Hardswish, nn.ReLU
+
+
+class Block(NamedTuple):
+    kernel: int
+    expanded: int
+    channels: int
+    se: bool
+    activation: type[nn.Module]
+    stride: int
+
+
+class Net(NamedTuple):
+    blocks: list[Block]
+    hidden: int
+    """The head's width."""
+    head_se: bool
+    """Whether the reference's has an SE in the head."""
+
+
+LARGE_BLOCKS = [
+    Block(3, 16, 16, False, RE, 1),
+    Block(3, 64, 24, False, RE, 2),
+    Block(3, 72, 24, False, RE, 1),
+    Block(5, 72, 40, True, RE, 2),
+    Block(5, 120, 40, True, RE, 1),
+    Block(5, 120, 40, True, RE, 1),
+    Block(3, 240, 80, False, HS, 2),
+    Block(3, 200, 80, False, HS, 1),
+    Block(3, 184, 80, False, HS, 1),
+    Block(3, 184, 80, False, HS, 1),
+    Block(3, 480, 112, True, HS, 1),
+    Block(3, 672, 112, True, HS, 1),
+    Block(5, 672, 160, True, HS, 2),
+    Block(5, 960, 160, True, HS, 1),
+    Block(5, 960, 160, True, HS, 1),
+]
+SMALL_BLOCKS = [
+    Block(3, 16, 16, True, RE, 2),
+    Block(3, 72, 24, False, RE, 2),
+    Block(3, 88, 24, False, RE, 1),
+    Block(5, 96, 40, True, HS, 2),
+    Block(5, 240, 40, True, HS, 1),
+    Block(5, 240, 40, True, HS, 1),
+    Block(5, 120, 48, True, HS, 1),
+    Block(5, 144, 48, True, HS, 1),
+    Block(5, 288, 96, True, HS, 2),
+    Block(5, 576, 96, True, HS, 1),
+    Block(5, 576, 96, True, HS, 1),
+]
+LARGE, SMALL = Net(LARGE_BLOCKS, 1280, False), Net(SMALL_BLOCKS, 1024, True)
+STEM = 16
+
+
+def mobilenet_v3_large(num_classes: int, form: str, variant: str = "torchvision") -> nn.Module:
+    return VARIANTS[variant](_in_form(LARGE, form), num_classes)
+
+
+def mobilenet_v3_small(num_classes: int, form: str, variant: str = "torchvision") -> nn.Module:
+    return VARIANTS[variant](_in_form(SMALL, form), num_classes)
+
+
+def mobilenet_v3_large_relu(num_classes: int, form: str, variant: str = "torchvision") -> nn.Module:
+    return _with_relu(mobilenet_v3_large(num_classes, form, variant))
+
+
+def mobilenet_v3_small_relu(num_classes: int, form: str, variant: str = "torchvision") -> nn.Module:
+    return _with_relu(mobilenet_v3_small(num_classes, form, variant))
+
+
+def _in_form(net: Net, form: str) -> Net:
+    blocks = list(net.blocks)
+    if form == "cifar":
+        first = next(i for i, block in enumerate(blocks) if block.stride == 2)
+        blocks[first] = blocks[first]._replace(stride=1)
+    return net._replace(blocks=blocks)
+
+
+def _with_relu(model: nn.Module) -> nn.Module:
+    replace(model.features, nn.Hardswish, nn.ReLU)
+    return model
+
+
+def _torchvision(net: Net, num_classes: int) -> nn.Module:
+    from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3  # here: seconds to import
+
+    rows, c_in = [], STEM
+    for kernel, expanded, channels, se, activation, stride in net.blocks:
+        name = "HS" if activation is HS else "RE"
+        rows.append(InvertedResidualConfig(c_in, kernel, expanded, channels, se, name, stride, 1, 1.0))
+        c_in = channels
+    return MobileNetV3(rows, net.hidden, num_classes)
+
+
+class SqueezeExcite(nn.Module):
+    """x times a factor for each channel, between 0 and 1, that follows from the means of all channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.factor = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Conv2d(channels, channels // 4, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels // 4, channels, 1, bias=False),
+            nn.Hardsigmoid(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor(x)
+
+
+class Bottleneck(nn.Module):
+    """Expansion, depthwise, projection; a shortcut where neither stride nor width changes."""
+
+    def __init__(self, c_in: int, block: Block):
+        super().__init__()
+        kernel, expanded, channels, se, activation, stride = block
+        self.conv = nn.Sequential(
+            *conv_bn(c_in, expanded, 1),
+            activation(inplace=True),
+            *conv_bn(expanded, expanded, kernel, stride, groups=expanded),
+            *([SqueezeExcite(expanded)] if se else []),
+            activation(inplace=True),
+            *conv_bn(expanded, channels, 1),
+        )
+        self.residual = stride == 1 and c_in == channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.residual else self.conv(x)
+
+
+class ReferenceMobileNetV3(nn.Module):
+    def __init__(self, net: Net, num_classes: int):
+        super().__init__()
+        layers, c_in = [*conv_bn(3, STEM, 3, 2), HS(inplace=True)], STEM
+        for block in net.blocks:
+            layers.append(Bottleneck(c_in, block))
+            c_in = block.channels
+        last = 6 * c_in
+        self.features = nn.Sequential(*layers, *conv_bn(c_in, last, 1), HS(inplace=True))
+        self.dropout = nn.Dropout(0.8)
+        self.squeeze = SqueezeExcite(last) if net.head_se else nn.Identity()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Sequential(
+            nn.Conv2d(last, net.hidden, 1),
+            HS(inplace=True),
+            nn.Conv2d(net.hidden, num_classes, 1),
+        )
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.squeeze(self.dropout(self.features(x)))
+        return self.head(self.pool(x)).flatten(1)
+
+
+def _initialise(module: nn.Module) -> None:
+    """As the reference does: its linear layers are those of SE. Children come before parents."""
+    if isinstance(module, SqueezeExcite):
+        for layer in (module.factor[1], module.factor[3]):
+            nn.init.normal_(layer.weight, 0, 0.01)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+VARIANTS = {"torchvision": _torchvision, "reference": ReferenceMobileNetV3}
