@@ -1,11 +1,13 @@
 """Time float and integer models side by side on this CPU, as one JSON setting says.
 
-python latency.py                                                setting/latency.json: ResNet-18 and MobileNetV2 at 224
+python latency.py                                                setting/latency.json: nine nets at 224 x 224
+python latency.py 'engines=["x86","onnxruntime","openvino"]'     with other people's engines beside ours
 python latency.py 'models=["torchvision:resnet50"]' threads=1
 python latency.py 'models=["runs/train"]' 'engines=["fbgemm","x86","onednn"]'
 """
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,14 +70,25 @@ def latency(settings: config.LatencySettings) -> None:
     folder = files.make_folder(Path(settings.dir), "dir")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    calls = (settings.warmup + settings.repeats) * len(settings.models) * (2 + len(settings.engines))
+    calls = (settings.warmup + settings.repeats) * len(settings.models) * (3 + len(settings.engines))
     rows: list[dict] = []
     with tqdm(total=calls, unit="run", leave=False, disable=None) as bar:
         for entry in settings.models:
             label, plain, prepared, image_size = build(entry, settings.image_size, settings.num_classes)
             bar.set_description(label)
-            rows += measure(label, plain, prepared, image_size, settings, bar.update)
+            rows += measure(label, plain, prepared, image_size, accuracy(entry), settings, bar.update)
     report(rows, settings.repeats, environment(), folder)
+
+
+def accuracy(entry: str | dict[str, Any]) -> dict[str, float]:
+    """Top-1 of a run by what was measured ("float" or an engine), as its summary.json says; else nothing."""
+    if not (isinstance(entry, str) and is_run(entry)):
+        return {}
+    checked = Path(checkpoint_of(entry))
+    summary = checked.parent / "summary.json"
+    if checked.name != "last.pt" or not summary.is_file():
+        return {}
+    return {name: score["top1"] for name, score in json.loads(summary.read_text())["accuracy"].items()}
 
 
 def build(entry: str | dict[str, Any], image_size: int, num_classes: int) -> tuple[str, nn.Module, nn.Module, int]:
@@ -108,6 +121,7 @@ def measure(
     plain: nn.Module,
     prepared: nn.Module,
     image_size: int,
+    top1: dict[str, float],
     settings: config.LatencySettings,
     progress: Callable[[int], Any],
 ) -> list[dict]:
@@ -115,22 +129,45 @@ def measure(
     images = torch.randn(settings.batch_size, 3, image_size, image_size)
     channels_last = images.contiguous(memory_format=torch.channels_last)
     integer = {name: quant.convert(prepared, name) for name in settings.engines}
-    calls = {"as built": call(plain, images), "float": call(quant.fold(plain), channels_last)}
-    calls |= {name: call(twin, channels_last) for name, twin in integer.items()}
+    forms = quant.fold(plain).forms(channels_last)
+    calls = {"as built": call(plain, images)} | {form: call(run, channels_last) for form, run in forms.items()}
+    for name, twin in integer.items():
+        given = images.contiguous(memory_format=twin.engine.layout)
+        calls[name] = call(twin.frozen(given), given)
     times = timing.take_turns(calls, settings.warmup, settings.repeats, progress)
-    params, macs = complexity(plain, image_size)
-    head = {"image_size": image_size, "batch_size": settings.batch_size, "threads": torch.get_num_threads()}
-    head |= {"params": params, "macs": macs, "flops": 2 * macs, "float_mb": files.saved_megabytes(plain.state_dict())}
+    best = min(forms, key=lambda form: times[form].median)
+    head = facts(plain, image_size, settings.batch_size)
     return [
         {"model": label, "engine": name}
         | head
         | {"int8_mb": files.saved_megabytes(twin.stored())}
         | named("as_built_ms", times["as built"])
-        | named("float_ms", times["float"])
+        | named("float_ms", times[best])
         | named("int8_ms", times[name])
-        | {"speedup": times["float"].median / times[name].median}
+        | {"float_form": best, "speedup": times[best].median / times[name].median}
+        | {"speedup_as_built": times["as built"].median / times[name].median}
+        | {"float_top1": top1.get("float"), "int8_top1": top1.get(name)}
         for name, twin in integer.items()
     ]
+
+
+def facts(plain: nn.Module, image_size: int, batch_size: int) -> dict[str, Any]:
+    """What a row says of the float net."""
+    params, macs = complexity(plain, image_size)
+    try:
+        _, macs_32 = complexity(plain, 32, (nn.Conv2d,))
+    except (RuntimeError, ValueError, AssertionError):
+        macs_32 = None  # not a net for such small images
+    return {
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "params": params,
+        "macs": macs,
+        "flops": 2 * macs,
+        "conv_flops_32": macs_32 and 2 * macs_32,
+        "float_mb": files.saved_megabytes(plain.state_dict()),
+    }
 
 
 def call(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:

@@ -23,6 +23,7 @@ from quant.method import FLOAT, Method
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
 from quant.report import report, report_line, report_table
+from quant.runtimes import onnxruntime_engine, openvino_engine
 from quant.trace import roles, trace
 from quant.verify import exact_in_int8
 from utils.config import QuantSettings
@@ -53,6 +54,8 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "qnnpack": _native("qnnpack"),
     "x86": _native("x86"),
     "onednn": _native("onednn"),
+    "onnxruntime": onnxruntime_engine,
+    "openvino": openvino_engine,
 }
 
 
@@ -106,7 +109,7 @@ def engine(name: str, key: str = "quant.engine") -> Engine:
     found = choose(ENGINES, name, key)()
     if not found.available():
         here = [other for other, make in ENGINES.items() if make().available()]
-        raise UserError(f"{key}: {name} is not in this build of torch; choose from {', '.join(here)}")
+        raise UserError(f"{key}: {name} {found.missing()} (here: {', '.join(here)})")
     return found
 
 

@@ -1,6 +1,7 @@
 """convert: a prepared model becomes integer operators of one engine; every layer is checked before it is handed out."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor, fx, nn
 
 from quant.engine import Engine, Operator
 from quant.grid import Grid
-from quant.integer import UNBOUNDED, Bounds, IntegerLayer
-from quant.layers import QuantAverage, QuantLayer
+from quant.integer import IntegerLayer
+from quant.layers import QuantLayer, QuantOperator
 from quant.prepare import quantizers
+from quant.program import program
 from quant.quantizer import Quantizer
-from quant.trace import bounds_of, hands_on, pools_or_pads, roles, vanishes
-from quant.verify import Difference, choose_addition, choose_kernel
+from quant.trace import carried, hands_on, parts, pools_or_pads, roles, vanishes
+from quant.verify import Difference, choose_kernel, choose_operator
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,8 @@ class Converted:
 class IntegerModel(nn.Module):
     """Float images [N, 3, H, W] in, float logits out, integers between.
 
-    `layers`: the Converted layers by name; `additions`: kernel and output bits of each integer addition by its node's
-    name; `float_layers`: the tensors of layers that stay in float;
+    `layers`: the Converted layers by name; `operators`: the kernel of each operator without weights, by its name;
+    `float_layers`: the tensors of layers that stay in float;
     `twins`: for each node of the prepared graph that has one, its node here and the grid its value is on, or None.
     """
 
@@ -39,18 +41,35 @@ class IntegerModel(nn.Module):
         engine: Engine,
         graph: fx.GraphModule,
         layers: dict[str, Converted],
-        additions: dict[str, tuple[str, int]],
+        operators: dict[str, str],
         float_layers: dict[str, Tensor],
         twins: dict[str, tuple[str, Grid | None]],
     ):
         super().__init__()
-        self.engine, self.graph, self.layers, self.additions = engine, graph.eval(), layers, additions
+        self.engine, self.graph, self.layers, self.operators = engine, graph.eval(), layers, operators
         self.float_layers, self.twins = float_layers, twins
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         with self.engine.running():
             return self.graph(images)
+
+    def frozen(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """The model for images of this shape as one TorchScript program (quant/program.py): the same integers, without
+        Python between the operators. Raises RuntimeError if it gives others."""
+        with torch.no_grad(), self.engine.running():
+            expected = self.graph(images)  # weights are packed for the shape
+            functions = [getattr(node.target, "function", None) for node in self.graph.graph.nodes]
+            held = [packed for function in functions for packed in getattr(function, "packs", {}).values()]
+            run = program(self.graph, held, images, torch.jit.freeze)
+
+            def forward(images: Tensor) -> Tensor:
+                with self.engine.running():
+                    return run(images)
+
+            if not torch.equal(forward(images), expected):
+                raise RuntimeError(f"{self.engine.name}: the frozen program differs from its graph")
+        return forward
 
     def stored(self) -> dict[str, dict[str, Tensor]]:
         """What there is to store: int8 weights, fp32 scales and int32 biases of each layer, and its output's grid;
@@ -69,7 +88,7 @@ def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
     blank = [name for name, quantizer in quantizers(prepared).items() if not quantizer.ready()]
     if blank:
         raise RuntimeError(f"{blank[0]} has not seen any data: train or calibrate first ({len(blank)} such quantizers)")
-    return _Converter(copy.deepcopy(prepared).eval(), engine).run()
+    return engine.finished(_Converter(copy.deepcopy(prepared).eval(), engine).run())
 
 
 class _Converter:
@@ -84,19 +103,17 @@ class _Converter:
         self.grid: dict[fx.Node, Grid | None] = {}
         self.floats: dict[fx.Node, fx.Node] = {}
         self.layers: dict[str, Converted] = {}
-        self.additions: dict[str, tuple[str, int]] = {}
+        self.operators: dict[str, str] = {}
         self.float_layers: dict[str, Tensor] = {}
-        self.sums = self._find_sums()
-        self.inside = {node for add, act, _ in self.sums.values() for node in (add, act) if node is not None}
+        self.joined: dict[fx.Node, list[fx.Node]] = {}
 
     def run(self) -> IntegerModel:
         for node in self.prepared.graph.nodes:
-            if node not in self.inside:
-                self._put(node)
+            self._put(node)
         self.graph.lint()
         twins = {node.name: (new.name, self.grid[node]) for node, new in self.new.items()}
         graph = fx.GraphModule(self.prepared, self.graph)
-        return IntegerModel(self.engine, graph, self.layers, self.additions, self.float_layers, twins)
+        return IntegerModel(self.engine, graph, self.layers, self.operators, self.float_layers, twins)
 
     def _put(self, node: fx.Node) -> None:
         module = self.modules.get(node.target) if node.op == "call_module" else None
@@ -104,10 +121,8 @@ class _Converter:
             return  # a quantizer or norm that a layer is given; its numbers are in the integer layer
         if isinstance(module, QuantLayer):
             self._put_layer(node, module)
-        elif isinstance(module, QuantAverage):
-            self._put_average(node, module)
-        elif node in self.sums:
-            self._put_sum(node, module)
+        elif isinstance(module, QuantOperator):
+            self._put_operator(node, module)
         elif isinstance(module, Quantizer):
             self._put_quantizer(node, module)
         elif vanishes(module):
@@ -135,25 +150,20 @@ class _Converter:
                 tensors = held.state_dict().items()
                 self.float_layers |= {f"{node.target}{part}.{name}": value for name, value in tensors}
         value = self._call(module.frozen(norm), (self._float(x),), node.name)
-        if grid is not None:
-            value = self._call(self.engine.quantize(grid), (value,), f"{node.name}_quantize")
-        self._set(node, value, grid)
+        self._set(node, self._quantized(value, grid, node), grid)
 
-    def _put_average(self, node: fx.Node, module: QuantAverage) -> None:
-        x, grid, average = node.args[0], self.grid[node.args[0]], module.of_integers
-        if grid is None:
-            value = self._call(module.average, (self.new[x],), node.name)
-        else:
-            centred = self.engine.centred(grid)
-            value = self._call(lambda held: grid.value(average(centred(held))), (self.new[x],), node.name)
-        self._set(node, value, None)
-
-    def _put_sum(self, node: fx.Node, quantizer: Quantizer) -> None:
-        add, _, bounds = self.sums[node]
-        y = quantizer.grid()
-        kernel, run = choose_addition(self.engine, *(self.grid[a] for a in add.args), y, bounds)
-        self.additions[add.name] = kernel, quantizer.bits
-        self._set(node, self._call(run, [self.new[a] for a in add.args], add.name), y)
+    def _put_operator(self, node: fx.Node, module: QuantOperator) -> None:
+        half = len(node.args) // 2
+        values, sources = node.args[:half], [source and self.modules[source.target] for source in node.args[half:]]
+        grid = None if module.output is None else module.output.grid()
+        grids = [self.grid[value] for value in values]
+        if module.runs_in_integers(sources) and all(grids):
+            kernel, run = choose_operator(self.engine, module.integer(grids))
+            self.operators[node.target] = kernel
+            self._set(node, self._call(run, [self.new[value] for value in values], node.name), grid)
+            return
+        value = self._call(module.in_float, [self._float(value) for value in values], node.name)
+        self._set(node, self._quantized(value, grid, node), grid)
 
     def _put_quantizer(self, node: fx.Node, quantizer: Quantizer) -> None:
         x, y = node.args[0], quantizer.grid()
@@ -165,18 +175,43 @@ class _Converter:
             x = node.args[0]
             self._set(node, self._call(self.engine.relu(self.grid[x]), (self.new[x],), node.name), self.grid[x])
             return
-        x, grid = node.args[0], self.grid[node.args[0]]
-        around = self.engine.in_float(grid) if pools_or_pads(self.prepared, node) else None
-        if around is None:
+        x, grid = carried(node)[0], self.grid[carried(node)[0]]
+        if len(carried(node)) > 1 or isinstance(self.modules.get(node.target), nn.ChannelShuffle):
+            self._put_channels(node, grid)
+            return
+        around = self.engine.around(grid, pools_or_pads(self.prepared, node))
+        if around is None or parts(node):
             self._set(node, self.graph.node_copy(node, lambda n: self.new[n]), grid)
             return
         entered = self._call(around[0], (self.new[x],), f"{node.name}_in_float")
         inside = self.graph.node_copy(node, lambda n: entered if n is x else self.new[n])
         self._set(node, self._call(around[1], (inside,), f"{node.name}_held"), grid)
 
+    def _put_channels(self, node: fx.Node, grid: Grid) -> None:
+        """A concatenation or a channel shuffle: one operator where the one follows the other."""
+        if node in self.joined:
+            self._set(node, self._call(self.engine.interleave(grid), self.joined[node], node.name), grid)
+            return
+        values = [self.new[value] for value in carried(node)]
+        user = next(iter(node.users))
+        if len(values) == 2 and len(node.users) == 1 and self._halves(user):
+            self.joined[user], self.grid[node] = values, grid
+        elif len(values) > 1:
+            axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+            self._set(node, self._call(self.engine.concatenate(grid, axis), (values,), node.name), grid)
+        else:
+            groups = self.modules[node.target].groups
+            self._set(node, self._call(self.engine.shuffle(grid, groups), values, node.name), grid)
+
+    def _halves(self, node: fx.Node) -> bool:
+        """Whether a node shuffles channels in two groups."""
+        module = self.modules.get(node.target) if node.op == "call_module" else None
+        return isinstance(module, nn.ChannelShuffle) and module.groups == 2
+
     def _on_grid(self, node: fx.Node) -> bool:
         """Whether a node works on held integers as it stands."""
-        if not node.args or not isinstance(node.args[0], fx.Node) or self.grid.get(node.args[0]) is None:
+        values = carried(node)
+        if not values or any(self.grid.get(value) is None for value in values):
             return False
         return hands_on(self.prepared, self.role, node)
 
@@ -189,27 +224,9 @@ class _Converter:
             self.floats[node] = self._call(run, (self.new[node],), f"{node.name}_dequantize")
         return self.floats[node]
 
-    def _find_sums(self) -> dict[fx.Node, tuple[fx.Node, fx.Node | None, Bounds]]:
-        """Quantizer nodes that close addition (+ activation) of two values on grids: their one integer operator."""
-        found = {}
-        for node in self.prepared.graph.nodes:
-            if not isinstance(self.modules.get(node.target) if node.op == "call_module" else None, Quantizer):
-                continue
-            below, act, bounds = node.args[0], None, UNBOUNDED
-            if self.role[below] == "act" and len(below.users) == 1 and self.role[below.args[0]] == "add":
-                act, bounds = below, bounds_of(self.prepared, below)
-                below = act.args[0]
-            if self.role[below] == "add" and len(below.users) == 1 and all(map(self._will_have_grid, below.args)):
-                found[node] = below, act, bounds
-        return found
-
-    def _will_have_grid(self, node: fx.Node) -> bool:
-        module = self.modules.get(node.target) if node.op == "call_module" else None
-        if isinstance(module, Quantizer):
-            return True
-        if isinstance(module, QuantLayer):
-            return module.output is not None
-        return hands_on(self.prepared, self.role, node) and self._will_have_grid(node.args[0])
+    def _quantized(self, value: fx.Node, grid: Grid | None, node: fx.Node) -> fx.Node:
+        """What a float operator writes, put on its grid."""
+        return value if grid is None else self._call(self.engine.quantize(grid), (value,), f"{node.name}_quantize")
 
     def _call(self, function, arguments, name: str) -> fx.Node:
         return self.graph.create_node("call_function", _Named(function, name), tuple(arguments), name=name)

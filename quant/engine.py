@@ -6,12 +6,17 @@ reference engine below holds centred integers in fp32 and uses no quantized kern
 
 import contextlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from quant.grid import Grid
-from quant.integer import Bounds, IntegerLayer, integer_bounds
+from quant.integer import IntegerLayer
+from quant.operators import IntegerOperator
+
+if TYPE_CHECKING:
+    from quant.convert import IntegerModel
 
 Held = Tensor
 FLOAT32 = "integers in float32"
@@ -23,9 +28,15 @@ class Engine:
     """The reference engine, and the interface of all others."""
 
     name = "reference"
+    layout = torch.channels_last
+    """The memory format of images that it likes best."""
+
+    def missing(self) -> str:
+        """Why the engine cannot be used here; empty if it can."""
+        return ""
 
     def available(self) -> bool:
-        return True
+        return not self.missing()
 
     def running(self) -> contextlib.AbstractContextManager:
         """Entered around every run of a converted model."""
@@ -55,10 +66,17 @@ class Engine:
         """held -> held, or float where the layer has no output grid"""
         return layer
 
-    def additions(self, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> list[tuple[str, Operator]]:
-        """Ways to add, (held, held) -> held: the sum, clamped to bounds, on grid y. Best first; the last is exact."""
-        lo, hi = (limit - int(y.zero_point) for limit in integer_bounds(y, bounds))
-        return [(FLOAT32, lambda p, q: y.centred(a.value(p) + b.value(q)).clamp_(lo, hi))]
+    def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
+        """Ways to run an operator without weights, held -> held (float where it has no output grid). Best first; the
+        last is exact."""
+        return [(FLOAT32, self.in_float32(op))]
+
+    def in_float32(self, op: IntegerOperator) -> Operator:
+        """The operator's own arithmetic on what is held."""
+        enter, leave = [self.centred(grid) for grid in op.x], (lambda n: n) if op.y is None else self.hold(op.y)
+        if len(enter) == 1:
+            return lambda held: leave(op(enter[0](held)))
+        return lambda p, q: leave(op(enter[0](p), enter[1](q)))
 
     def requantize(self, x: Grid, y: Grid) -> Operator:
         """held on grid x -> held on grid y"""
@@ -69,6 +87,23 @@ class Engine:
         """held -> held, negative values to zero"""
         return torch.relu
 
-    def in_float(self, grid: Grid) -> tuple[Operator, Operator] | None:
-        """(held -> centred fp32, and back) where torch's max-pool and padding do not take what is held."""
+    def concatenate(self, grid: Grid, axis: int) -> Operator:
+        """list of held, on one grid -> held"""
+        return lambda values: torch.cat(values, axis)
+
+    def shuffle(self, grid: Grid, groups: int) -> Operator:
+        """held [N, C, H, W] -> held, its channels as nn.ChannelShuffle orders them"""
+        return lambda held: torch.channel_shuffle(held, groups)
+
+    def interleave(self, grid: Grid) -> Operator:
+        """(held, held), both [N, C, H, W] -> held [N, 2 C, H, W]: the shuffle in 2 groups of their concatenation"""
+        concatenate, shuffle = self.concatenate(grid, 1), self.shuffle(grid, 2)
+        return lambda p, q: shuffle(concatenate([p, q]))
+
+    def finished(self, model: "IntegerModel") -> "IntegerModel":
+        """What conversion hands out: the model itself, unless the engine runs it in a way of its own."""
+        return model
+
+    def around(self, grid: Grid, pools_or_pads: bool) -> tuple[Operator, Operator] | None:
+        """What to do before and after a node that hands values on, if it does not take what is held as it is."""
         return None

@@ -14,9 +14,9 @@ from torch import fx
 
 from quant import integer_ops
 from quant.convert import IntegerModel, convert
-from quant.engine import FLOAT32, Engine, Operator
+from quant.engine import Engine, Operator
 from quant.grid import Grid
-from quant.integer import Bounds, IntegerLayer, integer_bounds
+from quant.integer import IntegerLayer
 from utils.files import write_json, write_text, write_whole
 
 EXAMPLE = '''\
@@ -84,16 +84,12 @@ class PortableEngine(Engine):
         given += (_zero_point(y), layer.lo - y.q_min, layer.hi - y.q_min, kernel == "onednn")
         return lambda x: operators.layer(x, *given)
 
-    def additions(self, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> list[tuple[str, Operator]]:
-        first, second, (lo, hi) = self.dequantize(a), self.dequantize(b), integer_bounds(y, bounds)
-        return [(FLOAT32, lambda p, q: (y.to_int(first(p) + second(q)).clamp(lo, hi) - y.q_min).to(torch.uint8))]
-
     def relu(self, grid: Grid) -> Operator:
         zero_point = _zero_point(grid)
         return lambda held: held.clamp_min(zero_point)
 
-    def in_float(self, grid: Grid) -> tuple[Operator, Operator]:
-        return self.centred(grid), self.hold(grid)
+    def around(self, grid: Grid, pools_or_pads: bool) -> tuple[Operator, Operator] | None:
+        return (self.centred(grid), self.hold(grid)) if pools_or_pads else None
 
 
 def _zero_point(grid: Grid) -> int:

@@ -1,11 +1,13 @@
 """The float net in its best form for a CPU, to compare with: batch norms folded, channels_last, one flat graph."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from quant.program import program
 from quant.trace import roles, trace
 
 
@@ -19,6 +21,13 @@ class FloatModel(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         return self.graph(images)
+
+    def forms(self, images: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Ways to run the net on images of this shape fast, as TorchScript programs: which is the faster differs."""
+        return {
+            "frozen": program(self.graph, [], images, torch.jit.freeze),
+            "optimized for inference": program(self.graph, [], images, torch.jit.optimize_for_inference),
+        }
 
 
 def fold(model: nn.Module) -> FloatModel:

@@ -9,7 +9,8 @@ exactly. The bias is rounded to an integer B_c on the grid s_x s_c |g_c|, and
 
     q_y = clamp(round(m_c (sum n q + B_c)) + z_y, lo, hi),     m_c = s_x s_c |g_c| / s_y,     ties to even.
 
-ReLU and ReLU6 are nothing but lo and hi. Sums are exact; m_c and the product are fp32, as in fbgemm and qnnpack.
+ReLU and ReLU6 are nothing but lo and hi; the line of a hard-sigmoid is absorbed like a batch norm's. Sums are exact;
+m_c and the product are fp32, as in fbgemm and qnnpack.
 
 m_c is moved, by less than 1 / 2,000 of itself, to a fraction with an odd denominator d <= 4,095. Then no
 (sum + B) m_c is nearer than 1 / 2 d to a tie, and kernels that multiply, divide or add the bias in another order in
@@ -21,6 +22,7 @@ dead channel becomes q = 0.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +30,17 @@ from torch import Tensor, nn
 
 from quant.grid import Grid
 
-Bounds = tuple[float, float]
-"""The real least and greatest value that an activation lets through."""
-UNBOUNDED: Bounds = (float("-inf"), float("inf"))
+
+class Bounds(NamedTuple):
+    """An activation that is a line between two levels: clamp(gain x + offset, low, high), gain > 0."""
+
+    low: float
+    high: float
+    gain: float = 1.0
+    offset: float = 0.0
+
+
+UNBOUNDED = Bounds(float("-inf"), float("inf"))
 
 EXACT = 2.0**24
 """Integers up to here, and sums that stay below it, are exact in fp32."""
@@ -139,8 +149,7 @@ def absorb(
     """Build the integer layer of a float layer.
 
     weight: its integers, on `grid` (zero_point 0). bias: its float bias or None. norm: the batch norm behind it or
-    None. bounds: the real least and greatest output that its activation lets through. limit: the largest integer to
-    store.
+    None. bounds: its activation. limit: the largest integer to store.
     """
     factor = max(1, limit // max(abs(grid.q_min), grid.q_max))
     q = weight.double() * factor
@@ -150,6 +159,7 @@ def absorb(
         gain, shift = _norm(norm, shift)
         q = q * torch.sign(gain).view(-1, *[1] * (q.ndim - 1))
         scale = scale * gain.abs()
+    scale, shift = scale * bounds.gain, shift * bounds.gain + bounds.offset
     q, scale = _raised(q, scale, shift, x.scale.double())
     if y is not None:
         scale = _off_ties(scale, q, x.scale.double() / y.scale.double())
@@ -161,7 +171,7 @@ def absorb(
 
 def integer_bounds(y: Grid, bounds: Bounds) -> tuple[int, int]:
     """The least and greatest integer of y that an activation with these real bounds lets through."""
-    ends = torch.tensor(bounds, device=y.scale.device).clamp(-1e30, 1e30)
+    ends = torch.tensor([bounds.low, bounds.high], device=y.scale.device).clamp(-1e30, 1e30)
     lo, hi = y.to_int(ends).tolist()
     return int(lo), int(hi)
 

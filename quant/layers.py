@@ -2,17 +2,18 @@
 
 It takes the place of the float layer under the same name and holds the very same Parameter objects. In train mode it is
 the usual fake-quantized computation, batch norm live and unfolded. In eval, with its quantizers enabled, it *is* the
-integer layer (quant/integer.py), computed on integers held in fp32.
+integer layer (quant/integer.py), computed on integers held in fp32. Operators without weights are prepared alike.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quant.grid import Grid
-from quant.integer import EXACT, UNBOUNDED, Bounds, Geometry, IntegerLayer, absorb
+from quant.integer import UNBOUNDED, Bounds, Geometry, IntegerLayer, absorb
+from quant.operators import IntegerOperator, integer_operator
 from quant.quantizer import Quantizer
 
 
@@ -83,26 +84,53 @@ class QuantLayer(nn.Module):
         return f"{tuple(self.weight.shape)}, {self.geometry}, bounds={self.bounds}"
 
 
-class QuantAverage(nn.Module):
-    """An average pool. In eval it works on centred integers, whose sums are exact in whatever order they are made.
+class QuantOperator(nn.Module):
+    """An operator without weights, with the activation behind it: add, mul, average or function (quant/operators.py).
 
-    forward(x, source): `source` is the quantizer whose grid x lies on, or None.
+    forward(*values, *sources): `sources` are the quantizers on whose grids the values lie. `output` is the quantizer of
+    what leaves; only an average may have none.
     """
 
-    def __init__(self, average: Callable[[Tensor], Tensor]):
+    def __init__(self, kind: str, run: Callable[..., Tensor], bounds: Bounds):
         super().__init__()
-        self.average = average
+        self.kind, self.run, self.bounds = kind, run, bounds
+        self.output: Quantizer | None = None
 
-    def forward(self, x: Tensor, source: Quantizer | None) -> Tensor:
-        if self.training or source is None or not source.enabled:
-            return self.average(x)
-        grid = source.grid()
-        return grid.value(self.of_integers(grid.centred(x.float())))
+    def forward(self, *arguments: Tensor | Quantizer | None) -> Tensor:
+        half = len(arguments) // 2
+        values, sources = arguments[:half], arguments[half:]
+        if self.training or not self.runs_in_integers(sources):
+            return self.simulate(*values)
+        grids = [source.grid() for source in sources]
+        operator = self.integer(grids)
+        n = operator(*(grid.centred(x.float()) for grid, x in zip(grids, values, strict=True)))
+        return n if operator.y is None else operator.y.value(n)
 
-    def of_integers(self, n: Tensor) -> Tensor:
-        """The average of centred integers; sums that could pass 2^24 are made in fp64."""
-        large = n.shape[-1] * n.shape[-2] * 256 >= EXACT
-        return self.average(n.double()).float() if large else self.average(n)
+    def simulate(self, *values: Tensor) -> Tensor:
+        """The fake-quantized computation in float."""
+        y = self.in_float(*values)
+        return y if self.output is None else self.output(y)
+
+    def in_float(self, *values: Tensor) -> Tensor:
+        return bounded(self.run(*values), self.bounds)
+
+    def runs_in_integers(self, sources: Sequence[Quantizer | None]) -> bool:
+        needed = [*sources, *([] if self.output is None else [self.output])]
+        return all(q is not None and bool(q.enabled) for q in needed)
+
+    @torch.no_grad()
+    def integer(self, grids: Sequence[Grid]) -> IntegerOperator:
+        """The integer operator, for inputs on these grids."""
+        y = None if self.output is None else self.output.grid()
+        return integer_operator(self.kind, self.run, tuple(grids), y, self.bounds)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, bounds={self.bounds}"
+
+
+def share_output(module: QuantLayer | QuantOperator, quantizer: Quantizer) -> None:
+    """Let a quantizer that lives elsewhere in the model, under a name of its own, be the module's output."""
+    module.__dict__["output"] = quantizer
 
 
 def geometry_of(layer: nn.Conv2d | nn.Linear) -> Geometry:
@@ -112,7 +140,10 @@ def geometry_of(layer: nn.Conv2d | nn.Linear) -> Geometry:
 
 
 def bounded(y: Tensor, bounds: Bounds) -> Tensor:
-    """ReLU, ReLU6 and their kin, by the least and greatest value they let through."""
+    """ReLU, ReLU6, hard-sigmoid and their kin."""
     if bounds == UNBOUNDED:
         return y
-    return F.relu(y) if bounds == (0.0, float("inf")) else F.hardtanh(y, *bounds)
+    if bounds == (0.0, float("inf"), 1.0, 0.0):
+        return F.relu(y)
+    y = y if (bounds.gain, bounds.offset) == (1.0, 0.0) else y * bounds.gain + bounds.offset
+    return F.hardtanh(y, bounds.low, bounds.high)

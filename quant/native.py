@@ -22,17 +22,39 @@ What is known of the kernels (each found by measurement), and what is done about
 
 import contextlib
 import functools
+import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from quant.engine import FLOAT32, Engine, Held, Operator
 from quant.grid import Grid
-from quant.integer import Bounds, IntegerLayer, integer_bounds
+from quant.integer import IntegerLayer
+from quant.operators import IntegerOperator, exact_average
 
 SUMS = "onednn sums"
 """oneDNN's kernel, with scaling and rounding in passes of their own."""
+SUMMING = """
+def linear(x, zero_point: int, weight, ones, zeros, bias):
+    return torch.ops.onednn.qlinear_pointwise(
+        x, 1.0, zero_point, weight, ones, zeros, bias, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+def convolution(
+    x, zero_point: int, weight, ones, zeros, bias,
+    stride: List[int], padding: List[int], dilation: List[int], groups: int
+):
+    return torch.ops.onednn.qconv2d_pointwise(
+        x, 1.0, zero_point, weight, ones, zeros, bias,
+        stride, padding, dilation, groups, 1.0, 0, torch.float32, "none", [], ""
+    )
+"""
+SHAPES = 8
+"""How many input shapes a layer keeps packed weights for."""
 
 
 class NativeEngine(Engine):
@@ -45,8 +67,8 @@ class NativeEngine(Engine):
         self.name = name
         _spend_warning()
 
-    def available(self) -> bool:
-        return self.name in torch.backends.quantized.supported_engines
+    def missing(self) -> str:
+        return "" if self.name in torch.backends.quantized.supported_engines else "is not in this build of torch"
 
     @contextlib.contextmanager
     def running(self):
@@ -90,18 +112,31 @@ class NativeEngine(Engine):
             return _in_float32(layer)
         return _onednn_sums(layer) if kernel == SUMS else _packed(layer, kernel)
 
-    def additions(self, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> list[tuple[str, Operator]]:
-        """The engine's own, on the scales as they are and divided by y's: on most grids one of the two is exact.
+    def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
+        foreign = op.y is None or (self.name == "qnnpack" and op.kind == "add")  # which rounds otherwise
+        ways = [] if foreign else OPERATORS[op.kind](op)
+        return [(self.name, way) for way in ways] + [(FLOAT32, self.in_float32(op))]
 
-        qnnpack's own addition rounds otherwise, and refuses some ratios of scales.
-        """
-        (zero_point, lo, hi), s = _held_range(y, *integer_bounds(y, bounds)), float(y.scale)
-        exact = FLOAT32, _add_in_float32(self.dequantize(a), self.dequantize(b), self.quantize(y), _clamp(lo, hi))
-        if self.name == "qnnpack":
-            return [exact]
-        own = _add(float(a.scale), float(b.scale), s, zero_point, lo, hi, exact[1])
-        divided = _add(float(a.scale / y.scale), float(b.scale / y.scale), 1.0, zero_point, lo, hi, exact[1])
-        return [(self.name, divided), (self.name, own), exact]
+    def concatenate(self, grid: Grid, axis: int) -> Operator:
+        zero_point = _zero_point(grid)
+        return lambda values: _of_bytes(torch.cat([_bytes(held) for held in values], axis), zero_point)
+
+    def shuffle(self, grid: Grid, groups: int) -> Operator:
+        zero_point = _zero_point(grid)
+        return lambda held: _of_bytes(_shuffled(_bytes(held), groups), zero_point)
+
+    def interleave(self, grid: Grid) -> Operator:
+        zero_point, otherwise = _zero_point(grid), super().interleave(grid)
+
+        def run(p: Held, q: Held) -> Held:
+            if p.shape != q.shape:
+                return otherwise(p, q)
+            pairs = _pairs(_bytes(p), _bytes(q))
+            n, h, w, c = pairs.shape
+            new = torch._empty_affine_quantized([0], scale=1.0, zero_point=zero_point, dtype=torch.quint8)
+            return new.set_(pairs, 0, (n, 2 * c, h, w), (h * w * 2 * c, 1, w * 2 * c, 2 * c))
+
+        return run if sys.byteorder == "little" else otherwise
 
     def relu(self, grid: Grid) -> Operator:
         return torch.relu
@@ -121,17 +156,50 @@ def _held(n: Tensor, zero_point: int) -> Held:
     return torch._make_per_tensor_quantized_tensor((n + zero_point).to(torch.uint8), 1.0, zero_point)
 
 
-def _scaled(held: Held, scale: float) -> Tensor:
+def _scaled(held: Held, scale: float) -> Held:
     """The same integers, on the same memory, with another scale."""
     new = torch._empty_affine_quantized([0], scale=scale, zero_point=held.q_zero_point(), dtype=torch.quint8)
-    return new.set_(held.untyped_storage(), held.storage_offset(), held.shape, held.stride())
+    return _on_memory_of(new, held)
 
 
 def _bytes(held: Held) -> Tensor:
     """The same integers, on the same memory, as a plain uint8 tensor."""
-    return torch.empty(0, dtype=torch.uint8).set_(
-        held.untyped_storage(), held.storage_offset(), held.shape, held.stride()
-    )
+    return _on_memory_of(torch.empty([0], dtype=torch.uint8), held)
+
+
+def _of_bytes(integers: Tensor, zero_point: int) -> Held:
+    """Plain uint8, held on the same memory."""
+    new = torch._empty_affine_quantized([0], scale=1.0, zero_point=zero_point, dtype=torch.quint8)
+    return _on_memory_of(new, integers)
+
+
+def _on_memory_of(new: Tensor, old: Tensor) -> Tensor:
+    """`new`, of whatever type of a byte, on the memory of `old` (of a copy where that has gaps)."""
+    dense = _in_memory_order(old)
+    if not dense.is_contiguous():
+        old = old.contiguous(memory_format=torch.channels_last if old.ndim == 4 else torch.contiguous_format)
+        dense = _in_memory_order(old)
+    return new.set_(dense, old.storage_offset(), old.shape, old.stride())
+
+
+def _shuffled(x: Tensor, groups: int) -> Tensor:
+    n, c, h, w = x.shape
+    pixels = x.permute(0, 2, 3, 1).unflatten(3, (groups, c // groups))
+    return pixels.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _pairs(p: Tensor, q: Tensor) -> Tensor:
+    """p + 256 q in 16 bits, [N, H, W, C]: on a little-endian machine its bytes are those of p and q by turns.
+
+    Four times faster than to copy byte after byte.
+    """
+    p, q = p.permute(0, 2, 3, 1), q.permute(0, 2, 3, 1)
+    return p.to(torch.int16, memory_format=torch.contiguous_format).add_(q, alpha=256)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """A view with its axes as channels_last lays them out."""
+    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
 
 
 def _clamp(lo: int, hi: int) -> Operator:
@@ -151,23 +219,90 @@ def _held_range(y: Grid, lo: int, hi: int) -> tuple[int, int, int]:
     return _zero_point(y), lo + _shift(y), hi + _shift(y)
 
 
-def _add(a: float, b: float, y: float, zero_point: int, lo: int, hi: int, broadcast: Operator) -> Operator:
-    """torch's addition with these scales of its inputs and its output; `broadcast` adds tensors of different shapes."""
+def _add(op: IntegerOperator) -> list[Operator]:
+    """torch's addition, on the scales as they are and divided by the output's: on most grids one of them is exact.
+
+    It takes no tensors of different shapes, and qnnpack's own rounds otherwise and refuses some ratios of scales.
+    """
+    scales = [grid.scale for grid in (*op.x, op.y)]
+    return [_add_scaled(op, *(float(s / op.y.scale) for s in scales)), _add_scaled(op, *map(float, scales))]
+
+
+def _add_scaled(op: IntegerOperator, a: float, b: float, y: float) -> Operator:
+    zero_point, lo, hi = _held_range(op.y, op.lo, op.hi)
     relu = lo == zero_point
     function = (torch.ops.quantized.add_relu if relu else torch.ops.quantized.add).default
     clamp = _clamp(0 if relu else lo, hi)
 
     def add(p: Held, q: Held) -> Held:
         if p.shape != q.shape:
-            return broadcast(p, q)
+            p, q = torch.broadcast_tensors(p, q)
         total = function(_scaled(p, a), _scaled(q, b), y, zero_point)
         return clamp(total if y == 1.0 else _scaled(total, 1.0))
 
     return add
 
 
-def _add_in_float32(first: Operator, second: Operator, quantize: Operator, clamp: Operator) -> Operator:
-    return lambda p, q: clamp(quantize(first(p) + second(q)))
+def _stepped(op: IntegerOperator) -> Operator:
+    """float multiples of op.step() -> held"""
+    step, (zero_point, lo, hi) = float(op.step()), _held_range(op.y, op.lo, op.hi)
+    clamp = _clamp(lo, hi)
+    return lambda x: clamp(_scaled(torch.quantize_per_tensor(x, step, zero_point, torch.quint8), 1.0))
+
+
+def _mul(op: IntegerOperator) -> list[Operator]:
+    """Products of integers in fp32, which hold them exactly. torch's own quantized product is slower."""
+    stepped = _stepped(op)
+    return [lambda p, q: stepped(p.dequantize() * q.dequantize())]
+
+
+def _average(op: IntegerOperator) -> list[Operator]:
+    stepped = _stepped(op)
+    return [lambda held: stepped(exact_average(op.run, held.dequantize()))]
+
+
+def _function(op: IntegerOperator) -> list[Operator]:
+    """torch's quantized kernel where there is one; the function in float; its table."""
+    x, (zero_point, lo, hi) = op.x[0], _held_range(op.y, op.lo, op.hi)
+    scale, y, clamp, run = float(x.scale), float(op.y.scale), _clamp(lo, hi), op.run
+    table = (op.table() + zero_point).to(torch.uint8)
+    table = torch.cat([table[:1].expand(_shift(x) + x.q_min), table])  # below 8 bits, what is held starts above 0
+
+    def in_float(held: Held) -> Held:
+        value = run(held.dequantize().mul_(scale))
+        return clamp(_scaled(torch.quantize_per_tensor(value, y, zero_point, torch.quint8), 1.0))
+
+    def look_up(held: Held) -> Held:
+        index = _in_memory_order(_bytes(held))
+        found = table.index_select(0, index.flatten().int()).view(index.shape)
+        return _of_bytes(found.permute(0, 3, 1, 2) if held.ndim == 4 else found, zero_point)
+
+    def kernel(held: Held) -> Held:
+        return clamp(_scaled(torch.ops.quantized.hardswish(_scaled(held, scale), y, zero_point), 1.0))
+
+    hard_swish = isinstance(run, nn.Hardswish) or getattr(run, "function", None) is F.hardswish
+    return [*([kernel] if hard_swish else []), in_float, look_up]
+
+
+OPERATORS = {"add": _add, "mul": _mul, "average": _average, "function": _function}
+"""kind -> (operator) -> ways to run it, the best first"""
+
+
+class _Packed:
+    """An operator with packed weights: packed once, or for each shape of its input where the kernel lays them out for
+    the first it meets and lays them out anew, at every call, for others."""
+
+    def __init__(self, pack: Callable, by_shape: bool, run: Callable[[Held, Any], Held]):
+        self.pack, self.by_shape, self.run = pack, by_shape, run
+        self.packs: dict[tuple[int, ...] | None, Any] = {}
+
+    def __call__(self, x: Held) -> Held:
+        key = tuple(map(int, x.shape)) if self.by_shape else None
+        if key not in self.packs:
+            if len(self.packs) == SHAPES:
+                self.packs.pop(next(iter(self.packs)))
+            self.packs[key] = self.pack(x.shape)
+        return self.run(x, self.packs[key])
 
 
 def _packed(layer: IntegerLayer, kernel: str) -> Operator:
@@ -180,8 +315,7 @@ def _packed(layer: IntegerLayer, kernel: str) -> Operator:
     functions = torch.ops.quantized
     prepack = functions.linear_prepack if geometry.linear else functions.conv2d_prepack
 
-    @functools.lru_cache(maxsize=8)
-    def pack(shape: torch.Size | None):
+    def pack(_: torch.Size):
         with NativeEngine(kernel).running():
             return prepack(weight, layer.bias * m, *arguments)
 
@@ -192,10 +326,7 @@ def _packed(layer: IntegerLayer, kernel: str) -> Operator:
     else:
         function = (functions.conv2d_relu if relu else functions.conv2d).new
     clamp = _clamp(0 if relu else lo, hi)
-    if kernel == "onednn":  # keeps the layout of weights that the first input's shape asked for
-        return lambda x: clamp(function(x, pack(x.shape), 1.0, zero_point))
-    packed = pack(None)
-    return lambda x: clamp(function(x, packed, 1.0, zero_point))
+    return _Packed(pack, kernel == "onednn", lambda x, packed: clamp(function(x, packed, 1.0, zero_point)))
 
 
 def _in_float32(layer: IntegerLayer) -> Operator:
@@ -211,34 +342,42 @@ def _onednn_sums(layer: IntegerLayer) -> Operator:
 
     The rest is one multiplication and one rounding, the layer's own, each a pass over memory.
     """
-    sums, y = _sums(layer), layer.y
+    y = layer.y
     if y is None:
         unit = layer.along_channels(layer.accumulator_scale())
-        return lambda x: sums(x).mul_(unit)
+        return _sums(layer, lambda sums: sums.mul_(unit))
     multiplier, (zero_point, lo, hi) = layer.along_channels(layer.multiplier()), _held_range(y, layer.lo, layer.hi)
     clamp = _clamp(lo, hi)
-    return lambda x: clamp(torch.quantize_per_tensor(sums(x).mul_(multiplier), 1.0, zero_point, torch.quint8))
+    return _sums(
+        layer, lambda sums: clamp(torch.quantize_per_tensor(sums.mul_(multiplier), 1.0, zero_point, torch.quint8))
+    )
 
 
-def _sums(layer: IntegerLayer) -> Operator:
-    """held -> sums and bias in fp32; torch's operators on plain uint8 tensors, with every scale 1.
-
-    Weights are packed for an input's shape when it first comes: in another's layout they are unpacked at every call.
-    """
+def _sums(layer: IntegerLayer, then: Callable[[Tensor], Tensor]) -> Operator:
+    """held -> then(sums and bias in fp32); torch's operators on plain uint8 tensors, with every scale 1."""
     geometry, zero_point, functions = layer.geometry, _zero_point(layer.x), torch.ops.onednn
     weight, ones, zeros = layer.weight.to(torch.int8), torch.ones(len(layer.weight)), torch.zeros(len(layer.weight))
-    after = (ones, zeros.long(), layer.bias)
-    to_float = (1.0, 0, torch.float32, "none", [], "")
+    given, run = (ones, zeros.long(), layer.bias), _summing()
     if geometry.linear:
-        pack = functools.lru_cache(maxsize=8)(lambda shape: functions.qlinear_prepack(weight, shape))
-        linear = functions.qlinear_pointwise.default
-        return lambda x: linear(_bytes(x), 1.0, zero_point, pack(x.shape), *after, *to_float)
-    strides = (geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-    pack = functools.lru_cache(maxsize=8)(
-        lambda shape: functions.qconv_prepack(weight, ones, 1.0, zero_point, *strides, shape)
+        return _Packed(
+            lambda shape: functions.qlinear_prepack(weight, shape),
+            True,
+            lambda x, packed: then(run.linear(_bytes(x), zero_point, packed, *given)),
+        )
+    strides = [list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups]
+    return _Packed(
+        lambda shape: functions.qconv_prepack(weight, ones, 1.0, zero_point, *strides, shape),
+        True,
+        lambda x, packed: then(run.convolution(_bytes(x), zero_point, packed, *given, *strides)),
     )
-    convolution = functions.qconv2d_pointwise.default
-    return lambda x: convolution(_bytes(x), 1.0, zero_point, pack(x.shape), *after, *strides, *to_float)
+
+
+@functools.cache
+def _summing() -> torch.jit.CompilationUnit:
+    """oneDNN's operators as TorchScript: a trace cannot write down the empty list of their last arguments."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.CompilationUnit(SUMMING)
 
 
 @functools.cache

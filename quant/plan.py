@@ -2,14 +2,14 @@
 
     the image                     8, affine
     read by a layer               act_bits; by the last layer first_last_bits
-    read by an addition           residual_bits
-    read by another operator      residual_bits, if a layer or an addition writes it
+    read by an operator           residual_bits; 8 before the first layer, float behind the last
     the logits                    none: float
 
 A value read at two widths gets the wider grid (the narrower reader gets a second quantizer). First layers read the
 image, last layers write the logits; their weights have first_last_bits; the others are hidden layers. What hidden
 layers read may be quantized otherwise than all else (Method.activation, Method.residual): a value read by both kinds
-has a second quantizer, too. `layers` of the setting gives single layers bits of their own, by name.
+has a second quantizer, too. All that meets in a concatenation shares one quantizer, along the whole chain of
+concatenations. `layers` of the setting gives single layers bits of their own, by name.
 """
 
 import fnmatch
@@ -18,16 +18,18 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from quant.trace import bounds_of, hands_on
+from quant.integer import UNBOUNDED, Bounds
+from quant.trace import bounds_of, carried, hands_on, tail_of
 from utils.config import LayerBits, QuantSettings
 
 FLOAT = 32
-NOT_NEGATIVE = (nn.Sigmoid, nn.Hardsigmoid, nn.ReLU6)
+OPERATORS = ("add", "mul", "average", "function", "act")
+"""Roles of heads that have an integer form without weights; an activation by itself is a function."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A node that computes (layer, add, float or image), and what is fused behind it; its value leaves at `end`."""
+    """A node that computes, and what is fused behind it; its value leaves at `end`."""
 
     head: fx.Node
     end: fx.Node
@@ -48,7 +50,8 @@ UNQUANTIZED = Edge(FLOAT, False)
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a chain: bits of its weights (32: float), what it wants to read and what it writes, its sign."""
+    """What becomes of a chain: bits of its weights (32: float), what it wants to read and what it writes, its sign, its
+    activation, and the name of the quantizer it shares with others, if any."""
 
     chain: Chain
     role: str
@@ -57,6 +60,8 @@ class Decision:
     read: Edge
     written: Edge
     signed: bool
+    bounds: Bounds
+    shared: str | None
 
 
 class Plan:
@@ -71,6 +76,11 @@ class Plan:
                 self.chains.append(self._chain(node))
                 fused |= {self.chains[-1].norm, self.chains[-1].act}
         self.by_head = {chain.head: chain for chain in self.chains}
+        self.by_end = {chain.end: chain for chain in self.chains}
+        self.shared: dict[fx.Node, tuple[str, list[Chain]]] = {}
+        for node in traced.graph.nodes:
+            if role[node] == "pass" and len(carried(node)) > 1:
+                self._share(node)
 
     def decisions(self) -> list[Decision]:
         """In topological order."""
@@ -82,7 +92,9 @@ class Plan:
                 self.weight_bits(chain) if self.role[chain.head] == "layer" else FLOAT,
                 self.read(chain.head),
                 self.written(chain),
-                self.signed(chain.end),
+                any(self.signed(member.end) for member in self._sharing(chain)),
+                self._bounds(chain),
+                self.shared.get(chain.head, (None,))[0],
             )
             for chain in self.chains
         ]
@@ -97,7 +109,9 @@ class Plan:
         """How the head of a chain wants its inputs quantized; 32 bits if it does not mind."""
         if self.role[head] == "layer":
             return self._read_by_layer(self.by_head[head])
-        return Edge(self.spec.residual_bits, False) if self.role[head] == "add" and self._quantizes() else UNQUANTIZED
+        if self.role[head] not in OPERATORS or not self._quantizes() or self.is_last(self.by_head[head]):
+            return UNQUANTIZED
+        return Edge(8 if self.is_first(self.by_head[head]) else self.spec.residual_bits, False)
 
     def _read_by_layer(self, chain: Chain) -> Edge:
         own, hidden = self.own_bits(chain).act_bits, self.is_hidden(chain)
@@ -113,9 +127,12 @@ class Plan:
 
     def written(self, chain: Chain) -> Edge:
         """The grid that the chain's value is put on; 32 bits for none."""
-        edges = [self.read(reader) for reader in self._readers(chain.end) if self.role[reader] != "output"]
+        readers = dict.fromkeys(reader for member in self._sharing(chain) for reader in self._readers(member.end))
+        edges = [self.read(reader) for reader in readers if self.role[reader] != "output"]
         wants = [edge for edge in edges if edge.bits != FLOAT]
-        writes_integers = self.role[chain.head] in ("layer", "add") and self._quantizes()
+        writes_integers = self._quantizes() and any(
+            self.role[member.head] in ("layer", *OPERATORS) for member in self._sharing(chain)
+        )
         if writes_integers and len(wants) < len(edges) and not self.is_last(chain):
             wants.append(Edge(self.spec.residual_bits, False))
         if not wants:
@@ -146,14 +163,13 @@ class Plan:
         """Whether the value of a node can be negative, as far as the graph tells."""
         bounds = bounds_of(self.traced, node)
         if bounds is not None:
-            return bounds[0] < 0
-        if self.role[node] == "add":
-            return any(self.signed(a) for a in node.args)
+            return bounds.low < 0
+        if self.role[node] in ("add", "mul", "pass", "average"):
+            read = node.args if self.role[node] in ("add", "mul") else carried(node)
+            return any(self.signed(value) for value in read)
         module = self.traced.get_submodule(node.target) if node.op == "call_module" else None
-        if self.role[node] in ("pass", "average"):
-            return self.signed(node.args[0])
         name = getattr(node.target, "__name__", str(node.target))
-        return not (isinstance(module, NOT_NEGATIVE) or "sigmoid" in name)
+        return not (isinstance(module, nn.Sigmoid) or "sigmoid" in name)
 
     def _quantizes(self) -> bool:
         return self.spec.act_bits != FLOAT
@@ -166,10 +182,37 @@ class Plan:
         if self.role[head] == "layer" and self._is_convolution(head):
             norm = self._only_user(end, "norm")
             end = norm or end
-        if self.role[head] in ("layer", "add", "average", "norm", "float"):
+        if self.role[head] not in ("image", "act"):
             act = self._only_user(end, "act")
+            if act and self.role[head] != "layer" and bounds_of(self.traced, act).gain != 1:
+                act = None  # only weights can absorb its line
             end = act or end
         return Chain(head, end, norm, act)
+
+    def _bounds(self, chain: Chain) -> Bounds:
+        """Its activation; or the bounds beyond which the only function that reads it is constant."""
+        if chain.act is not None:
+            return bounds_of(self.traced, chain.act)
+        function = self._only_user(chain.end, "function")
+        return UNBOUNDED if function is None else tail_of(self.traced, function)
+
+    def _share(self, concatenation: fx.Node) -> None:
+        """Join the chains whose values meet in a concatenation, and those that they share a quantizer with already."""
+        name, found = f"quantizers.{concatenation.name}", {}
+        for end in self._origins(concatenation):
+            for chain in self._sharing(self.by_end[end]):
+                found[chain.head] = chain
+        for head in found:
+            self.shared[head] = name, list(found.values())
+
+    def _sharing(self, chain: Chain) -> list[Chain]:
+        return self.shared[chain.head][1] if chain.head in self.shared else [chain]
+
+    def _origins(self, node: fx.Node) -> list[fx.Node]:
+        """The ends of the chains whose values a node hands on."""
+        if node in self.by_end:
+            return [node]
+        return [end for value in carried(node) for end in self._origins(value)]
 
     def _is_convolution(self, head: fx.Node) -> bool:
         """A batch norm behind a linear layer may run over another axis (of [N, T, C]): it stays a float operator."""
@@ -185,7 +228,7 @@ class Plan:
                 continue
             if user in self.by_head or not hands_on(self.traced, self.role, user):
                 yield user
-            elif user.args[0] is end:  # else it is a size or an index that a pass node is given
+            elif end in carried(user):  # else it is a size or an index that a pass node is given
                 yield from self._readers(user)
 
 

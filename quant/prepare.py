@@ -7,22 +7,25 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.integer import UNBOUNDED
-from quant.layers import QuantAverage, QuantLayer
+from quant.layers import QuantLayer, QuantOperator, share_output
 from quant.method import Method
-from quant.plan import FLOAT, Decision, Edge, Plan
+from quant.plan import FLOAT, OPERATORS, Decision, Edge, Plan
 from quant.quantizer import Quantizer
-from quant.trace import bounds_of, hands_on, roles, trace
+from quant.trace import carried, hands_on, roles, trace
 from utils.config import QuantSettings
 
-OUT_OF_PLACE = {operator.iadd: operator.add, "add_": "add"}
+OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
+OUT_OF_PLACE |= {operator.itruediv: operator.truediv, torch.sigmoid_: torch.sigmoid, torch.tanh_: torch.tanh}
+OUT_OF_PLACE |= {f"{name}_": name for name in ("add", "mul", "sub", "div", "sigmoid", "tanh")}
+"""What reads an operator's input afterwards reads its result (quant/trace.py), so that it need not be in place."""
 
 
 def prepare(model: nn.Module, spec: QuantSettings, method: Method) -> fx.GraphModule:
     """Trace `model` and put the quantizers of `method` in, as quant/plan.py says.
 
     Every Parameter of the model stays the same object under the same name, so an optimizer that was running before
-    keeps its state. Layers become QuantLayers under their own names; other quantizers live under `quantizers`. Raises
-    UserError if the model cannot be traced.
+    keeps its state. Layers and operators become QuantLayers and QuantOperators under their own names; quantizers of
+    other values, and those that several share, live under `quantizers`. Raises UserError if the model cannot be traced.
     """
     own = set(model.modules())
     traced = trace(model)
@@ -51,32 +54,54 @@ class _Editor:
         self.spec, self.method = spec, method
         self.source: dict[fx.Node, tuple[str, Edge, bool]] = {}  # value -> its quantizer's name, edge, signed
         self.second: dict[tuple[fx.Node, Edge], fx.Node] = {}
+        self.shared: dict[str, Quantizer] = {}
 
     def put(self, decision: Decision) -> None:
+        head = decision.chain.head
+        head.target = OUT_OF_PLACE.get(head.target, head.target) if head.op != "call_module" else head.target
         if decision.role == "layer":
             self._put_layer(decision)
-        else:
+        elif decision.role in OPERATORS and (decision.written.bits != FLOAT or decision.role == "average"):
             self._put_operator(decision)
+        elif decision.written.bits != FLOAT:
+            self._quantize(decision)
 
     def _put_layer(self, decision: Decision) -> None:
         chain, written = decision.chain, decision.written
         name = chain.head.target
         layer = self._layer(name, decision)
-        if written.bits != FLOAT:
-            layer.output = self._quantizer(written, decision.signed)
-            layer.bounds = UNBOUNDED if chain.act is None else bounds_of(self.traced, chain.act)
         _replace(self.traced, name, layer)
         x = self._as_wanted(chain.head.args[0], decision.read)
         with self.graph.inserting_before(chain.head):
             source = self._source(x)
             norm = chain.norm and self.graph.get_attr(chain.norm.target)
             node = self.graph.call_module(name, (x, source and self.graph.get_attr(source[0]), norm))
-        fused = [part for part in (chain.act if written.bits != FLOAT else None, chain.norm, chain.head) if part]
-        fused[0].replace_all_uses_with(node)  # an activation of a float output stays a node of its own
-        for part in fused:
-            self.graph.erase_node(part)
-        if written.bits != FLOAT:
-            self.source[node] = (f"{name}.output", written, decision.signed)
+        written_as = self._output(name, layer, decision) if written.bits != FLOAT else None
+        self._take_place(node, [chain.act if written.bits != FLOAT else None, chain.norm, chain.head])
+        if written_as is not None:  # else an activation of a float output stays a node of its own
+            self.source[node] = (written_as, written, decision.signed)
+
+    def _output(self, name: str, module: QuantLayer | QuantOperator, decision: Decision) -> str:
+        """Give a module its output's quantizer and its activation; returns the quantizer's name."""
+        module.bounds = decision.bounds
+        if decision.shared is None:
+            module.output = self._quantizer(decision.written, decision.signed)
+            return f"{name}.output"
+        share_output(module, self._shared(decision))
+        return decision.shared
+
+    def _shared(self, decision: Decision) -> Quantizer:
+        if decision.shared not in self.shared:
+            self.shared[decision.shared] = self._quantizer(decision.written, decision.signed)
+            self.traced.add_submodule(decision.shared, self.shared[decision.shared])
+        return self.shared[decision.shared]
+
+    def _take_place(self, new: fx.Node, old: list[fx.Node | None]) -> None:
+        """Put a node in the place of others, the last of them first."""
+        old = [node for node in old if node is not None]
+        old[0].replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        for node in old:
+            self.graph.erase_node(node)
 
     def _layer(self, name: str, decision: Decision) -> QuantLayer:
         layer, bits, gradient = self.traced.get_submodule(name), decision.weight_bits, None
@@ -89,24 +114,21 @@ class _Editor:
         return (self.method.activation if edge.hidden else self.method.residual)(self.spec, edge.bits, signed)
 
     def _put_operator(self, decision: Decision) -> None:
-        chain = decision.chain
-        chain.head.target = OUT_OF_PLACE.get(chain.head.target, chain.head.target)
-        if decision.role == "add":
-            chain.head.args = tuple(self._as_wanted(a, decision.read) for a in chain.head.args)
-        if decision.role == "average":
-            self._put_average(chain.head)
-        if decision.written.bits != FLOAT:
-            self._quantize(chain.end, decision.written, decision.signed, f"quantizers.{chain.end.name}", True)
-
-    def _put_average(self, head: fx.Node) -> None:
-        """The pool as a module that is given the grid of its input."""
-        source = self._source(head.args[0])
-        average = self.traced.get_submodule(head.target) if head.op == "call_module" else _function_of(head)
+        chain, written, head = decision.chain, decision.written, decision.chain.head
+        values = [self._as_wanted(value, decision.read) for value in _tensors(head)]
+        kind = "function" if decision.role == "act" else decision.role
+        run = self.traced.get_submodule(head.target) if head.op == "call_module" else _function_of(head)
         name = head.target if head.op == "call_module" else head.name
-        _replace(self.traced, name, QuantAverage(average))
+        module = QuantOperator(kind, run, UNBOUNDED)
+        _replace(self.traced, name, module)
         with self.graph.inserting_before(head):
-            quantizer = source and self.graph.get_attr(source[0])
-        head.op, head.target, head.args, head.kwargs = "call_module", name, (head.args[0], quantizer), {}
+            sources = [self._source(value) for value in values]
+            given = [source and self.graph.get_attr(source[0]) for source in sources]
+            node = self.graph.call_module(name, (*values, *given))
+        written_as = self._output(name, module, decision) if written.bits != FLOAT else None
+        self._take_place(node, [chain.act if written.bits != FLOAT else None, head])
+        if written_as is not None:
+            self.source[node] = (written_as, written, decision.signed)
 
     def _as_wanted(self, value: fx.Node, edge: Edge) -> fx.Node:
         """The value as its reader wants it: itself, or a second quantizer's output if its grid is wider or foreign."""
@@ -117,7 +139,10 @@ class _Editor:
         if (value, edge) not in self.second:
             name = f"quantizers.{value.name.removeprefix('quantizers_')}_to_{edge.bits}"
             name = name if edge.hidden else f"{name}_residual"
-            self.second[value, edge] = self._quantize(value, edge, source[2], name, False)
+            self.traced.add_submodule(name, self._quantizer(edge, source[2]))
+            with self.graph.inserting_after(value):
+                self.second[value, edge] = self.graph.call_module(name, (value,))
+            self.source[self.second[value, edge]] = (name, edge, source[2])
         return self.second[value, edge]
 
     def _foreign(self, wanted: Edge, found: Edge) -> bool:
@@ -125,27 +150,41 @@ class _Editor:
         apart = self.method.activation is not self.method.residual
         return apart and wanted.bits != FLOAT and wanted.hidden and not found.hidden
 
-    def _quantize(self, value: fx.Node, edge: Edge, signed: bool, name: str, every_reader: bool) -> fx.Node:
-        self.traced.add_submodule(name, self._quantizer(edge, signed))
+    def _quantize(self, decision: Decision) -> None:
+        """Put a quantizer behind the image or a float operator."""
+        value, written = decision.chain.end, decision.written
+        name = decision.shared or f"quantizers.{value.name}"
+        if decision.shared:
+            self._shared(decision)
+        else:
+            self.traced.add_submodule(name, self._quantizer(written, decision.signed))
         with self.graph.inserting_after(value):
             node = self.graph.call_module(name, (value,))
-        if every_reader:
-            value.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
-        self.source[node] = (name, edge, signed)
-        return node
+        value.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+        self.source[node] = (name, written, decision.signed)
 
     def _source(self, value: fx.Node) -> tuple[str, Edge, bool] | None:
         """The quantizer whose grid a value lies on, seen through the nodes that hand it on."""
         while value not in self.source and value in self.role and hands_on(self.traced, self.role, value):
-            value = value.args[0]
+            value = carried(value)[0]
         return self.source.get(value)
 
 
-def _function_of(node: fx.Node) -> Callable[[Tensor], Tensor]:
-    """What a function or method node does to its first argument."""
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [value for value in node.args if isinstance(value, fx.Node)]
+
+
+def _function_of(node: fx.Node) -> Callable[..., Tensor]:
+    """What a function or method node does to those of its arguments that are tensors."""
     function = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
-    rest, kwargs = node.args[1:], dict(node.kwargs)
-    return lambda x: function(x, *rest, **kwargs)
+    given, kwargs = node.args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {})
+
+    def run(*tensors: Tensor) -> Tensor:
+        rest = iter(tensors)
+        return function(*(next(rest) if isinstance(value, fx.Node) else value for value in given), **kwargs)
+
+    run.function = function
+    return run
 
 
 def _replace(traced: fx.GraphModule, name: str, module: nn.Module) -> None:

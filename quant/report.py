@@ -6,12 +6,12 @@ from torch import fx, nn
 
 from quant.convert import IntegerModel
 from quant.engine import FLOAT32
-from quant.layers import QuantAverage, QuantLayer
+from quant.layers import QuantLayer, QuantOperator
 from quant.quantizer import Quantizer
 from quant.trace import roles, why_float
 from utils.table import text_table
 
-COMPUTE = ("add", "float", "norm", "layer")
+COMPUTE = ("add", "mul", "function", "float", "norm", "layer")
 NAMED = 8
 """How many float operators the report in a line names."""
 HEADER = ["layer", "weight bits", "input bits", "output bits", "runs on", "note"]
@@ -25,12 +25,12 @@ def report(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]:
         module = modules.get(node.target) if node.op == "call_module" else None
         if isinstance(module, QuantLayer):
             rows.append(_layer_row(node, module, modules, model))
-        elif isinstance(module, QuantAverage):
-            rows.append(_average_row(node, modules))
+        elif isinstance(module, QuantOperator):
+            rows.append(_quant_operator_row(node, module, modules, model))
         elif isinstance(module, Quantizer):
             rows += _quantizer_row(node, module, modules)
         elif node.op != "get_attr" and (role[node] in COMPUTE or _acts_in_float(node, role, model)):
-            rows.append(_operator_row(node, prepared, modules, model))
+            rows.append(_operator_row(node, prepared, modules))
     return rows
 
 
@@ -67,10 +67,11 @@ def _layer_row(node: fx.Node, layer: QuantLayer, modules: dict, model: IntegerMo
     return [node.target, _bits(layer.weight_quantizer), _bits(source), _bits(layer.output), where, note]
 
 
-def _average_row(node: fx.Node, modules: dict) -> list[str]:
-    source = node.args[1] and modules[node.args[1].target]
-    where, note = ("float", "its input stays float") if source is None else (FLOAT32, "")
-    return [node.target, "", _bits(source), _output_bits(node, modules), where, note]
+def _quant_operator_row(node: fx.Node, module: QuantOperator, modules: dict, model: IntegerModel) -> list[str]:
+    sources = [source and modules[source.target] for source in node.args[len(node.args) // 2 :]]
+    kernel = model.operators.get(node.target)
+    where, note = ("float", "its input stays float") if kernel is None else (kernel, "")
+    return [node.target, "", " ".join(dict.fromkeys(map(_bits, sources))), _bits(module.output), where, note]
 
 
 def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[list[str]]:
@@ -78,17 +79,14 @@ def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[l
     if below.op == "placeholder":
         return [["image", "", "float", _bits(quantizer), "quantize", ""]]
     above = modules.get(below.target) if below.op == "call_module" else None
-    if not isinstance(above, Quantizer | QuantLayer):
+    if not isinstance(above, Quantizer | QuantLayer | QuantOperator):
         return []  # what it closes has a row of its own
-    before = above.output if isinstance(above, QuantLayer) else above
+    before = above if isinstance(above, Quantizer) else above.output
     return [[node.target.removeprefix("quantizers."), "", _bits(before), _bits(quantizer), "requantize", ""]]
 
 
-def _operator_row(node: fx.Node, prepared: fx.GraphModule, modules: dict, model: IntegerModel) -> list[str]:
+def _operator_row(node: fx.Node, prepared: fx.GraphModule, modules: dict) -> list[str]:
     name = node.target if node.op == "call_module" else node.name
-    if node.name in model.additions:
-        kernel, bits = model.additions[node.name]
-        return [name, "", "", str(bits), kernel, ""]
     why = why_float(prepared, node) or "no integer form: works on dequantized values"
     return [name, "", "", _output_bits(node, modules), "float", why]
 

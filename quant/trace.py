@@ -5,10 +5,12 @@ torch.fx traces the model; its modules and Parameters stay the same objects unde
     image     the input
     layer     a convolution or linear layer that can run in integers
     norm      a batch norm
-    act       ReLU, ReLU6, Hardtanh, clamp: bounds on the value before it
-    add       the sum of two tensors
+    act       ReLU, ReLU6, Hardtanh, clamp, hard-sigmoid: a line between two levels
+    add, mul  the sum and the product of two tensors
     average   an average pool, or a mean over height and width
-    pass      moves or selects values without changing them (max-pool, reshape, dropout ...): keeps its input's grid
+    function  of one tensor, element by element (hard-swish, sigmoid, x + 3 ...)
+    pass      moves or selects values without changing them (max-pool, reshape, concatenation, dropout ...): keeps the
+              grid of its inputs
     shape     asks for a tensor's shape, or computes with such numbers
     float     anything else; it runs in float
     output    the logits
@@ -29,6 +31,7 @@ from utils.errors import UserError
 PASS_MODULES = (nn.MaxPool2d, nn.Flatten, nn.PixelShuffle, nn.ChannelShuffle)
 PASS_FUNCTIONS = {F.max_pool2d, torch.max_pool2d, torch.flatten, torch.reshape, torch.permute, torch.transpose}
 PASS_FUNCTIONS |= {torch.chunk, torch.split, torch.squeeze, torch.unsqueeze, operator.getitem}
+CONCATENATIONS = {torch.cat, torch.concat}
 PASS_METHODS = {"flatten", "reshape", "permute", "transpose", "contiguous", "chunk", "split", "squeeze"}
 PASS_METHODS |= {"unsqueeze"}
 AVERAGE_MODULES = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
@@ -40,9 +43,21 @@ DROPS = {"StochasticDepth", "DropPath"}
 NORM_ACT = "BatchNormAct2d"
 """timm's module of a batch norm and an activation."""
 INSPECT_METHODS = {"size", "dim"}
-ADD_FUNCTIONS, ADD_METHODS = {operator.add, operator.iadd, torch.add}, {"add", "add_"}
-RELU: Bounds = (0.0, math.inf)
-ACT_FUNCTIONS = {F.relu: RELU, F.relu_: RELU, torch.relu: RELU, torch.relu_: RELU, F.relu6: (0.0, 6.0)}
+PAIRS = {operator.add: "add", operator.iadd: "add", torch.add: "add", "add": "add", "add_": "add"}
+PAIRS |= {operator.mul: "mul", operator.imul: "mul", torch.mul: "mul", "mul": "mul", "mul_": "mul"}
+"""Functions and methods of two tensors. With a number in place of one, they are functions of one."""
+WITH_NUMBER = {*PAIRS, operator.sub, operator.truediv, operator.isub, operator.itruediv, torch.sub, torch.div}
+WITH_NUMBER |= {"sub", "sub_", "div", "div_"}
+FUNCTION_MODULES = (nn.Hardswish, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU)
+FUNCTION_MODULES += (nn.Softplus, nn.Softsign, nn.Mish)
+FUNCTIONS = {F.hardswish, F.sigmoid, torch.sigmoid, torch.sigmoid_, F.silu, F.gelu, F.tanh, torch.tanh, torch.tanh_}
+FUNCTIONS |= {F.elu, F.selu, F.celu, F.leaky_relu, F.softplus, F.softsign, F.mish, operator.neg, torch.neg}
+FUNCTIONS |= {"sigmoid", "sigmoid_", "tanh", "tanh_", "neg"}
+RELU, HARD_SIGMOID = Bounds(0.0, math.inf), Bounds(0.0, 1.0, 1 / 6, 0.5)
+ACT_FUNCTIONS = {F.relu: RELU, F.relu_: RELU, torch.relu: RELU, torch.relu_: RELU, F.relu6: Bounds(0.0, 6.0)}
+ACT_FUNCTIONS |= {F.hardsigmoid: HARD_SIGMOID}
+HARD_SWISH_TAIL = Bounds(-3.0, math.inf)
+"""Below -3 hard-swish is 0, as it is at -3: a grid for what it reads need reach no further."""
 CLAMPS = {torch.clamp, torch.clamp_, F.hardtanh}
 DROPOUTS: dict[Callable, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
 
@@ -98,6 +113,8 @@ def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
         _dropout_as_module(traced, node)
         _as_reshape(node)
         _read_after_in_place(traced, node, order)
+    for node in list(traced.graph.nodes):
+        _shuffle_as_module(traced, node)
     traced.recompile()
     return traced
 
@@ -132,8 +149,14 @@ def why_float(traced: fx.GraphModule, node: fx.Node) -> str:
 
 
 def hands_on(traced: fx.GraphModule, role: dict[fx.Node, str], node: fx.Node) -> bool:
-    """Whether a node hands its input's grid on. Pass nodes do, and a ReLU by itself: zero is on every grid."""
+    """Whether a node hands its inputs' grid on. Pass nodes do, and a ReLU by itself: zero is on every grid."""
     return role[node] == "pass" or (role[node] == "act" and bounds_of(traced, node) == RELU)
+
+
+def carried(node: fx.Node) -> list[fx.Node]:
+    """The values that a node hands on: one, or all that a concatenation joins."""
+    first = node.args[0] if node.args else None
+    return [n for n in (first if isinstance(first, list | tuple) else [first]) if isinstance(n, fx.Node)]
 
 
 def pools_or_pads(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -141,6 +164,11 @@ def pools_or_pads(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(traced.get_submodule(node.target), nn.MaxPool2d)
     return node.target in (F.max_pool2d, torch.max_pool2d, F.pad)
+
+
+def parts(node: fx.Node) -> bool:
+    """Whether a node returns a tuple of parts of a tensor."""
+    return _name(node) in ("chunk", "split")
 
 
 def vanishes(module: nn.Module | None) -> bool:
@@ -160,8 +188,8 @@ def bounds_of(traced: fx.GraphModule, node: fx.Node) -> Bounds | None:
     if node.op == "call_module":
         module = traced.get_submodule(node.target)
         if isinstance(module, nn.Hardtanh):  # ReLU6 is one
-            return float(module.min_val), float(module.max_val)
-        return RELU if type(module) is nn.ReLU else None
+            return Bounds(float(module.min_val), float(module.max_val))
+        return {nn.ReLU: RELU, nn.Hardsigmoid: HARD_SIGMOID}.get(type(module))
     if node.op == "call_method" and node.target in ("relu", "relu_"):
         return RELU
     if node.target in ACT_FUNCTIONS:
@@ -171,6 +199,12 @@ def bounds_of(traced: fx.GraphModule, node: fx.Node) -> Bounds | None:
     return None
 
 
+def tail_of(traced: fx.GraphModule, node: fx.Node) -> Bounds:
+    """Bounds on what a function reads, beyond which it is constant."""
+    module = traced.get_submodule(node.target) if node.op == "call_module" else None
+    return HARD_SWISH_TAIL if isinstance(module, nn.Hardswish) or node.target is F.hardswish else UNBOUNDED
+
+
 def _clamp_bounds(node: fx.Node) -> Bounds | None:
     default = (-1.0, 1.0) if node.target is F.hardtanh else UNBOUNDED
     given = [*node.args[1:], None, None][:2]
@@ -178,7 +212,7 @@ def _clamp_bounds(node: fx.Node) -> Bounds | None:
     high = node.kwargs.get("max", node.kwargs.get("max_val", given[1]))
     if any(isinstance(v, fx.Node) for v in (low, high)):
         return None
-    return float(default[0] if low is None else low), float(default[1] if high is None else high)
+    return Bounds(float(default[0] if low is None else low), float(default[1] if high is None else high))
 
 
 def _role(traced: fx.GraphModule, node: fx.Node, calls: dict[str, int]) -> str:
@@ -188,14 +222,33 @@ def _role(traced: fx.GraphModule, node: fx.Node, calls: dict[str, int]) -> str:
         return _module_role(traced.get_submodule(node.target), calls[node.target], bounds_of(traced, node))
     if bounds_of(traced, node) is not None:
         return "act"
-    functions, methods = node.op == "call_function", node.op == "call_method"
-    if (functions and node.target in ADD_FUNCTIONS) or (methods and node.target in ADD_METHODS):
-        two = len(node.args) == 2 and all(isinstance(a, fx.Node) for a in node.args) and not node.kwargs
-        return "add" if two else "float"
+    if node.op == "get_attr":
+        return "float"
+    if node.target in WITH_NUMBER:
+        return _role_of_arithmetic(node)
     if _averages(node):
         return "average"
+    if node.target in FUNCTIONS:
+        return "function"
+    functions, methods = node.op == "call_function", node.op == "call_method"
     passes = (functions and node.target in PASS_FUNCTIONS) or (methods and node.target in PASS_METHODS)
-    return "pass" if passes or _pads_zeros(node) else "float"
+    return "pass" if passes or _pads_zeros(node) or _concatenates(node) else "float"
+
+
+def _role_of_arithmetic(node: fx.Node) -> str:
+    tensors = [isinstance(a, fx.Node) for a in node.args]
+    if len(tensors) != 2 or node.kwargs:
+        return "float"
+    if all(tensors):
+        return PAIRS.get(node.target, "float")
+    number = node.args[1 if tensors[0] else 0]
+    return "function" if any(tensors) and isinstance(number, int | float) else "float"
+
+
+def _concatenates(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target not in CONCATENATIONS or not isinstance(node.args[0], list | tuple):
+        return False
+    return all(isinstance(value, fx.Node) for value in node.args[0])
 
 
 def _module_role(module: nn.Module, calls: int, bounds: Bounds | None) -> str:
@@ -205,6 +258,8 @@ def _module_role(module: nn.Module, calls: int, bounds: Bounds | None) -> str:
         return "pass"
     if isinstance(module, AVERAGE_MODULES):
         return "average" if calls == 1 else "float"
+    if isinstance(module, FUNCTION_MODULES):
+        return "function" if calls == 1 else "float"
     if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.track_running_stats:
         return "norm"
     whole = type(module) is nn.Linear or (
@@ -273,6 +328,42 @@ def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
         name = f"{node.name}_module"
         traced.add_submodule(name, DROPOUTS[node.target](rate))
         node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
+
+
+def _shuffle_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
+    """reshape(n, g, c / g, h, w), transpose(1, 2), reshape(n, c, h, w), written with the tensor's own sizes n, h and w,
+    is a channel shuffle."""
+    last = node if _calls(node, "reshape") and len(node.args) == 5 else None
+    swap = last and last.args[0]
+    swap = swap.args[0] if swap and _calls(swap, "contiguous") else swap
+    first = swap.args[0] if swap and _calls(swap, "transpose") and sorted(swap.args[1:]) == [1, 2] else None
+    if first is None or not (_calls(first, "reshape") and len(first.args) == 6):
+        return
+    x, n, groups, _, height, width = first.args
+    sizes = [_size_of(size, x) for size in (n, height, width, last.args[1], *last.args[3:])]
+    if sizes != [0, 2, 3, 0, 2, 3] or not isinstance(groups, int):
+        return
+    traced.add_submodule(f"{last.name}_shuffle", nn.ChannelShuffle(groups))
+    last.op, last.target, last.args, last.kwargs = "call_module", f"{last.name}_shuffle", (x,), {}
+    traced.graph.eliminate_dead_code(_may_have_effects)
+
+
+def _may_have_effects(node: fx.Node) -> bool:
+    return node.op not in ("call_function", "call_method") or _name(node).endswith("_")
+
+
+def _calls(node: fx.Node, name: str) -> bool:
+    return isinstance(node, fx.Node) and node.op in ("call_function", "call_method") and _name(node) == name
+
+
+def _size_of(node: fx.Node, x: fx.Node) -> int | None:
+    """i, if a node is x.size(i), x.size()[i] or x.shape[i]."""
+    if _calls(node, "size") and node.args[0] is x and len(node.args) == 2:
+        return node.args[1]
+    sizes = node.args[0] if _calls(node, "getitem") else None
+    whole = _calls(sizes, "size") and len(sizes.args) == 1
+    of_x = (whole or _calls(sizes, "getattr")) and sizes.args[0] is x
+    return node.args[1] if of_x and (whole or sizes.args[1] == "shape") else None
 
 
 def _as_reshape(node: fx.Node) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from quant.engine import FLOAT32, Engine, Operator
 from quant.grid import Grid
-from quant.integer import Bounds, Geometry, IntegerLayer
+from quant.integer import Geometry, IntegerLayer
+from quant.operators import IntegerOperator
 
 MOST_STEPS, MOST_SHARE = 1, 1e-4
 ELEMENTS = 30_000
@@ -73,17 +74,23 @@ def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, D
 
 
 @torch.inference_mode()
-def choose_addition(engine: Engine, a: Grid, b: Grid, y: Grid, bounds: Bounds) -> tuple[str, Operator]:
-    """The engine's first addition that is right for every pair of integers of these grids."""
-    p, q = (torch.arange(g.q_min, g.q_max + 1.0) - int(g.zero_point) for g in (a, b))
-    p, q = (n.reshape(1, 1, *n.shape).contiguous() for n in torch.meshgrid(p, q, indexing="ij"))
-    ours = Engine().additions(a, b, y, bounds)[0][1](p, q)
-    for kernel, operator in engine.additions(a, b, y, bounds):
+def choose_operator(engine: Engine, op: IntegerOperator) -> tuple[str, Operator]:
+    """The engine's first way to run an operator that is right for every integer, or pair of integers, of its grids."""
+    ways = engine.operators(op)
+    if len(ways) == 1:
+        return ways[0]
+    if op.kind == "average":
+        given = [full_range(op.x[0], (1, 8, 16, 16))]
+    else:
+        every = [torch.arange(g.q_min, g.q_max + 1.0) - int(g.zero_point) for g in op.x]
+        given = [n.reshape(1, 1, len(every[0]), -1).contiguous() for n in torch.meshgrid(*every, indexing="ij")]
+    ours = op(*given)
+    for kernel, operator in ways:
         with engine.running():
-            theirs = operator(engine.hold(a)(p), engine.hold(b)(q))
-        if torch.equal(ours, engine.centred(y)(theirs)):
+            theirs = operator(*(engine.hold(grid)(n) for grid, n in zip(op.x, given, strict=True)))
+        if torch.equal(ours, engine.centred(op.y)(theirs)):
             return kernel, operator
-    raise RuntimeError(f"{engine.name}: no addition reproduces that of grids {a}, {b}, {y}")
+    raise RuntimeError(f"{engine.name}: nothing reproduces {op}")
 
 
 def exact_in_int8(engine: Engine, largest: int) -> bool:

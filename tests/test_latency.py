@@ -11,11 +11,12 @@ import data
 import latency
 import models
 import quant
-from utils import checkpoint
+from utils import checkpoint, plot
 from utils.config import QuantSettings, TrainSettings
 
 KEYS = {"model", "engine", "image_size", "batch_size", "threads", "params", "macs", "flops", "float_mb", "int8_mb"}
-KEYS |= {f"{form}_ms{part}" for form in ("float", "int8", "as_built") for part in ("", "_p10", "_p90")} | {"speedup"}
+KEYS |= {f"{form}_ms{part}" for form in ("float", "int8", "as_built") for part in ("", "_p10", "_p90")}
+KEYS |= {"speedup", "speedup_as_built", "conv_flops_32", "float_form", "float_top1", "int8_top1"}
 QUICK = ["repeats=4", "warmup=1", "image_size=32", "num_classes=10"]
 
 
@@ -43,7 +44,9 @@ def test_a_row_a_model_and_engine_in_every_format(tmp_path, capsys):
     for row in rows:
         assert set(row) == KEYS
         assert row["speedup"] == pytest.approx(row["float_ms"] / row["int8_ms"])
+        assert row["speedup_as_built"] == pytest.approx(row["as_built_ms"] / row["int8_ms"])
         assert row["flops"] == 2 * row["macs"]
+        assert row["conv_flops_32"] < row["flops"], "the linear layer is not in it"
         assert (row["image_size"], row["batch_size"], row["threads"]) == (32, 1, 1)
         for form in ("float", "int8", "as_built"):
             assert 0 < row[f"{form}_ms_p10"] <= row[f"{form}_ms"] <= row[f"{form}_ms_p90"]
@@ -55,7 +58,7 @@ def test_a_row_a_model_and_engine_in_every_format(tmp_path, capsys):
     for text in (markdown, printed):
         assert f"torch {torch.__version__}" in text
         assert "threads: 1" in text
-        assert f"{rows[0]['speedup']:.2f}x" in text
+        assert f"{rows[0]['speedup']:.2f}" in text
     assert len({len(line) for line in markdown.splitlines() if line.startswith("|")}) == 1, "columns align"
     with Image.open(tmp_path / "latency.png") as picture:
         assert picture.size[0] > 500
@@ -71,7 +74,19 @@ def test_a_finished_run_brings_its_weights_size_and_method(tmp_path):
     for entry in ("mine", "mine/last.pt"):
         latency.main([*QUICK, f'models=["{tmp_path}/{entry}"]', 'engines=["reference"]', f"dir={tmp_path}/out"])
         row = json.loads((tmp_path / "out" / "latency.json").read_text())[0]
-        assert (row["model"], row["image_size"]) == ("mine", 16)
+        assert (row["model"], row["image_size"], row["int8_top1"]) == ("mine", 16, None)
+    assert not (tmp_path / "out" / "accuracy.png").exists(), "nothing is known of its accuracy"
+    measured = {"accuracy": {"float": {"top1": 90.0}, "reference": {"top1": 89.5}}}
+    (tmp_path / "mine" / "summary.json").write_text(json.dumps(measured))
+    latency.main([*QUICK, f'models=["{tmp_path}/mine"]', 'engines=["reference"]', f"dir={tmp_path}/out"])
+    row = json.loads((tmp_path / "out" / "latency.json").read_text())[0]
+    assert (row["float_top1"], row["int8_top1"]) == (90.0, 89.5)
+    with Image.open(tmp_path / "out" / "accuracy.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_the_pareto_front_is_what_nothing_beats():
+    assert plot._front([(1, 80), (2, 79), (2, 85), (3, 85), (4, 90)]) == [(1, 80), (2, 85), (4, 90)]
 
 
 def test_the_net_that_is_timed_is_the_net_that_was_trained(tmp_path):

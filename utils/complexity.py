@@ -3,17 +3,22 @@
 import torch
 from torch import nn
 
+WITH_WEIGHTS = (nn.Conv2d, nn.Linear)
+
 
 @torch.inference_mode()
-def complexity(model: nn.Module, image_size: int) -> tuple[int, int]:
-    """(parameters, MACs) of a float model on one image [1, 3, image_size, image_size]. The model is left as it was."""
+def complexity(model: nn.Module, image_size: int, kinds: tuple[type[nn.Module], ...] = WITH_WEIGHTS) -> tuple[int, int]:
+    """(parameters, MACs of layers of these kinds) of a float model on one image [1, 3, image_size, image_size].
+
+    The model is left as it was.
+    """
     macs = 0
 
     def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         nonlocal macs
         macs += module.weight[0].numel() * output.numel()
 
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in model.modules() if isinstance(m, kinds)]
     hooks = [m.register_forward_hook(count) for m in layers]
     training = {m: m.training for m in model.modules()}
     try:

@@ -39,37 +39,89 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
 def latency(rows: list[dict], title: str, path: Path) -> None:
     """Rows of latency.json: a panel an engine, bars of milliseconds by model, 10th to 90th percentile as whiskers.
 
-    Over each INT8 bar stands its speed-up over the float net in its best form.
+    Behind each INT8 bar stands its speed-up over the float net in its best form.
     """
     from matplotlib.figure import Figure
 
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     models = list(dict.fromkeys(row["model"] for row in rows))
-    wide = 1.6 + max(4.0, 1.3 * len(models)) * len(engines)
-    figure = Figure(figsize=(wide, 4.6), layout="constrained")
-    panels = figure.subplots(1, len(engines), sharey=True, squeeze=False)[0]
-    for axis, engine in zip(panels, engines, strict=True):
-        shown = [row for row in rows if row["engine"] == engine]
-        for i, (key, label, colour) in enumerate(BARS):
-            at = [n + (i - 1) * 0.28 for n in range(len(shown))]
-            middle = [row[key] for row in shown]
-            whiskers = [
-                [m - row[f"{key}_p10"] for m, row in zip(middle, shown, strict=True)],
-                [row[f"{key}_p90"] - m for m, row in zip(middle, shown, strict=True)],
-            ]
-            axis.bar(at, middle, 0.26, yerr=whiskers, capsize=2, label=label, color=colour, ecolor="0.4")
-        for n, row in enumerate(shown):
-            height = max(row["int8_ms"], row["int8_ms_p90"])
-            axis.annotate(f"{row['speedup']:.1f}x", (n + 0.28, height), (0, 3), textcoords="offset points", ha="center")
-        names = [f"{row['model']}\n{row['image_size']} px" for row in shown]
-        axis.set_xticks(range(len(shown)), names, rotation=0 if len(shown) < 4 else 35, fontsize=9)
-        axis.set_title(engine)
-        axis.grid(axis="y", alpha=0.3)
-        axis.set_axisbelow(True)
-    panels[0].set_ylabel("milliseconds")
-    panels[-1].legend(frameon=False)
+    columns = min(3, len(engines))
+    lines = -(-len(engines) // columns)
+    figure = Figure(figsize=(2.6 + 3.6 * columns, lines * (1.1 + 0.62 * len(models))), layout="constrained")
+    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for axis, engine in zip(panels, engines, strict=False):
+        _bars(axis, [row for row in rows if row["engine"] == engine])
+        axis.set_title(engine, fontsize=10)
+    for axis in panels[len(engines) :]:
+        axis.set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(BARS), frameon=False)
     figure.suptitle(title, fontsize=9)
     write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+
+
+def _bars(axis, rows: list[dict]) -> None:
+    for i, (key, label, colour) in enumerate(BARS):
+        middle = [row[key] for row in rows]
+        spread = [[row[key] - row[f"{key}_p10"] for row in rows], [row[f"{key}_p90"] - row[key] for row in rows]]
+        at = [n + (i - 1) * 0.27 for n in range(len(rows))]
+        axis.barh(at, middle, 0.25, xerr=spread, capsize=2, label=label, color=colour, ecolor="0.4")
+    for n, row in enumerate(rows):
+        end = max(row["int8_ms"], row["int8_ms_p90"])
+        text = f"{row['speedup']:.2f} x"
+        axis.annotate(text, (end, n + 0.27), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [f"{row['model']} @{row['image_size']}" for row in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_xlabel("milliseconds", fontsize=9)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+
+
+def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
+    """Rows of latency.json that come from runs: top-1 against milliseconds and against size, in float and on each net's
+    fastest engine; a line joins those that nothing beats in both (the Pareto front)."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+    points = _points_of(rows)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    for axis, cost, label in zip(figure.subplots(1, 2, sharey=True), ("ms", "mb"), ("milliseconds", "MB"), strict=True):
+        front = _front([(point[cost], point["top1"]) for point in points])
+        axis.plot(*zip(*front, strict=True), color="0.75", zorder=1)
+        for point in points:
+            at = point[cost], point["top1"]
+            axis.plot(*at, "o", color=point["colour"], markersize=6)
+            axis.annotate(point["name"], at, (6, -3), textcoords="offset points", fontsize=8)
+        axis.set(xlabel=label, xscale="log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(ScalarFormatter())
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.margins(x=0.25, y=0.15)
+        axis.grid(alpha=0.3, which="both")
+    figure.axes[0].set_ylabel("top-1 accuracy, %")
+    figure.suptitle(title, fontsize=9)
+    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+
+
+def _points_of(rows: list[dict]) -> list[dict]:
+    """A point a net in float and one on its fastest engine, where their accuracy is known."""
+    points = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        best = min((row for row in rows if row["model"] == model), key=lambda row: row["int8_ms"])
+        for kind, (_, _, colour) in (("float", BARS[1]), ("int8", BARS[2])):
+            point = {"name": f"{model}, {'float' if kind == 'float' else best['engine']}", "colour": colour}
+            point |= {key: best[f"{kind}_{key}"] for key in ("top1", "ms", "mb")}
+            points += [point] if point["top1"] is not None else []
+    return points
+
+
+def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those (cost, value) for which no other costs less and is worth as much, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or value > front[-1][1]:
+            front.append((cost, value))
+    return front
 
 
 def sweep(

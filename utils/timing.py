@@ -9,11 +9,14 @@ import numpy
 
 BURST = 10
 """Calls of one function in a row: alone, each would start on the caches that the others left."""
+REST, SETTLE = 0.1, 3
+"""Before a burst: seconds, so that threads of whoever ran before have stopped waiting for more work (they spin, and
+with two cores that is half of the machine), and calls that are not counted."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, 10th and 90th percentile, in milliseconds."""
+    """Median, 10th and 90th percentile."""
 
     median: float
     p10: float
@@ -23,7 +26,18 @@ class Spread:
 def take_turns(
     functions: dict[str, Callable[[], Any]], warmup: int, repeats: int, progress: Callable[[int], Any]
 ) -> dict[str, Spread]:
-    """Time each function `repeats` times, after `warmup` calls, in bursts of 10 by turns.
+    """The spread of what `samples` measures."""
+    return {name: spread(taken) for name, taken in samples(functions, warmup, repeats, progress).items()}
+
+
+def spread(values: list[float]) -> Spread:
+    return Spread(*numpy.percentile(values, (50, 10, 90)).tolist())
+
+
+def samples(
+    functions: dict[str, Callable[[], Any]], warmup: int, repeats: int, progress: Callable[[int], Any]
+) -> dict[str, list[float]]:
+    """Time each function `repeats` times, after `warmup` calls, in bursts of 10 by turns, with a rest between them.
 
     progress(n) is told of every n calls; there are (warmup + repeats) * len(functions) of them.
     """
@@ -35,9 +49,12 @@ def take_turns(
     for start in range(0, repeats, BURST):
         burst = min(BURST, repeats - start)
         for name, function in functions.items():
+            time.sleep(REST)
+            for _ in range(SETTLE):
+                function()
             taken[name] += [_milliseconds(function) for _ in range(burst)]
             progress(burst)
-    return {name: Spread(*numpy.percentile(times, (50, 10, 90)).tolist()) for name, times in taken.items()}
+    return taken
 
 
 def _milliseconds(function: Callable[[], Any]) -> float:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from quant.grid import Grid
-from quant.integer import UNBOUNDED, Geometry, _off_ties, absorb, exact_sums
+from quant.integer import UNBOUNDED, Bounds, Geometry, _off_ties, absorb, exact_sums
 from quant.quantizer import ObservedQuantizer
 
 
@@ -70,7 +70,7 @@ def test_layer_against_numpy(bits, bias, stride):
     quantizer(conv.weight)
     wg, x, y = quantizer.grid(), grid(0.031, 3, bits), grid(0.05, 2, bits)
     geometry = Geometry((stride, stride), (1, 1), (1, 1))
-    layer = absorb(geometry, wg.to_int(conv.weight), wg, conv.bias, norm, x, y, (0.0, 6.0), 127)
+    layer = absorb(geometry, wg.to_int(conv.weight), wg, conv.bias, norm, x, y, Bounds(0.0, 6.0), 127)
     q = torch.randint(0, 2**bits, (2, 6, 9, 9))
     found = layer((q - 3).float())
 

@@ -1,0 +1,143 @@
+"""INT8 latency beside ONNX Runtime's and OpenVINO's own quantization of the same float net, by turns in one process.
+
+    pip install -r requirements-deploy.txt nncf
+    python -m benchmarks.int8_latency                                    the nine nets of setting/latency.json
+    python -m benchmarks.int8_latency --models resnet18 --json out.json
+
+Columns: our engines in torch; `onnxruntime` and `openvino`, which run the ONNX file that we write; their own tools:
+onnxruntime.quantization.quantize_static (QDQ, a scale a channel) and nncf.quantize. All are calibrated on the same
+images. Ratios are of medians burst by burst: our fastest over their fastest, median (10th to 90th percentile).
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+import latency
+import quant
+from quant.runtimes import compiled, onnxruntime_session
+from utils import config, files, timing
+from utils.environment import environment
+from utils.table import markdown_table
+
+OURS = ["fbgemm", "x86", "onednn", "onnxruntime", "openvino"]
+TORCH = OURS[:3]
+REPEATS = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", help="names; default: those of setting/latency.json")
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    settings = config.load(config.LatencySettings, "setting/latency.json", [])
+    rows = []
+    for entry in options.models or settings.models:
+        rows.append(measure(entry, settings.image_size, options.repeats))
+        print(markdown_table(HEADER, [cells(row) for row in rows[-1:]]), flush=True)
+    machine = environment()
+    print(f"\n{machine['cpu']}, torch {machine['torch']}, threads: {torch.get_num_threads()}\n")
+    print(markdown_table(HEADER, [cells(row) for row in rows]))
+    if options.json:
+        files.write_json(options.json, rows)
+
+
+HEADER = ["model", *OURS, "ORT's own", "OpenVINO's own", "torch / best peer", "best of ours / best peer"]
+
+
+def cells(row: dict) -> list[str]:
+    def ratio(key: str) -> str:
+        return "{:.2f} ({:.2f}-{:.2f})".format(*row[key])
+
+    times = [f"{row['ms'][name]:.2f}" for name in (*OURS, "quantize_static", "nncf")]
+    return [row["model"], *times, ratio("torch_over_peer"), ratio("ours_over_peer")]
+
+
+def measure(entry: str | dict, image_size: int, repeats: int) -> dict:
+    label, plain, prepared, image_size = latency.build(entry, image_size, 1000)
+    images = torch.randn(1, 3, image_size, image_size)
+    calls: dict[str, Callable] = {}
+    for name in OURS:
+        model = quant.convert(prepared, name)
+        given = images.contiguous(memory_format=model.engine.layout)
+        calls[name] = latency.call(model.frozen(given), given)
+    calls |= {name: latency.call(run, images) for name, run in peers(plain, images).items()}
+    taken = timing.samples(calls, 20, repeats, lambda n: None)
+    bursts = {name: _bursts(times) for name, times in taken.items()}
+    best = {
+        who: [min(times) for times in zip(*(bursts[name] for name in names), strict=True)]
+        for who, names in {"torch": TORCH, "ours": OURS, "peer": ["quantize_static", "nncf"]}.items()
+    }
+    return {
+        "model": label,
+        "ms": {name: statistics.median(times) for name, times in taken.items()},
+        "torch_over_peer": _ratio(best["torch"], best["peer"]),
+        "ours_over_peer": _ratio(best["ours"], best["peer"]),
+    }
+
+
+def _bursts(times: list[float]) -> list[float]:
+    return [statistics.median(times[i : i + timing.BURST]) for i in range(0, len(times), timing.BURST)]
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
+    spread = timing.spread([a / b for a, b in zip(ours, theirs, strict=True)])
+    return spread.median, spread.p10, spread.p90
+
+
+def peers(plain: nn.Module, images: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+    """The float net, quantized by the tools that come with ONNX Runtime and OpenVINO."""
+    threads = torch.get_num_threads()
+    noise = [torch.randn(images.shape).numpy() for _ in range(8)]
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        file = Path(folder) / "float.onnx"
+        written = torch.onnx.export(
+            plain.eval(), (images,), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+        )
+        written.save(str(file))
+        return {
+            "quantize_static": onnxruntime_session(_quantize_static(file, noise), images.shape, threads),
+            "nncf": compiled(_nncf(file, noise), images.shape, threads),
+        }
+
+
+def _quantize_static(file: Path, noise: list[numpy.ndarray]) -> bytes:
+    from onnxruntime import quantization
+    from onnxruntime.quantization import shape_inference
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.left = iter(noise)
+
+        def get_next(self):
+            image = next(self.left, None)
+            return None if image is None else {"images": image}
+
+    clean, made = file.with_name("clean.onnx"), file.with_name("int8.onnx")
+    shape_inference.quant_pre_process(str(file), str(clean))
+    quantization.quantize_static(str(clean), str(made), Reader(), per_channel=True)
+    return made.read_bytes()
+
+
+def _nncf(file: Path, noise: list[numpy.ndarray]) -> Any:
+    """An openvino.Model."""
+    import nncf
+    import openvino
+
+    return nncf.quantize(openvino.Core().read_model(file), nncf.Dataset([{"images": image} for image in noise]))
+
+
+if __name__ == "__main__":
+    main()
