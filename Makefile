@@ -1,5 +1,5 @@
 # make train   an environment, the requirements, then the default experiment
-# make test    the same environment, then the whole suite
+# make test    the same environment and the optional engines, then the whole suite
 # make check   style (ruff), then the suite
 # make schema  the JSON Schemas in setting/schema, after a change of utils/config.py or of a table
 PYTHON ?= python3
@@ -10,10 +10,10 @@ BIN := .venv/bin
 train: .venv/installed
 	$(BIN)/python train.py
 
-test: .venv/installed
+test: .venv/installed .venv/deploy
 	$(BIN)/python -m pytest -q
 
-check: .venv/installed
+check: .venv/installed .venv/deploy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q
@@ -24,4 +24,8 @@ schema: .venv/installed
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/deploy: .venv/installed requirements-deploy.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-deploy.txt
 	touch $@

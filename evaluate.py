@@ -3,6 +3,7 @@
 python evaluate.py checkpoint=runs/train/last.pt
 python evaluate.py checkpoint=runs/train/best.pt 'engines=["fbgemm","qnnpack"]' data.limit=1000
 python evaluate.py checkpoint=runs/train/last.pt export=my_model     # and write the integer model to take away
+python evaluate.py checkpoint=runs/train/last.pt export=model.onnx   # as an ONNX file
 """
 
 import functools
@@ -28,6 +29,8 @@ def main(arguments: list[str]) -> None:
         for name in settings.engines:
             quant.engine(name, "engines")
         files.check_exists(settings.checkpoint)
+        if is_onnx(settings.export):
+            quant.check_onnx("export")
     if options.print_config:
         print(settings.model_dump_json(indent=2))
         return
@@ -43,7 +46,8 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     if settings.export:
-        files.make_folder(Path(settings.export), "export")
+        target = Path(settings.export)
+        files.make_folder(target.parent if is_onnx(settings.export) else target, "export")
     dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, train=False)
     data.check_classes(dataset.classes, state["classes"])
     batches = functools.partial(data.batches, mean=state["mean"], std=state["std"], image_size=d.image_size)
@@ -55,10 +59,14 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     print(f"{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
     print(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
     if settings.export:
-        export(model, Path(settings.export), state, trained, isinstance(dataset.test, data.Files))
+        export(model, target, state, trained, isinstance(dataset.test, data.Files))
 
 
-def export(model: nn.Module, folder: Path, state: dict, trained: config.TrainSettings, from_files: bool) -> None:
+def is_onnx(export: str | None) -> bool:
+    return export is not None and export.endswith(".onnx")
+
+
+def export(model: nn.Module, target: Path, state: dict, trained: config.TrainSettings, from_files: bool) -> None:
     """Write the integer model with what its user must know to feed it."""
     size = trained.data.image_size
     info = {
@@ -71,10 +79,14 @@ def export(model: nn.Module, folder: Path, state: dict, trained: config.TrainSet
         "std": state["std"],
         "classes": state["classes"],
     }
-    quant.export(model, folder, size, info)
-    megabytes = (folder / "model.pt2").stat().st_size / 1e6
+    if is_onnx(target.name):
+        quant.export_onnx(model, target, size, info)
+        print(f"{target} ({target.stat().st_size / 1e6:.2f} MB): images [N, 3, {size}, {size}] -> logits")
+        return
+    quant.export(model, target, size, info)
+    megabytes = (target / "model.pt2").stat().st_size / 1e6
     print(
-        f"{folder}: model.pt2 ({megabytes:.2f} MB), integer_ops.py, model.json and example.py: python example.py IMAGE"
+        f"{target}: model.pt2 ({megabytes:.2f} MB), integer_ops.py, model.json and example.py: python example.py IMAGE"
     )
 
 

@@ -5,8 +5,8 @@
     python -m benchmarks.int8_latency --models resnet18 --json out.json
 
 Columns: our engines in torch; `onnxruntime` and `openvino`, which run the ONNX file that we write; their own tools:
-onnxruntime.quantization.quantize_static (QDQ, a scale a channel) and nncf.quantize. All are calibrated on the same
-images. Ratios are of medians burst by burst: our fastest over their fastest, median (10th to 90th percentile).
+onnxruntime.quantization.quantize_static (QDQ, uint8, a scale a channel) and nncf.quantize. All are calibrated on noise.
+Ratios are of medians burst by burst: our fastest over their fastest, median (10th to 90th percentile).
 """
 
 import argparse
@@ -127,7 +127,8 @@ def _quantize_static(file: Path, noise: list[numpy.ndarray]) -> bytes:
 
     clean, made = file.with_name("clean.onnx"), file.with_name("int8.onnx")
     shape_inference.quant_pre_process(str(file), str(clean))
-    quantization.quantize_static(str(clean), str(made), Reader(), per_channel=True)
+    uint8 = quantization.QuantType.QUInt8  # three times as fast on x86 as the default, int8
+    quantization.quantize_static(str(clean), str(made), Reader(), per_channel=True, activation_type=uint8)
     return made.read_bytes()
 
 

@@ -22,6 +22,7 @@ from quant.fold import fold
 from quant.method import FLOAT, Method
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
+from quant.qdq import check_onnx, export_onnx
 from quant.report import report, report_line, report_table
 from quant.runtimes import onnxruntime_engine, openvino_engine
 from quant.trace import roles, trace
@@ -168,4 +169,4 @@ def measure(model: nn.Module, engine_names: list[str], batches: Iterable, with_f
 
 __all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "ends_in_float"]
 __all__ += ["engine", "fold", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
-__all__ += ["check_layers", "draw_from", "export", "learned", "trace"]
+__all__ += ["check_layers", "check_onnx", "draw_from", "export", "export_onnx", "learned", "trace"]

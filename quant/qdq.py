@@ -9,7 +9,9 @@ torch.onnx does the writing: what is not an integer operator it translates itsel
 """
 
 import contextlib
+import importlib.util
 import io
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from quant.engine import Engine, Operator
 from quant.grid import Grid
 from quant.integer import Geometry, IntegerLayer
 from quant.operators import IntegerOperator
+from utils.errors import UserError
 from utils.files import write_whole
 
 LIBRARY = torch.library.Library("qdq", "FRAGMENT")
@@ -205,16 +208,30 @@ def _translations() -> dict:
     }
 
 
-def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str, str]) -> IntegerModel:
-    """Write the integer model of a prepared one as an ONNX file, with `info` as its metadata; returns what was written.
+def missing(*packages: str) -> str:
+    """What is to be installed before ONNX files can be written, and run by `packages`; empty if nothing is."""
+    absent = [name for name in ("onnx", "onnxscript", *packages) if not importlib.util.find_spec(name)]
+    return f"needs {' and '.join(absent)}: pip install -r requirements-deploy.txt" if absent else ""
 
-    Input "images", float32 [N, 3, image_size, image_size], N any number; output "logits".
+
+def check_onnx(key: str) -> None:
+    """Raise UserError, for the setting's `key`, unless ONNX files can be written."""
+    if missing():
+        raise UserError(f"{key}: an ONNX file {missing()}")
+
+
+def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str, Any]) -> IntegerModel:
+    """Write the integer model of a prepared one as an ONNX file; returns what was written.
+
+    Input "images", float32 [N, 3, image_size, image_size], N any number; output "logits". `info` is its metadata: text
+    as it is, all else as JSON.
     """
     import onnx
 
     model = convert(prepared, QdqEngine())
     proto = onnx_model(model.graph, torch.zeros(2, 3, image_size, image_size))
-    onnx.helper.set_model_props(proto, info)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in info.items()}
+    onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto, full_check=True)
     write_whole(file, lambda part: onnx.save(proto, part))
     return model

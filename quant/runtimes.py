@@ -4,7 +4,6 @@ They choose and fuse their kernels by themselves; how often they predict what th
 printed like everything else. Both are optional: requirements-deploy.txt.
 """
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from quant.convert import IntegerModel
-from quant.qdq import QdqEngine, onnx_model
+from quant.qdq import QdqEngine, missing, onnx_model
 
 Session = Callable[[Tensor], Tensor]
 KEPT = 4
@@ -28,8 +27,7 @@ class Runtime(QdqEngine):
         self.name, self.open_session = name, open_session
 
     def missing(self) -> str:
-        absent = [package for package in ("onnx", "onnxscript", self.name) if not importlib.util.find_spec(package)]
-        return f"needs {' and '.join(absent)}: pip install -r requirements-deploy.txt" if absent else ""
+        return missing(self.name)
 
     def finished(self, model: IntegerModel) -> IntegerModel:
         return RuntimeModel(self, model)

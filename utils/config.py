@@ -206,7 +206,8 @@ class EvaluateSettings(Section):
     output: str | None = None
     """Folder for evaluation.json; null: beside the checkpoint."""
     export: str | None = None
-    """Folder to write the integer model to, as a file that runs without this repository; null: none."""
+    """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
+    in .onnx; null: none."""
     data: dict[str, Any] = {}
     """Keys of the data section laid over the run's own, to measure on other images."""
 
