@@ -4,6 +4,7 @@
 # make schema  the JSON Schemas in setting/schema, after a change of utils/config.py or of a table
 PYTHON ?= python3
 BIN := .venv/bin
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal
 
 .PHONY: train test check schema
 
@@ -11,12 +12,12 @@ train: .venv/installed
 	$(BIN)/python train.py
 
 test: .venv/installed .venv/deploy
-	$(BIN)/python -m pytest -q
+	$(TESTS)
 
 check: .venv/installed .venv/deploy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -q
+	$(TESTS)
 
 schema: .venv/installed
 	$(BIN)/python -m setting.schema.generate

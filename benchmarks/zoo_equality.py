@@ -1,0 +1,90 @@
+"""Forced equality of every operator of every net of the zoo, on every engine: minutes, so no part of the tests.
+
+    python -m benchmarks.zoo_equality
+    python -m benchmarks.zoo_equality --models mobilenet_v3_small vgg11 --json out.json
+
+Each net in each of its forms, with each of its options, is quantized to 8 bits twice: with weights and images that fill
+their ranges (random batch norms with negative and zero gamma), and with the statistics of photographs. Every operator
+of an engine is given the simulation's own inputs; a row counts operators, the most steps one is off, and how many of
+all values differ.
+"""
+
+import argparse
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import models
+import quant
+from quant.forced import forced
+from tests.conftest import KERNELS, photos, with_real_statistics
+from tests.quant.test_engines import full_range
+from utils import files
+from utils.config import QuantSettings
+from utils.table import text_table
+
+ENGINES = [name for name in KERNELS if name != "reference"]
+HEADER = ["net", "data", "engine", "operators", "most steps", "differing", "of values", "bit-equal logits %"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="*", default=list(models.MODELS))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for name, chosen in cases(options.models):
+        for row in measure(name, chosen):
+            rows.append(row)
+            print("  ".join(str(value) for value in row), flush=True)
+    print(text_table(HEADER, [[str(value) for value in row] for row in rows]))
+    operators, differing = sum(row[3] for row in rows), sum(row[5] for row in rows)
+    print(
+        f"\n{len(rows)} rows, {operators:,} operators, {differing:,} of {sum(row[6] for row in rows):,} values differ"
+    )
+    if options.json:
+        files.write_json(options.json, [dict(zip(HEADER, row, strict=True)) for row in rows])
+
+
+def cases(names: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """(name, options) of every form and option of these models."""
+    for name in names:
+        row = models.MODELS[name]
+        keys = {"form": row.forms} | row.options
+        for values in itertools.product(*keys.values()):
+            yield name, dict(zip(keys, values, strict=True))
+
+
+def measure(name: str, options: dict[str, str]) -> Iterator[tuple]:
+    size = models.MODELS[name].image_size or (32 if options["form"] == "cifar" else 64)
+    label = " ".join([name, *options.values()])
+    for data in ("full range", "photographs"):
+        torch.manual_seed(0)
+        model = models.build(name, 10, size, options)
+        if data == "full range":
+            images = torch.rand(2, 3, size, size).mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
+            full_range(model)
+        else:
+            images = photos(2, size)
+            with_real_statistics(model, images)
+        yield from on_engines(label, data, model.eval(), images)
+
+
+def on_engines(label: str, data: str, model: nn.Module, images: torch.Tensor) -> Iterator[tuple]:
+    prepared = quant.prepare(model, quant.resolve(QuantSettings(method="ptq")))
+    quant.calibrate(prepared, [images])
+    with torch.inference_mode():
+        simulated = prepared.eval()(images)
+    for engine in ENGINES:
+        integer = quant.convert(prepared, engine)
+        found = forced(prepared, integer, images).values()
+        equal = 100 * float((integer(images) == simulated).all(1).float().mean())
+        steps, differing = int(max(f.steps for f in found)), sum(f.differing for f in found)
+        yield label, data, engine, len(found), steps, differing, sum(f.elements for f in found), equal
+
+
+if __name__ == "__main__":
+    main()
