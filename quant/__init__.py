@@ -24,8 +24,9 @@ from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
 from quant.qdq import check_onnx, export_onnx
 from quant.report import report, report_line, report_table
+from quant.roles import roles
 from quant.runtimes import onnxruntime_engine, openvino_engine
-from quant.trace import roles, trace
+from quant.trace import trace
 from quant.verify import exact_in_int8
 from utils.config import QuantSettings
 from utils.errors import UserError, choose, nearest

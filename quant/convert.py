@@ -14,7 +14,7 @@ from quant.layers import QuantLayer, QuantOperator
 from quant.prepare import quantizers
 from quant.program import program
 from quant.quantizer import Quantizer
-from quant.trace import carried, hands_on, parts, pools_or_pads, roles, vanishes
+from quant.roles import carried, hands_on, parts, pools_or_pads, roles, vanishes
 from quant.verify import Difference, choose_kernel, choose_operator
 
 

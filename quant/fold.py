@@ -8,7 +8,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from quant.program import program
-from quant.trace import roles, trace
+from quant.roles import roles
+from quant.trace import trace
 
 
 class FloatModel(nn.Module):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from quant.integer import UNBOUNDED, Bounds
-from quant.trace import bounds_of, carried, hands_on, tail_of
+from quant.roles import bounds_of, carried, hands_on, tail_of
 from utils.config import LayerBits, QuantSettings
 
 FLOAT = 32

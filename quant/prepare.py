@@ -11,7 +11,8 @@ from quant.layers import QuantLayer, QuantOperator, share_output
 from quant.method import Method
 from quant.plan import FLOAT, OPERATORS, Decision, Edge, Plan
 from quant.quantizer import Quantizer
-from quant.trace import carried, hands_on, roles, trace
+from quant.roles import carried, hands_on, roles
+from quant.trace import trace
 from utils.config import QuantSettings
 
 OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}

@@ -8,7 +8,7 @@ from quant.convert import IntegerModel
 from quant.engine import FLOAT32
 from quant.layers import QuantLayer, QuantOperator
 from quant.quantizer import Quantizer
-from quant.trace import roles, why_float
+from quant.roles import roles, why_float
 from utils.table import text_table
 
 COMPUTE = ("add", "mul", "function", "float", "norm", "layer")

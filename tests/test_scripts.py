@@ -107,6 +107,34 @@ def test_evaluate_gives_the_numbers_of_the_run(trained, tmp_path):
     assert sum(map(int, re.findall(r"(\d+) on ", line))) == 30, "19 convolutions, 9 additions, the pool, the logits"
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenet_v3_large_relu"])
+def test_a_mobilenet_v3_is_the_same_net_in_a_new_process(name, tmp_path):
+    """pytorch/vision #5890: a quantized MobileNetV3 that was saved and loaded predicted something else."""
+    small = ["data.image_size=32", "data.batch_size=64", "run.epochs=2", "quant.float_epochs=0", "optim.lr=0.05"]
+    engines = 'run.engines=["reference","x86"]'
+    train.main([*small, f'model={{"name":"{name}","form":"cifar"}}', f"run.dir={tmp_path}", "run.name=v3", engines])
+    summary = json.loads((tmp_path / "v3" / "summary.json").read_text())
+    assert summary["accuracy"]["fake_quant"]["top1"] > 30, "it learned something to lose"
+    done = run("evaluate.py", f"checkpoint={tmp_path}/v3/last.pt", 'engines=["reference","x86"]')
+    assert done.returncode == 0, done.stderr
+    evaluation = json.loads((tmp_path / "v3" / "evaluation.json").read_text())
+    assert evaluation["accuracy"] == summary["accuracy"]
+    assert set(evaluation["bit_equal"].values()) == {100.0}
+
+
+def test_evaluate_writes_an_onnx_file(trained, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnx = pytest.importorskip("onnx")
+    file = tmp_path / "new" / "model.onnx"
+    arguments = [f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]']
+    done = run("evaluate.py", *arguments, f"export={file}")
+    assert done.returncode == 0, done.stderr
+    assert "images [N, 3, 16, 16] -> logits" in done.stdout
+    info = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
+    assert json.loads(info["classes"]) == [str(i) for i in range(10)]
+    assert len(json.loads(info["mean"])) == len(json.loads(info["std"])) == 3
+
+
 def test_evaluate_on_other_images(trained, tmp_path):
     done = run(
         "evaluate.py", f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]'

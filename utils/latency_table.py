@@ -8,10 +8,10 @@ from utils.table import markdown_table, text_table
 HEADER = ["model", "params", "FLOPs", "@32", "MB", "MB INT8", "as built", "float"]
 DETAIL = ["model", "engine", "as built", "float", "INT8", "x as built", "x float"]
 CAPTION = (
-    "Milliseconds, median of {repeats} runs by turns, threads: {threads}; under an engine's name those of INT8, and how "
-    "many times faster than float that is. As built: the float net as it comes, eager, NCHW. Float: its best form here, "
-    "batch norm folded, channels_last, one TorchScript program, as INT8 is run. FLOPs: 2 x the multiply-accumulates of "
-    "convolutions and linear layers; @32: of convolutions alone, at 32 x 32."
+    "Milliseconds, median of {repeats} runs by turns, threads: {threads}; under an engine's name those of INT8, and "
+    "how many times faster than float that is. As built: the float net as it comes, eager, NCHW. Float: its best form "
+    "here, batch norm folded, channels_last, one TorchScript program, as INT8 is run. FLOPs: 2 x the "
+    "multiply-accumulates of convolutions and linear layers; @32: of convolutions alone, at 32 x 32."
 )
 
 

@@ -14,7 +14,7 @@ from quant.grid import Grid
 from quant.integer import UNBOUNDED, Bounds
 from quant.layers import QuantLayer, QuantOperator
 from quant.operators import integer_operator
-from quant.trace import HARD_SIGMOID, roles
+from quant.roles import HARD_SIGMOID, roles
 from quant.verify import choose_operator
 from tests.conftest import KERNELS, photos, spec, with_real_statistics
 

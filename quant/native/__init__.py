@@ -1,0 +1,112 @@
+"""PyTorch's integer engines: fbgemm, qnnpack, x86 and onednn. All contact with quantized tensors is in this folder.
+
+PyTorch has announced to remove quantized tensors (pytorch #184982) and warns at their first use; that one warning is
+silenced here, by its message. Training, simulation and checkpoints need nothing of it.
+
+What is known of the kernels (each found by measurement), and what is done about it:
+- fbgemm's depthwise kernels add products in 16 bits and saturate on full-range data; where the channel count is no
+  multiple of 8 they are exact but many times slower. Depthwise layers therefore run on oneDNN.
+- Without VNNI, oneDNN's dense kernels saturate as well. So no kernel is trusted: quant/verify.py tries a layer's
+  candidates, at full range, on this CPU, and the first exact one is taken. Float32 arithmetic on the integers is the
+  last.
+- Engines clamp at 0 and 255 only. A grid of b < 8 bits is held shifted, its q_max at 255, so that saturation is its
+  upper clamp; a fused ReLU is the lower one where the zero point is q_min; other bounds are clamped in plain uint8.
+- An engine is fixed when a weight is packed; element-wise operators read the global engine when they run: see
+  running().
+- Kernels scale, add the bias and round in orders of their own: qnnpack round((a + B) m) + z, as the layer does; fbgemm
+  round((a + fl(b / m)) m) + z with a float bias b; oneDNN round(fl(fl(fl(a m) + b) + z)). On multipliers that are off
+  ties (quant/integer.py) all come out the same; elsewhere fbgemm is a step apart for a sum in a million, and oneDNN,
+  for ten, is asked for its exact sums alone. Logits leave every engine but qnnpack as exact sums.
+- torch's x86 engine is a choice between fbgemm and oneDNN. So is ours: oneDNN, and fbgemm where ties are near.
+"""
+
+import contextlib
+import functools
+import warnings
+
+import torch
+
+from quant.engine import FLOAT32, Engine, Operator
+from quant.grid import Grid
+from quant.integer import IntegerLayer
+from quant.native.held import bytes_of, clamping, held_of, of_bytes, rescaled, running_on, shift, zero_point_of
+from quant.native.layers import SUMS, in_float32, onednn_sums, packed
+from quant.native.operators import OPERATORS, interleave, shuffled
+from quant.operators import IntegerOperator
+
+
+class NativeEngine(Engine):
+    """An engine by torch's name for it.
+
+    Values are held as quint8 tensors of scale 1: the zero point travels with them, scales live in the multipliers.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        _spend_warning()
+
+    def missing(self) -> str:
+        return "" if self.name in torch.backends.quantized.supported_engines else "is not in this build of torch"
+
+    def running(self) -> contextlib.AbstractContextManager:
+        return running_on(self.name)
+
+    def quantize(self, grid: Grid) -> Operator:
+        scale, zero_point = float(grid.scale), zero_point_of(grid)
+        clamp = clamping(grid.q_min + shift(grid), 255)
+        return lambda x: clamp(rescaled(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8), 1.0))
+
+    def dequantize(self, grid: Grid) -> Operator:
+        scale = float(grid.scale)
+        return lambda held: held.dequantize().mul_(scale)
+
+    def hold(self, grid: Grid) -> Operator:
+        return lambda n: held_of(n, zero_point_of(grid))
+
+    def centred(self, grid: Grid) -> Operator:
+        return torch.dequantize
+
+    def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
+        onednn = "onednn" in torch.backends.quantized.supported_engines
+        if self.name == "qnnpack" or not onednn:
+            return (FLOAT32,) if layer.y is None else (self.name, FLOAT32)
+        if layer.y is None:
+            return (SUMS, FLOAT32)
+        depthwise = layer.geometry.groups == len(layer.weight) > 1
+        if self.name == "fbgemm" and not depthwise:
+            return ("fbgemm", SUMS, FLOAT32)
+        if layer.off_ties():
+            return ("onednn", SUMS, FLOAT32)
+        return ("fbgemm", SUMS, FLOAT32) if self.name == "x86" and not depthwise else (SUMS, FLOAT32)
+
+    def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
+        if kernel == FLOAT32:
+            return in_float32(layer)
+        return onednn_sums(layer) if kernel == SUMS else packed(layer, kernel)
+
+    def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
+        foreign = op.y is None or (self.name == "qnnpack" and op.kind == "add")  # which rounds otherwise
+        ways = [] if foreign else OPERATORS[op.kind](op)
+        return [(self.name, way) for way in ways] + [(FLOAT32, self.in_float32(op))]
+
+    def concatenate(self, grid: Grid, axis: int) -> Operator:
+        zero_point = zero_point_of(grid)
+        return lambda values: of_bytes(torch.cat([bytes_of(held) for held in values], axis), zero_point)
+
+    def shuffle(self, grid: Grid, groups: int) -> Operator:
+        zero_point = zero_point_of(grid)
+        return lambda held: of_bytes(shuffled(bytes_of(held), groups), zero_point)
+
+    def interleave(self, grid: Grid) -> Operator:
+        return interleave(zero_point_of(grid), super().interleave(grid))
+
+    def relu(self, grid: Grid) -> Operator:
+        return torch.relu
+
+
+@functools.cache
+def _spend_warning() -> None:
+    """torch warns once a process that quantized tensors will go; let it, unseen, and leave all other warnings alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
