@@ -89,7 +89,8 @@ def resolve(spec: QuantSettings) -> QuantSettings:
         )
     reduce_range = spec.reduce_range
     if reduce_range == "auto":
-        reduce_range = not exact_in_int8(engine(spec.engine), 127)
+        asked = engine(spec.engine)
+        reduce_range = not exact_in_int8(engine(asked.multiplies_like or asked.name), 127)
     spec = spec.model_copy(update={"observer": observer, "reduce_range": reduce_range})
     method.check(spec)
     return spec

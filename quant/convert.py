@@ -193,12 +193,10 @@ class _Converter:
             self._set(node, self._call(self.engine.interleave(grid), self.joined[node], node.name), grid)
             return
         values = [self.new[value] for value in carried(node)]
-        user = next(iter(node.users))
-        if len(values) == 2 and len(node.users) == 1 and self._halves(user):
-            self.joined[user], self.grid[node] = values, grid
+        if len(values) == 2 and node.args[1] in (1, -3) and len(node.users) == 1 and self._halves(*node.users):
+            self.joined[next(iter(node.users))], self.grid[node] = values, grid
         elif len(values) > 1:
-            axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-            self._set(node, self._call(self.engine.concatenate(grid, axis), (values,), node.name), grid)
+            self._set(node, self._call(self.engine.concatenate(grid, node.args[1]), (values,), node.name), grid)
         else:
             groups = self.modules[node.target].groups
             self._set(node, self._call(self.engine.shuffle(grid, groups), values, node.name), grid)

@@ -28,6 +28,8 @@ class Engine:
     """The reference engine, and the interface of all others."""
 
     name = "reference"
+    multiplies_like: str | None = None
+    """The engine whose int8 kernels tell whether this one's are exact, if they cannot be asked."""
     layout = torch.channels_last
     """The memory format of images that it likes best."""
 

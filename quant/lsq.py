@@ -37,9 +37,9 @@ class LearnedStep(StartedQuantizer):
 
     def forward(self, v: Tensor) -> Tensor:
         self.start_once(v)
-        if not self.enabled:
+        if not self.enabled or self.waits():
             return v
-        N = (v if self.weight else v[0]).numel() / max(1, self.s.numel())
+        N = (v if self.weight or v.ndim < 2 else v[0]).numel() / max(1, self.s.numel())
         with torch.autocast(v.device.type, enabled=False):
             return _Quantize.apply(v.float(), self.s, self.Q_N, self.Q_P, 1 / (N * self.Q_P) ** 0.5)
 

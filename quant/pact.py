@@ -41,7 +41,7 @@ class LearnedClip(StartedQuantizer):
         self.start_once(x)
         if self.training or self.observing:
             self.alpha.data.clamp_(min=TINY)
-        if not self.enabled:
+        if not self.enabled or self.waits():
             return x
         with torch.autocast(x.device.type, enabled=False):
             return _Clip.apply(x.float(), self.alpha, self.q_min, self.q_max)

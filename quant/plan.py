@@ -51,7 +51,7 @@ UNQUANTIZED = Edge(FLOAT, False)
 @dataclass(frozen=True)
 class Decision:
     """What becomes of a chain: bits of its weights (32: float), what it wants to read and what it writes, its sign, its
-    activation, and the name of the quantizer it shares with others, if any."""
+    activation, and the name of the quantizer it shares, if any, with how many chains in all."""
 
     chain: Chain
     role: str
@@ -62,6 +62,7 @@ class Decision:
     signed: bool
     bounds: Bounds
     shared: str | None
+    members: int
 
 
 class Plan:
@@ -77,6 +78,7 @@ class Plan:
                 fused |= {self.chains[-1].norm, self.chains[-1].act}
         self.by_head = {chain.head: chain for chain in self.chains}
         self.by_end = {chain.end: chain for chain in self.chains}
+        self.signs: dict[fx.Node, bool] = {}
         self.shared: dict[fx.Node, tuple[str, list[Chain]]] = {}
         for node in traced.graph.nodes:
             if role[node] == "pass" and len(carried(node)) > 1:
@@ -95,6 +97,7 @@ class Plan:
                 any(self.signed(member.end) for member in self._sharing(chain)),
                 self._bounds(chain),
                 self.shared.get(chain.head, (None,))[0],
+                len(self._sharing(chain)),
             )
             for chain in self.chains
         ]
@@ -133,7 +136,8 @@ class Plan:
         writes_integers = self._quantizes() and any(
             self.role[member.head] in ("layer", *OPERATORS) for member in self._sharing(chain)
         )
-        if writes_integers and len(wants) < len(edges) and not self.is_last(chain):
+        behind_all = any(self.is_last(member) for member in self._sharing(chain))
+        if writes_integers and len(wants) < len(edges) and not behind_all:
             wants.append(Edge(self.spec.residual_bits, False))
         if not wants:
             return UNQUANTIZED
@@ -161,6 +165,11 @@ class Plan:
 
     def signed(self, node: fx.Node) -> bool:
         """Whether the value of a node can be negative, as far as the graph tells."""
+        if node not in self.signs:
+            self.signs[node] = self._signed(node)
+        return self.signs[node]
+
+    def _signed(self, node: fx.Node) -> bool:
         bounds = bounds_of(self.traced, node)
         if bounds is not None:
             return bounds.low < 0

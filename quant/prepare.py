@@ -1,5 +1,6 @@
 """prepare: a float model becomes one that trains, and in eval computes, as its integer twin will."""
 
+import copy
 import operator
 from collections.abc import Callable
 
@@ -25,8 +26,9 @@ def prepare(model: nn.Module, spec: QuantSettings, method: Method) -> fx.GraphMo
     """Trace `model` and put the quantizers of `method` in, as quant/plan.py says.
 
     Every Parameter of the model stays the same object under the same name, so an optimizer that was running before
-    keeps its state. Layers and operators become QuantLayers and QuantOperators under their own names; quantizers of
-    other values, and those that several share, live under `quantizers`. Raises UserError if the model cannot be traced.
+    keeps its state. Layers become QuantLayers under their own names; operators without weights live under `operators`,
+    quantizers of other values, and those that several share, under `quantizers`. Raises UserError if the model cannot
+    be traced.
     """
     own = set(model.modules())
     traced = trace(model)
@@ -94,6 +96,7 @@ class _Editor:
     def _shared(self, decision: Decision) -> Quantizer:
         if decision.shared not in self.shared:
             self.shared[decision.shared] = self._quantizer(decision.written, decision.signed)
+            self.shared[decision.shared].members = decision.members
             self.traced.add_submodule(decision.shared, self.shared[decision.shared])
         return self.shared[decision.shared]
 
@@ -118,10 +121,10 @@ class _Editor:
         chain, written, head = decision.chain, decision.written, decision.chain.head
         values = [self._as_wanted(value, decision.read) for value in _tensors(head)]
         kind = "function" if decision.role == "act" else decision.role
-        run = self.traced.get_submodule(head.target) if head.op == "call_module" else _function_of(head)
-        name = head.target if head.op == "call_module" else head.name
+        run = _out_of_place(self.traced.get_submodule(head.target)) if head.op == "call_module" else _function_of(head)
+        name = f"operators.{head.name}"
         module = QuantOperator(kind, run, UNBOUNDED)
-        _replace(self.traced, name, module)
+        self.traced.add_submodule(name, module)
         with self.graph.inserting_before(head):
             sources = [self._source(value) for value in values]
             given = [source and self.graph.get_attr(source[0]) for source in sources]
@@ -166,13 +169,23 @@ class _Editor:
 
     def _source(self, value: fx.Node) -> tuple[str, Edge, bool] | None:
         """The quantizer whose grid a value lies on, seen through the nodes that hand it on."""
-        while value not in self.source and value in self.role and hands_on(self.traced, self.role, value):
-            value = carried(value)[0]
+        if value not in self.source and value in self.role and hands_on(self.traced, self.role, value):
+            sources = [self._source(one) for one in carried(value)]
+            return sources[0] if all(source == sources[0] for source in sources) else None
         return self.source.get(value)
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:
     return [value for value in node.args if isinstance(value, fx.Node)]
+
+
+def _out_of_place(module: nn.Module) -> nn.Module:
+    """The module, or a copy that leaves its input alone: quantizers keep what they return for the backward pass."""
+    if not getattr(module, "inplace", False):
+        return module
+    module = copy.copy(module)
+    module.inplace = False
+    return module
 
 
 def _function_of(node: fx.Node) -> Callable[..., Tensor]:

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 def program(
     graph: nn.Module, held: Iterable[Any], images: Tensor, finish: Callable[[Any], Any]
 ) -> Callable[[Tensor], Tensor]:
-    """`graph`, traced on `images`. held: the packed weights that its operators use; finish: torch.jit.freeze, say."""
+    """`graph`, traced on `images`, for images of their shape alone; a ValueError meets others.
+
+    held: the packed weights that its operators use; finish: torch.jit.freeze, say.
+    """
+    shape = images.shape
+    layout = torch.channels_last if in_channels_last(images) else torch.contiguous_format
     inside = _Holder(graph, list(held))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter(
@@ -27,10 +32,16 @@ def program(
             traced(images)
 
     def run(images: Tensor) -> Tensor:
+        if images.shape != shape:
+            raise ValueError(f"this program is for images {tuple(shape)}, not {tuple(images.shape)}")
         with torch.inference_mode():
-            return traced(images)
+            return traced(images.contiguous(memory_format=layout))
 
     return run
+
+
+def in_channels_last(images: Tensor) -> bool:
+    return images.is_contiguous(memory_format=torch.channels_last)
 
 
 class _Holder(nn.Module):

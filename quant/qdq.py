@@ -233,8 +233,21 @@ def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dic
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in info.items()}
     onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto, full_check=True)
+    _check_by_running(proto.SerializeToString(), model, torch.randn(2, 3, image_size, image_size))
     write_whole(file, lambda part: onnx.save(proto, part))
     return model
+
+
+def _check_by_running(file: bytes, model: IntegerModel, images: Tensor) -> None:
+    """Raise UserError if ONNX Runtime, where it is installed, computes something else from the file."""
+    if missing("onnxruntime"):
+        return
+    from quant.runtimes import onnxruntime_session
+
+    ours, theirs = model(images), onnxruntime_session(file, images.shape, 1)(images)
+    off = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-30))
+    if off > 0.1:
+        raise UserError(f"export: ONNX Runtime's logits of the file are off by {100 * off:.0f} % of the largest")
 
 
 def onnx_model(graph: fx.GraphModule, images: Tensor) -> Any:

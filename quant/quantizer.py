@@ -21,6 +21,7 @@ class Quantizer(nn.Module):
     """Base of all quantizers. `enabled` and `observing` are switched by quant.calibrate and by train().
 
     weight_decay: that of its own learned parameters, as torch's optimizers count it. note: what a report says of it.
+    members: how many values a forward pass of the model puts on its grid: those of a concatenation share one.
     """
 
     weight_decay = 0.0
@@ -31,6 +32,22 @@ class Quantizer(nn.Module):
         self.bits = bits
         self.register_buffer("enabled", torch.tensor(True))
         self.observing = False
+        self.members = 1
+        self.parts: list[Tensor] = []
+
+    def joined(self, x: Tensor) -> Tensor | None:
+        """The values of all members, flat, when the last of them has come; x itself where there is but one."""
+        if self.members == 1:
+            return x.detach()
+        self.parts.append(x.detach().flatten())
+        if len(self.parts) < self.members:
+            return None
+        every, self.parts = torch.cat(self.parts), []
+        return every
+
+    def waits(self) -> bool:
+        """Whether members have yet to come before there is a first range; until then values pass as they are."""
+        return self.members > 1 and not self.ready()
 
     def grid(self) -> Grid:
         raise NotImplementedError
@@ -61,8 +78,11 @@ class StartedQuantizer(Quantizer):
 
     @torch.no_grad()
     def start_once(self, x: Tensor) -> None:
-        if (self.training or self.observing) and not self.started:
-            self.start(x.detach().float())
+        if not (self.training or self.observing) or self.started:
+            return
+        every = self.joined(x)
+        if every is not None:
+            self.start(every.float())
             self.started.fill_(True)
 
     def ready(self) -> bool:
@@ -92,7 +112,7 @@ class ObservedQuantizer(Quantizer):
     def forward(self, x: Tensor) -> Tensor:
         if self.observing or self.training:
             self._observe(x)
-        if not self.enabled:
+        if not self.enabled or self.waits():
             return x
         with torch.autocast(x.device.type, enabled=False):
             return fake_quantize(x.float(), self.grid())
@@ -117,7 +137,10 @@ class ObservedQuantizer(Quantizer):
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
-        rows = x.detach().float().flatten(1) if self.low.ndim else x.detach().float()
+        every = self.joined(x)
+        if every is None:
+            return
+        rows = every.float().flatten(1) if self.low.ndim else every.float()
         self._set(self.observer.update(rows, self.low, self.high, bool(self.observed)))
 
     @torch.no_grad()

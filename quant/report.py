@@ -71,7 +71,14 @@ def _quant_operator_row(node: fx.Node, module: QuantOperator, modules: dict, mod
     sources = [source and modules[source.target] for source in node.args[len(node.args) // 2 :]]
     kernel = model.operators.get(node.target)
     where, note = ("float", "its input stays float") if kernel is None else (kernel, "")
-    return [node.target, "", " ".join(dict.fromkeys(map(_bits, sources))), _bits(module.output), where, note]
+    return [
+        node.target.removeprefix("operators."),
+        "",
+        " ".join(dict.fromkeys(map(_bits, sources))),
+        _bits(module.output),
+        where,
+        note,
+    ]
 
 
 def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[list[str]]:

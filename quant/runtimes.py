@@ -22,6 +22,7 @@ class Runtime(QdqEngine):
     """A package that runs ONNX files; open_session(file's bytes, shape of images, threads) opens one."""
 
     layout = torch.contiguous_format
+    multiplies_like = "x86"
 
     def __init__(self, name: str, open_session: Callable[[bytes, torch.Size, int], Session]):
         self.name, self.open_session = name, open_session

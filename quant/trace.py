@@ -11,10 +11,11 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import fx, nn
 
-from quant.roles import DROPS, name_of
+from quant.roles import CONCATENATIONS, DROPS, name_of
 from utils.errors import UserError
 
 VIEWS = {"getitem", "chunk", "split", "reshape", "view", "permute", "transpose", "flatten", "squeeze", "unsqueeze"}
+IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
 NORM_ACT = "BatchNormAct2d"
 """timm's module of a batch norm and an activation."""
 DROPOUTS: dict[Callable, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
@@ -70,6 +71,7 @@ def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
         _first_argument_by_position(node)
         _dropout_as_module(traced, node)
         _as_reshape(node)
+        _axis_by_position(node)
         _read_after_in_place(traced, node, order)
     for node in list(traced.graph.nodes):
         _shuffle_as_module(traced, node)
@@ -161,17 +163,28 @@ def _as_reshape(node: fx.Node) -> None:
         node.target = "reshape"
 
 
+def _axis_by_position(node: fx.Node) -> None:
+    """A concatenation's axis may be called dim or axis, or be left out."""
+    if node.target in CONCATENATIONS:
+        named = node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        node.args, node.kwargs = (node.args[0], node.args[1] if len(node.args) > 1 else named), {}
+
+
 def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
     """Who reads a tensor after an activation has overwritten it reads the activation's result: so says the graph."""
     if node.op == "call_module":
         in_place = getattr(traced.get_submodule(node.target), "inplace", False)
     else:
-        in_place = node.kwargs.get("inplace", False) or (node.op != "get_attr" and name_of(node).endswith("_"))
+        in_place = node.kwargs.get("inplace", False) or _writes_to_its_input(node)
     if in_place and node.args and isinstance(node.args[0], fx.Node):
         _refuse_shared_memory(node, order)
         for user in list(node.args[0].users):
             if order[user] > order[node]:
                 user.replace_input_with(node.args[0], node)
+
+
+def _writes_to_its_input(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and (name_of(node) in IN_PLACE or name_of(node)[-1] == "_")
 
 
 def _refuse_shared_memory(node: fx.Node, order: dict[fx.Node, int]) -> None:

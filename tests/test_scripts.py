@@ -110,9 +110,10 @@ def test_evaluate_gives_the_numbers_of_the_run(trained, tmp_path):
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "mobilenet_v3_large_relu"])
 def test_a_mobilenet_v3_is_the_same_net_in_a_new_process(name, tmp_path):
     """pytorch/vision #5890: a quantized MobileNetV3 that was saved and loaded predicted something else."""
-    small = ["data.image_size=32", "data.batch_size=64", "run.epochs=2", "quant.float_epochs=0", "optim.lr=0.05"]
+    small = ["data.image_size=32", "data.batch_size=64", "run.epochs=4", "quant.float_epochs=0", "optim.lr=0.02"]
+    model = f'model={{"name":"{name}","form":"cifar","variant":"reference"}}'
     engines = 'run.engines=["reference","x86"]'
-    train.main([*small, f'model={{"name":"{name}","form":"cifar"}}', f"run.dir={tmp_path}", "run.name=v3", engines])
+    train.main([*small, model, f"run.dir={tmp_path}", "run.name=v3", engines])
     summary = json.loads((tmp_path / "v3" / "summary.json").read_text())
     assert summary["accuracy"]["fake_quant"]["top1"] > 30, "it learned something to lose"
     done = run("evaluate.py", f"checkpoint={tmp_path}/v3/last.pt", 'engines=["reference","x86"]')
@@ -218,7 +219,9 @@ def test_a_mistake_ends_the_process_with_one_line_and_code_2(tmp_path):
 
 def test_evaluate_names_what_is_wrong_with_a_checkpoint(tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pt")
-    for name, message in (("none.pt", "no such checkpoint"), ("other.pt", "not a checkpoint of train.py")):
+    torch.save({"format": 1}, tmp_path / "old.pt")
+    messages = {"none.pt": "no such checkpoint", "other.pt": "not a checkpoint of train.py", "old.pt": "train again$"}
+    for name, message in messages.items():
         with pytest.raises(UserError, match=message):
             evaluate.main([f"checkpoint={tmp_path / name}"])
 

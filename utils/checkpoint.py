@@ -1,6 +1,6 @@
 """Checkpoints: the trained float or fake-quant state and the setting that made it, never only an integer model.
 
-    format      1
+    format      2 (1 had no operators without weights of its own)
     settings    the resolved setting, as JSON-able values
     prepared    whether `model` is the state of a prepared model, or still of the float one
     classes, mean, std, epoch
@@ -17,7 +17,7 @@ from utils import files
 from utils.config import TrainSettings, check
 from utils.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def pack(model: nn.Module, settings: TrainSettings, dataset, prepared: bool, epoch: int) -> dict:
@@ -38,7 +38,8 @@ def load(path: str) -> tuple[dict, TrainSettings]:
     """A checkpoint and its setting. Raises UserError if it is not one that this version reads."""
     state = files.load_tensors(path)
     if state.get("format") != FORMAT:
-        raise UserError(f"{path}: not a checkpoint of train.py, format {FORMAT} (it says {state.get('format')})")
+        old = " written by an older version: train again" if state.get("format") == 1 else ""
+        raise UserError(f"{path}: not a checkpoint of train.py, format {FORMAT} (it says {state.get('format')}){old}")
     return state, check(TrainSettings, state["settings"], path)
 
 

@@ -105,9 +105,12 @@ def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
 
 def _points_of(rows: list[dict]) -> list[dict]:
     """A point a net in float and one on its fastest engine, where their accuracy is known."""
-    points = []
-    for model in dict.fromkeys(row["model"] for row in rows):
-        best = min((row for row in rows if row["model"] == model), key=lambda row: row["int8_ms"])
+    points, engines = [], len({row["engine"] for row in rows})
+    for same in (rows[i : i + engines] for i in range(0, len(rows), engines)):
+        known = [row for row in same if row["int8_top1"] is not None]
+        if not known:
+            continue
+        model, best = same[0]["model"], min(known, key=lambda row: row["int8_ms"])
         for kind, (_, _, colour) in (("float", BARS[1]), ("int8", BARS[2])):
             point = {"name": f"{model}, {'float' if kind == 'float' else best['engine']}", "colour": colour}
             point |= {key: best[f"{kind}_{key}"] for key in ("top1", "ms", "mb")}

@@ -29,7 +29,7 @@ import torch
 from quant.engine import FLOAT32, Engine, Operator
 from quant.grid import Grid
 from quant.integer import IntegerLayer
-from quant.native.held import bytes_of, clamping, held_of, of_bytes, rescaled, running_on, shift, zero_point_of
+from quant.native.held import bytes_of, held_of, of_bytes, quantizing, running_on, shift, zero_point_of
 from quant.native.layers import SUMS, in_float32, onednn_sums, packed
 from quant.native.operators import OPERATORS, interleave, shuffled
 from quant.operators import IntegerOperator
@@ -52,9 +52,7 @@ class NativeEngine(Engine):
         return running_on(self.name)
 
     def quantize(self, grid: Grid) -> Operator:
-        scale, zero_point = float(grid.scale), zero_point_of(grid)
-        clamp = clamping(grid.q_min + shift(grid), 255)
-        return lambda x: clamp(rescaled(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8), 1.0))
+        return quantizing(float(grid.scale), zero_point_of(grid), grid.q_min + shift(grid), 255)
 
     def dequantize(self, grid: Grid) -> Operator:
         scale = float(grid.scale)

@@ -57,11 +57,11 @@ def of_bytes(integers: Tensor, zero_point: int) -> Held:
 
 def _on_memory_of(new: Tensor, old: Tensor) -> Tensor:
     """`new`, of whatever type of a byte, on the memory of `old` (of a copy where that has gaps)."""
-    dense = in_memory_order(old)
+    dense = old if old.is_contiguous() else in_memory_order(old)
     if not dense.is_contiguous():
         old = old.contiguous(memory_format=torch.channels_last if old.ndim == 4 else torch.contiguous_format)
         dense = in_memory_order(old)
-    return new.set_(dense, old.storage_offset(), old.shape, old.stride())
+    return new.set_(dense, 0, old.shape, old.stride())  # an offset counts from that of `dense`
 
 
 def in_memory_order(x: Tensor) -> Tensor:
@@ -70,15 +70,17 @@ def in_memory_order(x: Tensor) -> Tensor:
 
 
 def clamping(lo: int, hi: int) -> Operator:
-    """Clamp held integers in place, as plain uint8: torch.clamp scrambles qnnpack's channels_last tensors."""
+    """Clamp held integers as plain uint8, in place where memory allows: torch.clamp scrambles qnnpack's channels_last
+    tensors."""
     if lo <= 0 and hi >= 255:
         return lambda held: held
+    return lambda held: of_bytes(bytes_of(held).clamp_(lo, hi), held.q_zero_point())
 
-    def clamp(held: Held) -> Held:
-        bytes_of(held).clamp_(lo, hi)
-        return held
 
-    return clamp
+def quantizing(scale: float, zero_point: int, lo: int, hi: int) -> Operator:
+    """float -> held: round(x / scale) + zero_point, within lo and hi"""
+    clamp = clamping(lo, hi)
+    return lambda x: clamp(rescaled(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8), 1.0))
 
 
 def held_range(y: Grid, lo: int, hi: int) -> tuple[int, int, int]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quant.engine import Held, Operator
-from quant.native.held import bytes_of, clamping, held_range, in_memory_order, of_bytes, rescaled, shift
+from quant.native.held import bytes_of, clamping, held_range, in_memory_order, of_bytes, quantizing, rescaled, shift
 from quant.operators import IntegerOperator, exact_average
 
 
@@ -42,9 +42,7 @@ def _add_scaled(op: IntegerOperator, a: float, b: float, y: float) -> Operator:
 
 def _stepped(op: IntegerOperator) -> Operator:
     """float multiples of op.step() -> held"""
-    step, (zero_point, lo, hi) = float(op.step()), held_range(op.y, op.lo, op.hi)
-    clamp = clamping(lo, hi)
-    return lambda x: clamp(rescaled(torch.quantize_per_tensor(x, step, zero_point, torch.quint8), 1.0))
+    return quantizing(float(op.step()), *held_range(op.y, op.lo, op.hi))
 
 
 def _mul(op: IntegerOperator) -> list[Operator]:
@@ -65,9 +63,10 @@ def _function(op: IntegerOperator) -> list[Operator]:
     table = (op.table() + zero_point).to(torch.uint8)
     table = torch.cat([table[:1].expand(shift(x) + x.q_min), table])  # below 8 bits, what is held starts above 0
 
+    quantize = quantizing(y, zero_point, lo, hi)
+
     def in_float(held: Held) -> Held:
-        value = run(held.dequantize().mul_(scale))
-        return clamp(rescaled(torch.quantize_per_tensor(value, y, zero_point, torch.quint8), 1.0))
+        return quantize(run(held.dequantize().mul_(scale)))
 
     def look_up(held: Held) -> Held:
         index = in_memory_order(bytes_of(held))

@@ -133,7 +133,7 @@ class Residual(nn.Module):
 def test_additions_pools_and_linear(engine, bits):
     prepared, images = prepared_with(Residual(), bits, (3, 16, 16))
     model = assert_forced_equal(prepared, engine, images)
-    assert sum(name.startswith("add") for name in model.operators) == 3
+    assert sum(name.startswith("operators.add") for name in model.operators) == 3
     assert len(model.layers) == 4
 
 

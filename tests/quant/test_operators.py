@@ -159,7 +159,7 @@ def test_what_hard_swish_does_not_tell_apart_costs_no_steps():
 
 def test_what_meets_in_concatenations_shares_a_quantizer():
     prepared, images = prepared_gated()
-    outputs = [prepared.get_submodule(name).output for name in ("left", "right", "last", "avg_pool2d")]
+    outputs = [prepared.get_submodule(name).output for name in ("left", "right", "last", "operators.avg_pool2d")]
     assert len({id(output) for output in outputs}) == 1
     names = [name for name, m in prepared.named_modules(remove_duplicate=False) if m is outputs[0]]
     assert names == ["quantizers.cat_1"], "one name, one entry of the state"
@@ -232,6 +232,158 @@ def test_a_frozen_program_gives_the_same_integers(name, engine):
 def test_a_layer_and_an_operator_are_listed_with_what_they_read():
     prepared, _ = prepared_gated()
     rows = {row[0]: row for row in quant.report(prepared, quant.convert(prepared, "reference"))}
-    kinds = {name for name, m in prepared.named_modules() if isinstance(m, QuantLayer | QuantOperator)}
+    kinds = {
+        name.removeprefix("operators.")
+        for name, m in prepared.named_modules()
+        if isinstance(m, QuantLayer | QuantOperator)
+    }
     assert kinds <= set(rows)
     assert all(row[2] == row[3] == "8" for name, row in rows.items() if name.startswith(("mul", "hardswish", "mean")))
+
+
+def converts_exactly(net: nn.Module, images: torch.Tensor, **keys) -> quant.IntegerModel:
+    """On every engine, and the model of the last."""
+    prepared = quant.prepare(net.eval(), spec(**({"method": "ptq"} | keys)))
+    quant.calibrate(prepared, [images])
+    with torch.inference_mode():
+        simulated = prepared(images)
+        for engine in KERNELS:
+            model = quant.convert(prepared, engine)
+            assert torch.equal(model(images), simulated), engine
+    return model
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("function", [nn.Hardswish, nn.SiLU])
+def test_a_function_in_place_trains_as_one_that_is_not(function, method):
+    """Its input is the output of a quantizer, which the backward pass needs as it was."""
+    images, gradients = photos(4, 16), []
+    for inplace in (True, False):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), function(inplace=inplace), nn.Flatten(), nn.Linear(784, 3))
+        prepared = quant.prepare(net, spec(method=method, weight_bits=4, act_bits=4)).train()
+        prepared(images).square().sum().backward()
+        gradients.append([p.grad for p in prepared.parameters()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+
+
+class Meeting(nn.Module):
+    """Two values meet, one of which is ten times the other."""
+
+    def __init__(self, axis: dict):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Linear(8, 3)
+        self.axis = axis
+
+    def forward(self, x):
+        return self.fc(torch.cat([self.a(x), 10 * self.b(x)], **self.axis).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_meets_starts_on_the_range_of_all(method):
+    images = photos(4, 16)
+    net = Meeting({"dim": 1})
+    prepared = quant.prepare(net, spec(method=method, weight_bits=4, act_bits=4)).train()
+    prepared(images)
+    shared = prepared.get_submodule("quantizers.cat")
+    assert shared.ready()
+    if method in ("ptq", "statassist"):  # which start on the smallest and the largest
+        with torch.no_grad():
+            every = torch.cat([net.a(images), 10 * net.b(images)], 1)
+        assert torch.allclose(float_range(shared), torch.stack(every.aminmax()), rtol=0.3)
+    assert shared.parts == [], "nothing is kept between batches"
+
+
+@pytest.mark.parametrize("axis", [{"axis": 1}, {"dim": -3}, {"dim": 1}])
+def test_the_axis_of_a_concatenation_has_many_names(axis):
+    converts_exactly(Meeting(axis), photos(4, 16))
+
+
+@pytest.mark.parametrize("axis", [0, 2, -1])
+def test_concatenations_along_other_axes(axis):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            one, two = F.relu(self.a(x)).chunk(2, axis)
+            return self.fc(torch.cat([two, one], axis).mean((2, 3)))
+
+    converts_exactly(Net(), photos(4, 16))
+
+
+def test_modules_and_buffers_keep_their_names():
+    """torch.fx calls the sum `add`: so may the model call what it likes."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.add, self.fc = nn.Conv2d(3, 4, 1), nn.Hardswish(), nn.Linear(4, 3)
+            self.register_buffer("mul", torch.tensor(2.0))
+
+        def forward(self, x):
+            x = self.add(self.a(x))
+            x = self.add(x + F.relu(x)) * x
+            return self.fc(x.mean((2, 3))) * self.mul
+
+    net, images = Net(), photos(4, 16)
+    with torch.no_grad():
+        expected = net(images)
+    model = converts_exactly(net, images)
+    assert torch.allclose(model(images), expected, atol=0.05 * float(expected.abs().max()))
+
+
+def test_augmented_assignments_change_who_reads():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = y = F.relu(self.a(x))
+            x += F.avg_pool2d(y, 3, 1, 1)
+            x *= 0.5
+            return self.fc((x + y).mean((2, 3)))
+
+    net, images = Net(), photos(4, 16)
+    with torch.no_grad():
+        expected = net(images)
+    assert torch.allclose(converts_exactly(net, images)(images), expected, atol=0.05 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_a_linear_layer_on_maps_is_clamped(bits):
+    """Its integers lie in another order in memory than a convolution's."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Linear(16, 12), nn.ReLU6(), nn.Flatten(), nn.Linear(1536, 3))
+    with torch.no_grad():
+        net[2].weight.mul_(20)
+    converts_exactly(net, photos(4, 16), weight_bits=bits, act_bits=bits, residual_bits=bits)
+
+
+def test_an_average_of_a_map_that_is_larger_than_those_tried():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AvgPool2d(40), nn.Conv2d(4, 3, 1), nn.Flatten())
+    converts_exactly(net, photos(4, 40))
+
+
+def test_a_value_without_a_batch_can_be_quantized():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.temperature = nn.Linear(768, 8), nn.Parameter(torch.tensor(0.5))
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.out(F.relu(self.fc(x.flatten(1))) * torch.sigmoid(self.temperature))
+
+    prepared = quant.prepare(Net(), spec(method="lsq", weight_bits=4, act_bits=4)).train()
+    prepared(photos(4, 16)).sum().backward()
+    assert all(p.grad is not None for p in prepared.parameters())
+
+
+def test_a_frozen_program_is_for_one_shape():
+    prepared, images = prepared_gated()
+    program = quant.convert(prepared, "reference").frozen(images)
+    assert torch.equal(program(images), program(images.contiguous()))
+    with pytest.raises(ValueError, match=r"for images \(8, 3, 16, 16\), not \(2, 3, 16, 16\)"):
+        program(images[:2])

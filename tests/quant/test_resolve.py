@@ -3,7 +3,7 @@
 import pytest
 
 import quant
-from tests.conftest import spec
+from tests.conftest import RUNTIMES, spec
 from utils.config import QuantSettings
 from utils.errors import UserError
 
@@ -35,6 +35,8 @@ def test_defaults_are_filled_in():
     assert spec(method="statassist").observer == "moving_average"
     assert spec(method="statassist").reduce_range in (True, False), "auto became a fact about this CPU"
     assert spec(method="ptq", engine="qnnpack").reduce_range is False
+    for runtime in RUNTIMES:  # nobody can ask their kernels: they multiply as this CPU does
+        assert spec(method="ptq", engine=runtime).reduce_range == spec(method="ptq", engine="x86").reduce_range
 
 
 def test_reduced_range_keeps_weights_within_63():
