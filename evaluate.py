@@ -15,7 +15,7 @@ import data
 import models
 import quant
 from setting.names import TABLES
-from utils import checkpoint, config, files
+from utils import checkpoint, config, files, tensors
 from utils.errors import UserError, choose, run
 
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
     with config.blame(options.config):
         for name in settings.engines:
             quant.engine(name, "engines")
-        files.check_exists(settings.checkpoint)
+        tensors.check_exists(settings.checkpoint)
         if is_onnx(settings.export):
             quant.check_onnx("export")
     if options.print_config:
@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> None:
 
 
 def evaluate(settings: config.EvaluateSettings) -> None:
-    model, state, trained = checkpoint.rebuild(settings.checkpoint, models.build, quant.prepare)
+    check_trusted = functools.partial(models.check_trusted, trust=settings.trust)
+    model, state, trained = checkpoint.rebuild(settings.checkpoint, models.build, quant.prepare, check_trusted)
     if settings.export and not state["prepared"]:
         raise UserError(f"export: {settings.checkpoint} is a float model: nothing is quantized")
     d = config.check(config.DataSettings, trained.data.model_dump() | settings.data, "data")

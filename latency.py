@@ -7,6 +7,7 @@ python latency.py 'models=["runs/train"]' 'engines=["fbgemm","x86","onednn"]'
 """
 
 import copy
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from tqdm import tqdm
 import models
 import quant
 from setting.names import TABLES
-from utils import checkpoint, config, files, timing
+from utils import checkpoint, config, files, tensors, timing
 from utils.complexity import complexity
 from utils.environment import environment
 from utils.errors import run
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> None:
 def check(entry: str | dict[str, Any], image_size: int) -> None:
     """Refuse a model that is neither a run nor a name, before anything is built."""
     if isinstance(entry, str) and is_run(entry):
-        files.check_exists(checkpoint_of(entry))
+        tensors.check_exists(checkpoint_of(entry))
         return
     asked = model_settings(entry)
     models.check(asked.name, asked.options, image_size)
@@ -74,7 +75,7 @@ def latency(settings: config.LatencySettings) -> None:
     rows: list[dict] = []
     with tqdm(total=calls, unit="run", leave=False, disable=None) as bar:
         for entry in settings.models:
-            label, plain, prepared, image_size = build(entry, settings.image_size, settings.num_classes)
+            label, plain, prepared, image_size = build(entry, settings.image_size, settings.num_classes, settings.trust)
             bar.set_description(label)
             rows += measure(label, plain, prepared, image_size, accuracy(entry), settings, bar.update)
     report(rows, settings.repeats, environment(), folder)
@@ -91,13 +92,16 @@ def accuracy(entry: str | dict[str, Any]) -> dict[str, float]:
     return {name: score["top1"] for name, score in json.loads(summary.read_text())["accuracy"].items()}
 
 
-def build(entry: str | dict[str, Any], image_size: int, num_classes: int) -> tuple[str, nn.Module, nn.Module, int]:
+def build(
+    entry: str | dict[str, Any], image_size: int, num_classes: int, trust: bool
+) -> tuple[str, nn.Module, nn.Module, int]:
     """(label, float model, prepared model, image size). A run brings its weights, method and image size; a name gets
     random weights and 8 bits, with batch norms and ranges that fit noise."""
     eight_bits = quant.resolve(config.QuantSettings(method="ptq"))
     if isinstance(entry, str) and is_run(entry):
         path = checkpoint_of(entry)
-        prepared, state, trained = checkpoint.rebuild(path, models.build, quant.prepare)
+        check_trusted = functools.partial(models.check_trusted, trust=trust)
+        prepared, state, trained = checkpoint.rebuild(path, models.build, quant.prepare, check_trusted)
         image_size = trained.data.image_size
         plain = models.build(trained.model.name, len(state["classes"]), image_size, trained.model.options)
         checkpoint.load_weights(plain, path)
@@ -140,7 +144,7 @@ def measure(
     return [
         {"model": label, "engine": name}
         | head
-        | {"int8_mb": files.saved_megabytes(twin.stored())}
+        | {"int8_mb": tensors.megabytes(twin.stored())}
         | named("as_built_ms", times["as built"])
         | named("float_ms", times[best])
         | named("int8_ms", times[name])
@@ -166,7 +170,7 @@ def facts(plain: nn.Module, image_size: int, batch_size: int) -> dict[str, Any]:
         "macs": macs,
         "flops": 2 * macs,
         "conv_flops_32": macs_32 and 2 * macs_32,
-        "float_mb": files.saved_megabytes(plain.state_dict()),
+        "float_mb": tensors.megabytes(plain.state_dict()),
     }
 
 

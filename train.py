@@ -5,8 +5,9 @@ python train.py -c setting/cifar10_jpeg_resnet20.json run.epochs=2 data.limit=50
 python train.py --list models
 """
 
+import contextlib
 import functools
-import time
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +18,31 @@ import data
 import models
 import quant
 from setting.names import TABLES
-from utils import checkpoint, config, device, files, gradboost, loop, metrics, optim, plot, runlog, schedule, seed
+from utils import (
+    checkpoint,
+    config,
+    device,
+    files,
+    gradboost,
+    interrupt,
+    keeper,
+    loop,
+    metrics,
+    optim,
+    plot,
+    resume,
+    runlog,
+    schedule,
+    seed,
+    tensors,
+)
+from utils import ranks as processes
 from utils import sweep as sweeps
 from utils.complexity import complexity
 from utils.environment import environment
 from utils.errors import UserError, choose, run
+from utils.ranks import Ranks
+from utils.say import kept_in, quiet, say
 
 
 def main(arguments: list[str]) -> None:
@@ -38,11 +59,19 @@ def main(arguments: list[str]) -> None:
             settings = check(settings, name)
     if options.print_config:
         print(settings.model_dump_json(indent=2))
-    elif settings.sweep:
-        title = f"{settings.model.name} on {settings.data.name}: {name}"
-        sweeps.run(Path(settings.run.dir) / name, runs, train, lambda: float_score([cell for _, cell in runs]), title)
-    else:
-        train(settings)
+        return
+    with interrupt.handled(), processes.joined(device.find(settings.run.device)) as ranks:
+        if not ranks.first:
+            quiet()
+        if settings.sweep:
+            title = f"{settings.model.name} on {settings.data.name}: {name}"
+            folder = Path(settings.run.dir) / name
+            if ranks.first:
+                files.make_folder(folder.parent, "run.dir")
+            with files.locked(folder) if ranks.first else contextlib.nullcontext():
+                sweeps.run(folder, runs, train, lambda: float_score([cell for _, cell in runs]), title, ranks)
+        else:
+            train(settings, ranks)
 
 
 def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
@@ -79,48 +108,82 @@ def check_model(asked: config.ModelSettings, image_size: int, spec: config.Quant
 
 @functools.lru_cache(maxsize=1)
 def load_dataset(
-    name: str, root: str, image_size: int, limit: int | None, workers: int, val_fraction: float
+    name: str, root: str, image_size: int, limit: int | None, workers: int, val_fraction: float, on_error: str
 ) -> data.Dataset:
     """The dataset, read once for all runs of a sweep."""
-    return data.split(data.DATASETS[name](root, image_size, limit, workers), val_fraction)
+    return data.split(data.DATASETS[name](root, image_size, limit, workers, on_error=on_error), val_fraction)
 
 
-def train(settings: config.TrainSettings) -> None:
-    began, where = time.time(), device.find(settings.run.device)
-    folder = files.make_folder(Path(settings.run.dir) / settings.run.name, "run.dir")
+def train(settings: config.TrainSettings, ranks: Ranks) -> None:
+    """One run, from where its folder says. The first process alone writes into the folder, and no other program."""
+    folder = Path(settings.run.dir) / settings.run.name
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(interrupt.explained(f"stopped; the same command goes on from {folder}"))
+        begin = None
+        if ranks.first:
+            files.make_folder(folder.parent, "run.dir")
+            stack.enter_context(files.locked(folder))
+            begin = open_folder(folder, settings)
+            stack.enter_context(kept_in(folder / "run.log"))
+        begin = ranks.share(begin)
+        if begin.finished:
+            say(f"{folder} is finished; run.resume=never trains it again\n")
+            say(quant.accuracy_table(json.loads((folder / "summary.json").read_text())))
+        else:
+            train_from(begin.state, settings, folder, ranks)
+
+
+def open_folder(folder: Path, settings: config.TrainSettings) -> resume.Start:
+    """Where in the run to begin, and the folder ready for it."""
+    begin = resume.find(folder, settings)
+    if begin.finished:
+        return begin
+    if begin.state is None:
+        resume.make_room(folder)
+    files.make_folder(folder, "run.dir")
+    files.remove_parts(folder)
+    resume.bring(folder, settings.run.resume)
     (folder / "summary.json").unlink(missing_ok=True)  # until this run has one of its own
     files.write_json(folder / "config.json", settings.model_dump())
-    files.write_json(folder / "environment.json", environment())
-    generator = seed.seed_all(settings.run.seed)
+    files.write_json(folder / "environment.json", environment() | {"engine": settings.quant.engine})
+    return begin
 
-    d, q, epochs = settings.data, settings.quant, settings.run.epochs
-    dataset = load_dataset(d.name, d.root, d.image_size, d.limit, d.workers, d.val_fraction)
+
+def train_from(state: dict | None, settings: config.TrainSettings, folder: Path, ranks: Ranks) -> None:
+    """Train from a checkpoint, or from the start; then the first process converts and measures."""
+    d, q, r = settings.data, settings.quant, settings.run
+    log = runlog.RunLog(folder, r.epochs, ranks.first, r.tensorboard)
+    seed.seed_all(r.seed, r.deterministic)
+    dataset = load_dataset(d.name, d.root, d.image_size, d.limit, d.workers, d.val_fraction, d.on_error)
     batches = functools.partial(
-        data.batches, mean=dataset.mean, std=dataset.std, image_size=d.image_size, workers=d.workers
+        data.batches,
+        mean=dataset.mean,
+        std=dataset.std,
+        image_size=d.image_size,
+        workers=d.workers,
+        on_error=d.on_error,
     )
     model = models.build(settings.model.name, len(dataset.classes), d.image_size, settings.model.options)
-    if settings.model.weights:
+    if settings.model.weights and state is None:
         checkpoint.load_weights(model, settings.model.weights)
     params, macs = complexity(model, d.image_size)
-    print(
-        f"{settings.model.name}: {params:,} parameters, {macs:,} MACs; {len(dataset.train):,} training images, {where}"
-    )
-
+    say(f"{settings.model.name}: {params:,} parameters, {macs:,} MACs; {len(dataset.train):,} training images, {ranks}")
     if q.method != "float" and q.reduce_range:
-        print("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
+        say("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
 
-    log = runlog.RunLog(folder, epochs)
-    model = fit(model, settings, dataset, batches, generator, where, log)
+    model = fit(model, settings, dataset, batches, ranks, log, state)
     model = quantized(model, settings, dataset, batches)
-    kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epochs)
-    in_float = quant.ends_in_float(q, epochs)
-    if in_float:  # then every checkpoint so far is of the float net
-        files.save_tensors(folder / "last.pt", kept)
+    if not ranks.first:
+        return
+    in_float = quant.ends_in_float(q, r.epochs)
+    kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), r.epochs, {"log": log.state()})
     if log.best is not None:
-        files.save_tensors(folder / "best.pt", kept)
+        tensors.save(folder / "best.pt", kept)
+    if in_float:  # then every checkpoint so far is of the float net
+        tensors.save(folder / "last.pt", kept)
 
     test = batches(dataset.test, data.evaluation_batch(d.image_size))
-    result, layers = quant.measure(model, settings.run.engines, test, in_float)
+    result, layers = quant.measure(model, r.engines, test, in_float)
     summary = {
         "model": settings.model.name,
         "dataset": d.name,
@@ -130,15 +193,15 @@ def train(settings: config.TrainSettings) -> None:
         "engine": q.engine,
         "params": params,
         "macs": macs,
-        "epochs": epochs,
-        "seconds": time.time() - began,
+        "epochs": r.epochs,
+        "seconds": log.run_seconds(),
     }
-    files.write_json(folder / "summary.json", summary | result)
     files.write_text(folder / "layers.txt", layers)
-    title = f"{settings.model.name} on {d.name}, {q.method}"
-    plot.curves(log.rows, title, folder / "curves.png")
-    print(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
-    print(f"{len(dataset.test):,} test images; layers.txt and more in {folder}")
+    plot.curves(log.rows, f"{settings.model.name} on {d.name}, {q.method}", folder / "curves.png")
+    files.write_json(folder / "summary.json", summary | result)  # last: with it the run is finished
+    (folder / resume.PREVIOUS).unlink(missing_ok=True)
+    say(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
+    say(f"{len(dataset.test):,} test images; layers.txt and more in {folder}")
 
 
 def float_score(runs: list[config.TrainSettings]) -> dict[str, float] | None:
@@ -147,7 +210,7 @@ def float_score(runs: list[config.TrainSettings]) -> dict[str, float] | None:
     same = all(run.data == d and run.model == asked for run in runs)
     if not same or not asked.weights or any(quant.ends_in_float(run.quant, 1) and run.run.epochs for run in runs):
         return None
-    dataset = load_dataset(d.name, d.root, d.image_size, d.limit, d.workers, d.val_fraction)
+    dataset = load_dataset(d.name, d.root, d.image_size, d.limit, d.workers, d.val_fraction, d.on_error)
     model = models.build(asked.name, len(dataset.classes), d.image_size, asked.options)
     checkpoint.load_weights(model, asked.weights)
     side = data.evaluation_batch(d.image_size)
@@ -160,52 +223,99 @@ def fit(
     settings: config.TrainSettings,
     dataset: data.Dataset,
     batches: Callable,
-    generator: torch.Generator,
-    where: torch.device,
+    ranks: Ranks,
     log: runlog.RunLog,
+    state: dict | None,
 ) -> nn.Module:
     """Train: float epochs, then fake-quantized ones, under one optimizer. Returns the best epoch's model, or the last.
 
     `batches(images, batch_size, ...)` makes batches of the dataset; the best epoch is that on the validation images.
+    state: the checkpoint to go on from, or None.
     """
-    d, o, epochs, folder = settings.data, settings.optim, settings.run.epochs, log.folder
-    training = batches(dataset.train, d.batch_size, generator=generator, augment=d.augment, flip=dataset.flip)
-    held_out = dataset.val and batches(dataset.val, data.evaluation_batch(d.image_size))
-    model = model.to(where, memory_format=torch.channels_last)
+    d, o, r = settings.data, settings.optim, settings.run
+    draw = data.Draw(r.seed, d.augment, dataset.flip, ranks.rank, ranks.world)
+    training = batches(dataset.train, d.batch_size, draw=draw)
+    side = data.evaluation_batch(d.image_size)
+    held_out = dataset.val and batches(dataset.val.take(ranks.part(len(dataset.val))), side)
+    model = model.to(ranks.device, memory_format=torch.channels_last)
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
-    noise = seed.noise(settings.run.seed, where)
+    noise = seed.Noise(r.seed, ranks.rank, ranks.device)
     if o.name in optim.BOOSTED:
-        gradboost.GradBoost(optimizer, o.mode, o.clip_by, o.noise_decay, o.toss_coin, noise)
-    float_epochs = quant.METHODS[settings.quant.method].float_epochs(settings.quant, epochs)
-    in_float = quant.ends_in_float(settings.quant, epochs)
-    for epoch in range(epochs):
-        if epoch == float_epochs:
-            model = quant.prepare(model, settings.quant).to(where)
-            quant.draw_from(model, noise)
-            optim.add_learned(optimizer, quant.learned(model), o.learned_lr)
-            gradboost.end_warm_up(optimizer)
+        gradboost.GradBoost(optimizer, o.mode, o.clip_by, o.noise_decay, o.toss_coin, noise.shared)
+
+    def quantize(model: nn.Module) -> nn.Module:
+        prepared = quant.prepare(model, settings.quant).to(ranks.device)
+        quant.draw_from(prepared, noise.own)
+        optim.add_learned(optimizer, quant.learned(prepared), o.learned_lr)
+        gradboost.end_warm_up(optimizer)
+        return prepared
+
+    if state and state["prepared"]:
+        model = quantize(model)
+    at = keeper.restored(state, model, optimizer, log, ranks)
+    saves = keeper.Keeper(
+        log.folder,
+        lambda epoch, held: checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epoch, held),
+        r.checkpoint_minutes,
+        ranks,
+    )
+    float_epochs = quant.METHODS[settings.quant.method].float_epochs(settings.quant, r.epochs)
+    in_float = quant.ends_in_float(settings.quant, r.epochs)
+    spread = ranks.spread(model)
+    for epoch in range(at.epoch, r.epochs):
+        if epoch == float_epochs and not quant.is_prepared(model):
+            spread = None  # with its hooks on the parameters
+            model = quantize(model)
+            spread = ranks.spread(model)
         optim.check_covers(optimizer, model)
 
-        def set_rate(share: float, epoch: int = epoch) -> None:
-            optim.set_rate(
-                optimizer, o.lr * schedule.factor(o.schedule, epoch + share, epochs, o.warmup_epochs, o.milestones)
-            )
+        def before(step: int, epoch: int = epoch) -> None:
+            noise.at(epoch, step)
+            done = epoch + step / len(training)
+            optim.set_rate(optimizer, o.lr * schedule.factor(o.schedule, done, r.epochs, o.warmup_epochs, o.milestones))
 
-        with log.bar(len(dataset.train)) as progress:
-            bf16 = settings.run.precision == "bf16"
-            score = loop.train_epoch(
-                model, training, optimizer, set_rate, o.label_smoothing, o.clip_norm, bf16, where, progress
-            )
-        held = metrics.score(model.eval(), held_out, where) if held_out else None
-        stage = "float" if epoch < float_epochs else settings.quant.method
-        better = log.epoch(stage, score, held, optimizer.param_groups[0]["lr"], stage != "float" or in_float)
-        state = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epoch + 1)
-        files.save_tensors(folder / "last.pt", state)
-        if better:
-            files.save_tensors(folder / "best.pt", state)
+        with interrupt.listening():  # and answering after the step, or once the epoch is saved
+            with log.epoch(len(dataset.train), at.step * d.batch_size) as progress:
+                score = loop.train_epoch(
+                    spread,
+                    training.epoch(epoch, at.step),
+                    range(at.step, len(training)),
+                    epoch,
+                    optimizer,
+                    before,
+                    at.score,
+                    o.label_smoothing,
+                    o.clip_norm,
+                    r.precision == "bf16",
+                    ranks,
+                    progress,
+                    saves.due,
+                    lambda step, score, epoch=epoch: saves.keep(keeper.Position(epoch, step, score), optimizer, log),
+                )
+            ranks.agree(model.buffers())
+            held = held_out and metrics.of_all(metrics.score(model.eval(), held_out, ranks.device), ranks)
+            stage = "float" if epoch < float_epochs else settings.quant.method
+            best, total = log.best, metrics.of_all(score, ranks)
+            better = log.record(stage, total, held, optimizer.param_groups[0]["lr"], stage != "float" or in_float)
+            if better and not saves.keep_best(epoch + 1, log):
+                log.best = best
+            at = keeper.Position(epoch + 1)
+            saves.keep(at, optimizer, log)
+    saves.settle()
+    log.best = ranks.share(log.best)
     if log.best is not None:
-        checkpoint.restore(model, checkpoint.load(str(folder / "best.pt"))[0], str(folder / "best.pt"))
+        model = load_best(model, log.folder, settings.quant, ranks)
     return model.cpu().eval()
+
+
+def load_best(model: nn.Module, folder: Path, spec: config.QuantSettings, ranks: Ranks) -> nn.Module:
+    """The model with the weights of best.pt; prepared if that was."""
+    path = str(folder / "best.pt")
+    state = ranks.share(checkpoint.load(path)[0] if ranks.first else None)
+    if state["prepared"] and not quant.is_prepared(model):
+        model = quant.prepare(model, spec)
+    checkpoint.restore(model, state, path)
+    return model
 
 
 def quantized(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, batches: Callable) -> nn.Module:

@@ -1,11 +1,18 @@
 """Batches for the net: float32 [B, 3, H, W], channels_last, normalised.
 
-Images in memory are cropped, flipped and normalised a whole batch at a time, by one gather with a seeded generator;
-there is no Python per image. Files go through a DataLoader with torchvision's transforms.
+Training batches are drawn: which images, their crops and mirrorings are a function of the seed, the epoch and the step
+alone, whatever came before and however many processes and workers there are. So a run goes on in the middle of an
+epoch as if it had never stopped. Without a draw, images come in order and as they are.
+
+Images in memory are cropped, flipped and normalised a whole batch at a time, by one gather; there is no Python per
+image. Files go through a DataLoader with torchvision's transforms.
 """
 
-import math
+import contextlib
+import signal
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,98 +20,190 @@ from torch import Tensor
 from data.folders import open_image, square
 from data.images import Files, Images
 from utils.errors import UserError
+from utils.say import say
+from utils.seed import mixed
 
 PAD = 4
+RETRIES = 3
 
 
-class MemoryBatches:
-    """Iterate (images, labels) over Images. With a generator: shuffled, and augmented if asked; else in order.
+@dataclass(frozen=True)
+class Draw:
+    """How training batches are drawn. Process `rank` of `world` takes its share of every batch."""
 
-    A last training batch of a single image is left out: batch norm has no statistics of one.
-    Crops are taken at random from the image padded by 4 black pixels on each side; flips with probability 1/2.
+    seed: int
+    augment: bool = False
+    flip: bool = False
+    rank: int = 0
+    world: int = 1
+
+    def generator(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed(mixed(self.seed, epoch))
+
+
+class Batches:
+    """Iterate (images, labels): `epoch(number, first)` from step `first` on; iter() is the first epoch.
+
+    A last training batch that would leave a process fewer than two images is left out: batch norm has no statistics of
+    one. Raises UserError where a batch has fewer images than there are processes.
     """
 
-    def __init__(self, images: Images, batch_size: int, mean, std, generator=None, augment=False, flip=False):
-        self.images, self.batch_size, self.generator = images, batch_size, generator
-        self.augment, self.flip = augment, flip
-        self.pixels = torch.nn.functional.pad(images.pixels, (0, 0, PAD, PAD, PAD, PAD)) if augment else images.pixels
+    def __init__(self, images: Images | Files, batch_size: int, draw: Draw | None):
+        self.images, self.batch_size, self.draw = images, batch_size, draw
+        if draw and batch_size < draw.world:
+            raise UserError(f"data.batch_size: {batch_size} images for {draw.world} processes")
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.images), self.batch_size)
+        least = 1 if self.draw is None else min(2 * self.draw.world, self.batch_size)
+        return whole + (rest >= least or (rest > 0 and whole == 0))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.epoch(0)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self.images)
+        if self.draw is None:
+            yield from self.read([*torch.arange(n).split(self.batch_size)][first:], None)
+            return
+        generator = self.draw.generator(number)
+        steps = torch.randperm(n, generator=generator).split(self.batch_size)[first : len(self)]
+        yield from self.read([step[self.draw.rank :: self.draw.world] for step in steps], generator)
+
+    def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of these indexes; `generator` gives what the epoch draws beside its order."""
+        raise NotImplementedError
+
+
+class MemoryBatches(Batches):
+    """Of Images. Augmented: a random crop of the image padded by 4 black pixels on each side, half of them mirrored."""
+
+    def __init__(self, images: Images, batch_size: int, mean, std, draw: Draw | None = None):
+        super().__init__(images, batch_size, draw)
+        pixels, self.augment = images.pixels, bool(draw and draw.augment)
+        self.pixels = torch.nn.functional.pad(pixels, (0, 0, PAD, PAD, PAD, PAD)) if self.augment else pixels
         self.scale = 1 / (255 * torch.tensor(std))
         self.shift = -torch.tensor(mean) / torch.tensor(std)
 
-    def __len__(self) -> int:
-        return math.ceil(self._count() / self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.images)
-        order = torch.arange(n) if self.generator is None else torch.randperm(n, generator=self.generator)
-        for index in order[: self._count()].split(self.batch_size):
-            taken = self._crop(index) if self.augment else self.pixels[index]
+        if self.augment:
+            corners = torch.randint(0, 2 * PAD + 1, (2, n), generator=generator)
+            mirrored = torch.rand(n, generator=generator) < (0.5 if self.draw.flip else 0.0)
+        for index in steps:
+            taken = self._crop(index, corners[:, index], mirrored[index]) if self.augment else self.pixels[index]
             values = taken.float().mul_(self.scale).add_(self.shift)
             yield values.permute(0, 3, 1, 2), self.images.labels[index]
 
-    def _count(self) -> int:
-        n = len(self.images)
-        return n - _single_last(n, self.batch_size) if self.generator is not None else n
-
-    def _crop(self, index: Tensor) -> Tensor:
-        size = self.images.pixels.shape[1]
-        top, left = torch.randint(0, 2 * PAD + 1, (2, len(index), 1), generator=self.generator)
-        rows, columns = top + torch.arange(size), torch.arange(size).expand(len(index), -1)
-        if self.flip:
-            mirrored = torch.rand(len(index), 1, generator=self.generator) < 0.5
-            columns = torch.where(mirrored, size - 1 - columns, columns)
-        columns = left + columns
+    def _crop(self, index: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:
+        size = torch.arange(self.images.pixels.shape[1])
+        rows = corners[0, :, None] + size
+        columns = corners[1, :, None] + torch.where(mirrored[:, None], len(size) - 1 - size, size)
         return self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def _single_last(images: int, batch_size: int) -> bool:
-    return images > batch_size > 1 and images % batch_size == 1
+class FileBatches(Batches):
+    """Of Files: random resized crops to train, else the centre of 8/7 of the size.
+
+    At 224 that is ImageNet's Resize(256) and CenterCrop(224). on_error: an unreadable image is named, and "skip" goes
+    on without it. Where a worker process dies, others take its place.
+    """
+
+    def __init__(
+        self, files: Files, batch_size, mean, std, image_size, workers, draw: Draw | None = None, on_error="fail"
+    ):
+        from torchvision.transforms import v2  # here: seconds to import, and images in memory do without
+
+        super().__init__(files, batch_size, draw)
+        augment = bool(draw and draw.augment)
+        crop = [v2.RandomResizedCrop(image_size)] if augment else [v2.CenterCrop(image_size)]
+        mirror = [v2.RandomHorizontalFlip()] if augment and draw.flip else []
+        pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+        side = None if augment else evaluation_side(image_size)
+        self.decoded = _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels]), on_error == "skip")
+        self.workers, self.named = workers, set()
+
+    def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
+        n = len(self.images)
+        seeds = torch.zeros(n, dtype=torch.int64)
+        if generator is not None:
+            seeds = torch.randint(2**31, (n,), generator=generator)
+        left = [[*zip(step.tolist(), seeds[step].tolist(), strict=True)] for step in steps]
+        for _ in range(RETRIES + 1):
+            try:
+                for images, labels, unreadable in self._load(left):
+                    left = left[1:]
+                    self._name(unreadable)
+                    yield images.contiguous(memory_format=torch.channels_last), labels
+                return
+            except UserError as error:  # a worker's, wrapped in its traceback
+                raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
+            except (RuntimeError, OSError, EOFError) as error:  # the last two: its socket is gone
+                known = not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
+                if not known or not self.workers:
+                    raise
+                say(f"a data worker died ({str(error).partition('.')[0]}); others take its place")
+        raise UserError(f"data.workers: workers died {RETRIES + 1} times; out of memory? data.workers=0 does without")
+
+    def _load(self, steps: list[list[tuple[int, int]]]) -> Iterator:
+        with _quiet_children():
+            loader = torch.utils.data.DataLoader(
+                self.decoded, batch_sampler=steps, num_workers=self.workers, collate_fn=_gathered
+            )
+            return iter(loader)
+
+    def _name(self, unreadable: list[str]) -> None:
+        for line in unreadable:
+            if line not in self.named:
+                self.named.add(line)
+                say(f"left out: {line}")
 
 
 class _Decoded(torch.utils.data.Dataset):
-    def __init__(self, files: Files, side: int | None, transform):
-        self.files, self.side, self.transform = files, side, transform
+    """Images by (index, seed of its augmentation); an unreadable one is an error, or a line."""
+
+    def __init__(self, files: Files, side: int | None, transform, skip: bool):
+        self.files, self.side, self.transform, self.skip = files, side, transform, skip
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        image = open_image(self.files.paths[i])
-        image = image if self.side is None else square(image, self.side)
-        return self.transform(image), int(self.files.labels[i])
-
-
-class FileBatches:
-    """Iterate (images, labels) over Files: random resized crops to train, else the centre of 8/7 of the size.
-
-    At 224 that is ImageNet's Resize(256) and CenterCrop(224).
-    """
-
-    def __init__(self, files, batch_size, mean, std, image_size, workers, generator=None, augment=False, flip=False):
-        from torchvision.transforms import v2  # here: seconds to import, and images in memory do without
-
-        crop = [v2.RandomResizedCrop(image_size)] if augment else [v2.CenterCrop(image_size)]
-        mirror = [v2.RandomHorizontalFlip()] if augment and flip else []
-        pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-        side = None if augment else evaluation_side(image_size)
-        self.loader = torch.utils.data.DataLoader(
-            _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels])),
-            batch_size,
-            shuffle=generator is not None,
-            drop_last=generator is not None and _single_last(len(files), batch_size),
-            num_workers=workers,
-            generator=generator,
-        )
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
+        i, seed = key
         try:
-            for images, labels in self.loader:
-                yield images.contiguous(memory_format=torch.channels_last), labels
-        except UserError as error:  # a worker's, wrapped in its traceback
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
+            image = open_image(self.files.paths[i])
+        except UserError as error:
+            if self.skip:
+                return str(error)
+            raise
+        image = image if self.side is None else square(image, self.side)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.transform(image), int(self.files.labels[i])
+
+
+def _gathered(samples: list) -> tuple[Tensor, Tensor, list[str]]:
+    unreadable = [sample for sample in samples if isinstance(sample, str)]
+    images = [sample for sample in samples if not isinstance(sample, str)]
+    if not images:
+        raise UserError(f"{unreadable[0]}, and no other image of its batch is")
+    return torch.stack([x for x, _ in images]), torch.tensor([y for _, y in images]), unreadable
+
+
+@contextlib.contextmanager
+def _quiet_children() -> Iterator[None]:
+    """Keep DataLoader's handler of SIGCHLD off: it raises wherever the main process happens to be, in a step, say.
+
+    Without it a dead worker is found when its batch is asked for.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def evaluation_side(image_size: int) -> int:
@@ -117,8 +216,10 @@ def evaluation_batch(image_size: int) -> int:
     return max(16, min(512, 2**21 // image_size**2))
 
 
-def batches(images, batch_size, mean, std, image_size, workers, generator=None, augment=False, flip=False):
+def batches(
+    images: Images | Files, batch_size, mean, std, image_size, workers, draw: Draw | None = None, on_error="fail"
+):
     """The batches of Images or Files; see the two classes."""
     if isinstance(images, Images):
-        return MemoryBatches(images, batch_size, mean, std, generator, augment, flip)
-    return FileBatches(images, batch_size, mean, std, image_size, workers, generator, augment, flip)
+        return MemoryBatches(images, batch_size, mean, std, draw)
+    return FileBatches(images, batch_size, mean, std, image_size, workers, draw, on_error)

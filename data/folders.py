@@ -9,16 +9,18 @@ from pathlib import Path
 import numpy
 import torch
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from data.images import IMAGENET_MEAN, IMAGENET_STD, Dataset, Files, Images, first, statistics
 from utils.errors import UserError
+from utils.say import say, tracked
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif"}
 MEMORY_BYTES = 2**31
 
 
-def imagefolder(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+def imagefolder(
+    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+) -> Dataset:
     """One's own images: root/train/<class>/* and root/test/<class>/* (or val/).
 
     Kept in memory when they fit in 2 GB at image_size; else decoded a batch at a time.
@@ -30,12 +32,14 @@ def imagefolder(root: str, image_size: int, limit: int | None, workers: int, tra
     parts = [first(part, limit) for part in (every if train else every[-1:])]
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if fits:
-        parts = [_decode(part, image_size, workers) for part in parts]
+        parts = [_decode(part, image_size, workers, on_error == "skip") for part in parts]
         mean, std = statistics(parts[0].pixels)
     return Dataset(parts[0] if train else None, parts[-1], classes, mean, std, flip=True)
 
 
-def imagenet(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+def imagenet(
+    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+) -> Dataset:
     """ImageNet-1K: root/train/<wnid>/* and root/val/<wnid>/*, or the ILSVRC2015 archive as it unpacks.
 
     That has root/Data/CLS-LOC/train/<wnid>/* and all validation images in root/Data/CLS-LOC/val, with their classes in
@@ -143,14 +147,22 @@ def _named(root: Path, wnids: list[str]) -> list[str]:
     return [names.get(wnid, wnid) for wnid in wnids]
 
 
-def _decode(files: Files, image_size: int, workers: int) -> Images:
+def _decode(files: Files, image_size: int, workers: int, skip: bool) -> Images:
+    """All images in memory. skip: those that cannot be read are named and left out."""
     pixels = numpy.empty((len(files), image_size, image_size, 3), dtype=numpy.uint8)
 
-    def fill(i: int) -> None:
-        pixels[i] = square(open_image(files.paths[i]), image_size)
+    def fill(i: int) -> str | None:
+        try:
+            pixels[i] = square(open_image(files.paths[i]), image_size)
+        except UserError as error:
+            if not skip:
+                raise
+            return str(error)
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         done = pool.map(fill, range(len(files)))
-        for _ in tqdm(done, total=len(files), desc="decoding", unit="image", leave=False, disable=None):
-            pass
-    return Images(torch.from_numpy(pixels), files.labels)
+        unreadable = {i: line for i, line in enumerate(tracked(done, len(files), "decoding", "image")) if line}
+    for line in unreadable.values():
+        say(f"left out: {line}")
+    every = Images(torch.from_numpy(pixels), files.labels)
+    return every.take(torch.tensor([i for i in range(len(files)) if i not in unreadable])) if unreadable else every

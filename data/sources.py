@@ -1,6 +1,7 @@
-"""Where images come from. A loader takes (root, image_size, limit, workers, train) and returns a Dataset.
+"""Where images come from. A loader takes (root, image_size, limit, workers, train, on_error) and returns a Dataset.
 
-train=False leaves the training images alone: to measure, the test images are enough.
+train=False leaves the training images alone: to measure, the test images are enough. on_error: what becomes of an image
+file that cannot be read, fail or skip.
 """
 
 import contextlib
@@ -16,7 +17,9 @@ from data.images import Dataset, Images, first, statistics
 from utils.errors import UserError
 
 
-def digits(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+def digits(
+    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+) -> Dataset:
     """1,797 real handwritten digits of 8 x 8 (scikit-learn's, no file needed): 1,437 to train, 360 to test."""
     from sklearn.datasets import load_digits  # here: seconds to import, and only this needs it
 
@@ -30,7 +33,9 @@ def digits(root: str, image_size: int, limit: int | None, workers: int, train: b
     return Dataset(training if train else None, test, [str(i) for i in range(10)], mean, std, flip=False)
 
 
-def fake(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+def fake(
+    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+) -> Dataset:
     """Seeded noise over a colour and a brightness gradient per class: learnable, for trials and tests."""
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand(10, 1, 1, 3, generator=generator)
@@ -49,7 +54,9 @@ def fake(root: str, image_size: int, limit: int | None, workers: int, train: boo
     return Dataset(training if train else None, test, classes, (0.5,) * 3, (0.25,) * 3, flip=True)
 
 
-def cifar10(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+def cifar10(
+    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+) -> Dataset:
     """CIFAR-10: 50,000 and 10,000 images of 32 x 32."""
     from torchvision.datasets import CIFAR10  # here: seconds to import, and only this needs it
 
@@ -58,7 +65,9 @@ def cifar10(root: str, image_size: int, limit: int | None, workers: int, train: 
     return _dataset(images, train, parts[0].classes, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), flip=True)
 
 
-def cifar100(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+def cifar100(
+    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+) -> Dataset:
     """CIFAR-100: as CIFAR-10, with 100 classes."""
     from torchvision.datasets import CIFAR100
 
@@ -67,7 +76,9 @@ def cifar100(root: str, image_size: int, limit: int | None, workers: int, train:
     return _dataset(images, train, parts[0].classes, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), flip=True)
 
 
-def svhn(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+def svhn(
+    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+) -> Dataset:
     """Street View House Numbers, cropped: 73,257 and 26,032 digits of 32 x 32. Not mirrored: digits are not."""
     from torchvision.datasets import SVHN
 
@@ -80,7 +91,9 @@ def svhn(root: str, image_size: int, limit: int | None, workers: int, train: boo
     return _dataset(images, train, classes, (0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197), flip=False)
 
 
-def fashion_mnist(root: str, image_size: int, limit: int | None, workers: int, train: bool = True) -> Dataset:
+def fashion_mnist(
+    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+) -> Dataset:
     """Fashion-MNIST: 60,000 and 10,000 grey images of 28 x 28, shown to the net as RGB."""
     from torchvision.datasets import FashionMNIST
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from models.alexnet import alexnet
-from models.external import build_external, check_output, factory, is_external
+from models.external import build_external, check_output, check_trusted, factory, is_external
 from models.mobilenet import ACTIVATIONS, mobilenet_v2, mobilenet_v2_projected
 from models.mobilenet_v3 import (
     mobilenet_v3_large,
@@ -117,4 +117,4 @@ def _form(row: Row, options: dict[str, Any], image_size: int) -> str:
     return form
 
 
-__all__ = ["MODELS", "Row", "build", "check", "check_output", "is_external"]
+__all__ = ["MODELS", "Row", "build", "check", "check_output", "check_trusted", "is_external"]

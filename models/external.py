@@ -9,11 +9,13 @@ imported and called.
 """
 
 import importlib
+import importlib.util
 import inspect
 import os
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +32,35 @@ def factory(name: str) -> Callable[..., nn.Module]:
     """The function behind a name with a colon. Raises UserError if there is none."""
     source, _, member = name.partition(":")
     return SOURCES.get(source, lambda member: _own(source, member))(member)
+
+
+def check_trusted(name: str, trust: bool) -> None:
+    """Raise UserError where a file, not the user, names a function that is neither a model of a table nor one's own.
+
+    Of Python's, installed or this program's packages any function could be called, with any arguments, before it turns
+    out that it is no model.
+    """
+    source, _, _ = name.partition(":")
+    if trust or not is_external(name) or source in SOURCES or _is_own(source.partition(".")[0]):
+        return
+    raise UserError(f"the checkpoint would call {name} as its model's factory; trust=true, if it comes from a friend")
+
+
+def _is_own(package: str) -> bool:
+    _look_beside()
+    if not package.isidentifier() or package in sys.stdlib_module_names:
+        return False
+    found = importlib.util.find_spec(package)
+    places = [Path(place) for place in (found.submodule_search_locations or [found.origin or "/"])] if found else []
+    house = Path(__file__).parent.parent
+    programs = package != Path(__file__).parent.name and any(place.parent == house for place in places)
+    return not programs and not any("-packages" in part for place in places for part in place.parts)
+
+
+def _look_beside() -> None:
+    """Modules beside the setting are found from wherever the scripts lie."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def build_external(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
@@ -87,8 +118,7 @@ def _timm(member: str) -> Callable[..., nn.Module]:
 
 
 def _own(source: str, member: str) -> Callable[..., nn.Module]:
-    if os.getcwd() not in sys.path:  # modules beside the setting are found from wherever the scripts lie
-        sys.path.insert(0, os.getcwd())
+    _look_beside()
     try:
         module = importlib.import_module(source)
     except Exception as error:

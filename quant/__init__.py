@@ -5,11 +5,10 @@ A new method is one file and a row in METHODS.
 
 import fnmatch
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import fx, nn
-from tqdm import tqdm
 
 from quant import dorefa, lsq, pact, ptq, statassist
 from quant.calibrate import calibrate, set_enabled
@@ -30,6 +29,7 @@ from quant.trace import trace
 from quant.verify import exact_in_int8
 from utils.config import QuantSettings
 from utils.errors import UserError, choose, nearest
+from utils.say import tracked
 
 METHODS: dict[str, Method] = {
     "float": FLOAT,
@@ -158,13 +158,13 @@ def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
     return _convert(prepared, engine(engine_name))
 
 
-def measure(model: nn.Module, engine_names: list[str], batches: Iterable, with_float: bool) -> tuple[dict, str]:
+def measure(model: nn.Module, engine_names: list[str], batches: Collection, with_float: bool) -> tuple[dict, str]:
     """Convert a model to each engine and compare them all over (images, labels) batches, with a progress bar.
 
     Returns the result of quant/compare.py and the layer tables of the engines as text; a float model has neither.
     """
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
-    result = compare(model, engines, tqdm(batches, "measuring", leave=False, disable=None), with_float)
+    result = compare(model, engines, tracked(batches, len(batches), "measuring", "batch"), with_float)
     tables = [f"{report_line(model, twin)}\n\n{report_table(model, twin)}\n" for twin in engines.values()]
     return result, "\n".join(tables) if tables else "float: nothing is quantized\n"
 

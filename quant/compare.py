@@ -10,7 +10,7 @@ from quant.convert import IntegerModel
 from quant.layers import QuantLayer
 from quant.prepare import quantizers
 from quant.quantizer import Quantizer
-from utils.files import saved_megabytes
+from utils import tensors
 from utils.metrics import Score
 from utils.table import text_table
 
@@ -47,8 +47,8 @@ def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches:
         "accuracy": {name: score.summary() for name, score in scores.items()},
         "agreement": {name: 100 * count / images_seen for name, count in same.items()},
         "bit_equal": {name: 100 * count / images_seen for name, count in equal.items()},
-        "size_mb": {"float": saved_megabytes(float_state(prepared))}
-        | {name: saved_megabytes(model.stored()) for name, model in engines.items()},
+        "size_mb": {"float": tensors.megabytes(float_state(prepared))}
+        | {name: tensors.megabytes(model.stored()) for name, model in engines.items()},
         "size_mb_at_bits": megabytes_at_bits(prepared),
     }
 

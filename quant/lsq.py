@@ -31,8 +31,8 @@ class LearnedStep(StartedQuantizer):
     """s: fp32 [] or [channels] (a weight's, on axis 0)."""
 
     def __init__(self, bits: int, Q_N: int, Q_P: int, weight: bool, channels: int | None, init: str):
-        super().__init__(bits, started=False)
-        self.Q_N, self.Q_P, self.weight, self.init = Q_N, Q_P, weight, init
+        super().__init__(bits, started=False, weight=weight)
+        self.Q_N, self.Q_P, self.init = Q_N, Q_P, init
         self.s = torch.nn.Parameter(torch.ones(() if channels is None else (channels,)))
 
     def forward(self, v: Tensor) -> Tensor:

@@ -15,13 +15,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from utils import ranks
+
 SAMPLE = 2**17
 Range = tuple[Tensor, Tensor]
 
 
 def extremes(x: Tensor, like: Tensor) -> Range:
-    """Least and greatest value: of all x for a scalar range, of each row for a range a channel."""
-    return torch.aminmax(x, dim=1) if like.ndim else torch.aminmax(x)
+    """Least and greatest value: of all x, in all processes, for a scalar range, of each row for a range a channel."""
+    return torch.aminmax(x, dim=1) if like.ndim else ranks.extremes(*torch.aminmax(x))
 
 
 class MinMax:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from quant.elementwise import fake_quantize
 from quant.grid import Grid
 from quant.observers import OBSERVERS
+from utils import ranks
 
 TINY = 2.0**-24
 
@@ -66,11 +67,13 @@ class Quantizer(nn.Module):
 class StartedQuantizer(Quantizer):
     """One whose range has its first value from the first batch, once, in place, and never in eval.
 
-    `started`, a buffer, says whether it has; a subclass sets the value in `start(x)`, x detached and fp32.
+    `started`, a buffer, says whether it has; a subclass sets the value in `start(x)`, x detached and fp32. That is the
+    first batch of all processes together; a weight is the same in each.
     """
 
-    def __init__(self, bits: int, started: bool):
+    def __init__(self, bits: int, started: bool, weight: bool = False):
         super().__init__(bits)
+        self.weight = weight
         self.register_buffer("started", torch.tensor(started))
 
     def start(self, x: Tensor) -> None:
@@ -82,7 +85,8 @@ class StartedQuantizer(Quantizer):
             return
         every = self.joined(x)
         if every is not None:
-            self.start(every.float())
+            every = every.float()
+            self.start(every if self.weight else ranks.gathered(every))
             self.started.fill_(True)
 
     def ready(self) -> bool:

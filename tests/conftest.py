@@ -29,7 +29,7 @@ def seeded():
 def digits32():
     """All real digits at 32 x 32: (training batches of 128, the 360 test images, their labels)."""
     dataset = data.DATASETS["digits"]("", 32, None, 0)
-    batches = data.batches(dataset.train, 128, dataset.mean, dataset.std, 32, 0, torch.Generator().manual_seed(0))
+    batches = data.batches(dataset.train, 128, dataset.mean, dataset.std, 32, 0, data.Draw(seed=0))
     images, labels = next(iter(data.batches(dataset.test, 360, dataset.mean, dataset.std, 32, 0)))
     return batches, images, labels
 

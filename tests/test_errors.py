@@ -165,7 +165,7 @@ MISTAKES = {
     "a file for a folder": (
         "train",
         ["run.dir={folder}/list.json"],
-        "run.dir: {folder}/list.json/train cannot be a folder",
+        "run.dir: {folder}/list.json cannot be a folder",
     ),
     "a file for a folder of latency": (
         "latency",

@@ -48,6 +48,7 @@ def test_a_run_leaves_its_files(trained):
         "best.pt",
         "summary.json",
         "layers.txt",
+        "run.log",
     }
     summary = json.loads((folder / "summary.json").read_text())
     assert set(summary["accuracy"]) == {"fake_quant", "reference", "fbgemm"}

@@ -1,10 +1,13 @@
 """Checkpoints: the trained float or fake-quant state and the setting that made it, never only an integer model.
 
-    format      2 (1 had no operators without weights of its own)
+    format      3 (1 had no operators without weights of its own, 2 no checksum)
     settings    the resolved setting, as JSON-able values
     prepared    whether `model` is the state of a prepared model, or still of the float one
-    classes, mean, std, epoch
-    model       the state dict
+    classes, mean, std
+    epoch       how many are done
+    model       the state dict, quantizers' ranges and flags among it
+    training    while a run trains: its optimizer, the step within the epoch, what was counted so far; else None
+    checksum    of all that
 
 Integer models are rebuilt from it, for whichever engine, so that no torch upgrade strands a file.
 """
@@ -13,14 +16,17 @@ from collections.abc import Callable
 
 from torch import nn
 
-from utils import files
+from utils import tensors
 from utils.config import TrainSettings, check
 from utils.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
+KEYS = {"settings": dict, "prepared": bool, "classes": list, "mean": list, "std": list, "epoch": int, "model": dict}
 
 
-def pack(model: nn.Module, settings: TrainSettings, dataset, prepared: bool, epoch: int) -> dict:
+def pack(
+    model: nn.Module, settings: TrainSettings, dataset, prepared: bool, epoch: int, training: dict | None = None
+) -> dict:
     """What a checkpoint holds. `dataset` gives class names and normalisation."""
     return {
         "format": FORMAT,
@@ -31,24 +37,37 @@ def pack(model: nn.Module, settings: TrainSettings, dataset, prepared: bool, epo
         "std": list(dataset.std),
         "epoch": epoch,
         "model": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "training": training,
     }
 
 
 def load(path: str) -> tuple[dict, TrainSettings]:
     """A checkpoint and its setting. Raises UserError if it is not one that this version reads."""
-    state = files.load_tensors(path)
-    if state.get("format") != FORMAT:
-        old = " written by an older version: train again" if state.get("format") == 1 else ""
-        raise UserError(f"{path}: not a checkpoint of train.py, format {FORMAT} (it says {state.get('format')}){old}")
+    state = tensors.load(path)
+    found = state.get("format")
+    if found != FORMAT:
+        old = " written by an older version: train again" if found in range(1, FORMAT) else ""
+        raise UserError(f"{path}: not a checkpoint of train.py, format {FORMAT} (it says {str(found)[:20]}){old}")
+    _check_keys(path, state)
     return state, check(TrainSettings, state["settings"], path)
 
 
-def rebuild(path: str, build: Callable, prepare: Callable) -> tuple[nn.Module, dict, TrainSettings]:
+def _check_keys(path: str, state: dict) -> None:
+    for key, kind in KEYS.items():
+        if not isinstance(state.get(key), kind):
+            raise UserError(f"{path}: not a checkpoint of train.py: {key} is a {type(state.get(key)).__name__}")
+
+
+def rebuild(
+    path: str, build: Callable, prepare: Callable, check_trusted: Callable[[str], None]
+) -> tuple[nn.Module, dict, TrainSettings]:
     """The model of a checkpoint, with the checkpoint and its setting: prepared if training got that far, else float.
 
-    build, prepare: models.build and quant.prepare.
+    build, prepare: models.build and quant.prepare; check_trusted(model's name) raises UserError for a name that a file
+    may not call.
     """
     state, trained = load(path)
+    check_trusted(trained.model.name)
     model = build(trained.model.name, len(state["classes"]), trained.data.image_size, trained.model.options)
     if state["prepared"]:
         model = prepare(model, trained.quant)
@@ -62,10 +81,10 @@ def load_weights(model: nn.Module, path: str) -> None:
     Quantizer state is left out. Raises UserError if the names or shapes do not fit.
     """
     state, wanted = check_weights(model, path), model.state_dict()
-    wrong = [name for name in wanted if wanted[name].shape != state[name].shape]
+    wrong = [name for name in wanted if wanted[name].shape != getattr(state[name], "shape", None)]
     if wrong:
         name = wrong[0]
-        shapes = f"{tuple(state[name].shape)} there, {tuple(wanted[name].shape)} here"
+        shapes = f"{tuple(getattr(state[name], 'shape', ()))} there, {tuple(wanted[name].shape)} here"
         raise UserError(f"{path}: not weights of this model: {name} is {shapes} ({len(wrong)} do not fit)")
     model.load_state_dict({name: state[name] for name in wanted})
 
@@ -75,9 +94,11 @@ def check_weights(model: nn.Module, path: str, name: str | None = None) -> dict:
 
     name: the model's; a checkpoint of another is refused. Raises UserError.
     """
-    found = files.load_tensors(path)
+    found = tensors.load(path)
     ours = "model" in found and "format" in found
-    trained = found["settings"]["model"]["name"] if ours else name
+    if ours:
+        _check_keys(path, found)
+    trained = check(TrainSettings, found["settings"], path).model.name if ours else name
     if name is not None and trained != name:
         raise UserError(f"{path}: a checkpoint of {trained}, not of {name}")
     state = found["model"] if ours else found
@@ -94,5 +115,5 @@ def restore(model: nn.Module, state: dict, path: str) -> None:
     """Load a checkpoint's state into the model its setting builds. Raises UserError if they do not fit."""
     try:
         model.load_state_dict(state["model"])
-    except RuntimeError as error:
+    except Exception as error:  # names, shapes, and whatever else may be in the file
         raise UserError(f"{path}: does not fit the model it names ({' '.join(str(error).split())[:160]})") from None

@@ -35,6 +35,16 @@ def _bits(value: int) -> int:
 Bits = Annotated[int, AfterValidator(_bits), WithJsonSchema({"type": "integer", "enum": [*range(1, 9), 32]})]
 
 
+def _run_name(value: str) -> str:
+    parts = value.split("/")
+    if not all(re.fullmatch(r"[\w.=,+ -]+", part) and part.strip(". ") for part in parts):
+        raise ValueError("a name is letters, digits and . = , + - _, with / between folders")
+    return value
+
+
+RunName = Annotated[str, AfterValidator(_run_name)]
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -47,13 +57,15 @@ class DataSettings(Section):
     image_size: int = Field(32, ge=8, le=1024)
     """Side of the square images that the model sees, in pixels."""
     batch_size: int = Field(128, ge=1)
-    """Images a training step. Evaluation takes its own batches."""
+    """Images a training step, of all processes together. Evaluation takes its own batches."""
     workers: int = Field(2, ge=0)
     """Threads (images kept in memory) or processes (large images) that decode image files."""
     augment: bool = True
     """Random crop and, where the dataset allows it, horizontal flip of the training images."""
     limit: int | None = Field(None, ge=1)
     """Take only this many images (of a fixed shuffle) of the training and of the test set, for trials."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """An image file that cannot be read: it is named, and the run ends, or goes on without it."""
     val_fraction: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the training images held out to choose best.pt by. 0: no best.pt; the test set never chooses."""
 
@@ -174,8 +186,16 @@ class RunSettings(Section):
     """Where training runs, as torch names it; auto: an accelerator if there is one. Integer engines run on the CPU."""
     dir: str = "runs"
     """Folder of all runs."""
-    name: str | None = None
+    name: RunName | None = None
     """This run's folder; null: the name of the setting file."""
+    resume: str = "auto"
+    """auto: go on with an interrupted run of this name and setting; never: begin anew; else a checkpoint to take up."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """Minutes between checkpoints within an epoch; there is one at each epoch's end anyway."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, on accelerators too. CPUs do so anyway."""
+    tensorboard: bool = False
+    """Event files for TensorBoard, too (pip install tensorboard)."""
     engines: list[str] | None = None
     """Engines measured when training ends; null: quant.engine alone."""
 
@@ -210,6 +230,8 @@ class EvaluateSettings(Section):
     in .onnx; null: none."""
     data: dict[str, Any] = {}
     """Keys of the data section laid over the run's own, to measure on other images."""
+    trust: bool = False
+    """Let the checkpoint call the function of an installed package that it names as its model's factory."""
 
 
 class LatencySettings(Section):
@@ -235,9 +257,13 @@ class LatencySettings(Section):
     """Timed calls of each model."""
     dir: str = "runs/latency"
     """Folder of the tables and the picture."""
+    trust: bool = False
+    """Let a checkpoint call the function of an installed package that it names as its model's factory."""
 
 
 S = TypeVar("S", bound=BaseModel)
+LARGEST, DEEPEST = 2**20, 32
+"""Bytes of a setting file, and brackets within brackets."""
 
 
 def parser(description: str, default: str, choices: Iterable[str]) -> argparse.ArgumentParser:
@@ -292,7 +318,9 @@ def vary(settings: S, overrides: dict[str, Any], source: str) -> S:
 
 def _read(path: str) -> dict:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if Path(path).stat().st_size > LARGEST:
+            raise UserError(f"{path}: larger than a setting can be ({LARGEST / 1e6:.0f} MB)")
+        values = _parsed(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         beside = [str(p) for p in Path(path).parent.glob("*.json")] if Path(path).parent.is_dir() else []
         hint = nearest(path, beside)
@@ -305,14 +333,42 @@ def _read(path: str) -> dict:
     return values
 
 
+def _parsed(text: str) -> Any:
+    """JSON, strictly: no NaN, nothing twice, and no deeper than a setting can be. Raises ValueError."""
+    depth = 0
+    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket, 0)
+        if depth > DEEPEST:
+            raise ValueError(f"more than {DEEPEST} brackets deep")
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
+
+
+def _finite(text: str) -> float:
+    return float(text) if abs(float(text)) < float("inf") else _refuse(text)
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is not a number")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in names if names.count(key) > 1)} is there twice")
+    return found
+
+
 def _json_or_text(value: str) -> Any:
     try:
-        return json.loads(value)
+        return _parsed(value)
     except ValueError:
         return value
 
 
 def _lay(values: dict, keys: list[str], value: Any, where: str) -> None:
+    if len(keys) > DEEPEST:
+        raise UserError(f"{where[:80]} ...: more than {DEEPEST} keys deep")
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):

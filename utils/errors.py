@@ -1,11 +1,15 @@
 """A user's mistake is one clear line and exit code 2; a bug keeps its traceback."""
 
 import difflib
+import errno
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -30,12 +34,23 @@ def choose(table: Mapping[str, T], name: str, where: str, others: str = "") -> T
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call main(arguments); turn a UserError into one line on stderr and exit code 2."""
+    """Call main(arguments); turn a UserError, or a full disk, into one line on stderr and exit code 2.
+
+    Interrupted by a signal: the exit code that shells expect, 128 + its number.
+    """
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _leave(str(error), 2)
+    except KeyboardInterrupt as stopped:
+        _leave(str(stopped) or "interrupted", 128 + getattr(stopped, "number", signal.SIGINT))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        _leave(f"{error.filename or 'output'}: {error.strerror}", 2)
+
+
+def _leave(line: str, code: int) -> None:
+    rank = int(os.environ.get("RANK", 0))
+    print(f"process {rank}: {line}" if rank else line, file=sys.stderr)
+    sys.exit(code)

@@ -1,29 +1,72 @@
 """Files that are either the old ones or the new ones, never half of each."""
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from utils.errors import UserError, nearest
+from utils.errors import UserError
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to disk, then rename it to `path`."""
+def write_whole(path: Path, write: Callable[[Path], None], keep: Path | None = None) -> None:
+    """Let `write` fill a temporary file beside `path`, bring it to disk, then rename it to `path`.
+
+    keep: the name under which the file that was `path` stays; at every moment `path` or `keep` is whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(part)
         with part.open("rb") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         part.replace(path)
+        _sync_folder(path.parent)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the renaming itself to disk, where folders can be opened (not on Windows)."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left."""
+    for part in folder.glob(".*.*.*"):
+        if re.fullmatch(r"\..+\.\d+\.\w+", part.name):
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other programs out of a folder while this one writes there. Raises UserError if one is at it.
+
+    The system gives the lock back when the process ends, however it ends. Where there are no such locks: no check.
+    """
+    try:
+        import fcntl  # not on Windows
+    except ImportError:
+        yield
+        return
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not handed on to data workers
+        except OSError:
+            raise UserError(f"run.name: another train.py is at work in {folder}; give this one another") from None
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,11 +87,6 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     write_text(path, buffer.getvalue())
 
 
-def save_tensors(path: Path, value: dict) -> None:
-    """Write plain tensors and JSON-able values in torch's format."""
-    write_whole(path, lambda part: torch.save(value, part))
-
-
 def make_folder(path: Path, key: str) -> Path:
     """The folder that the setting has under `key`, made if need be. Raises UserError where there can be none."""
     try:
@@ -56,30 +94,3 @@ def make_folder(path: Path, key: str) -> Path:
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be a folder ({error.strerror})") from None
     return path
-
-
-def check_exists(path: str) -> None:
-    """Raise UserError, with the nearest name beside it, if there is no such checkpoint."""
-    if not Path(path).is_file():
-        hint = nearest(path, map(str, Path(path).parent.glob("*.pt")))
-        raise UserError(f"{path}: no such checkpoint" + (f", did you mean {hint}?" if hint else ""))
-
-
-def load_tensors(path: str) -> dict:
-    """Read what save_tensors wrote. Never runs code from the file; raises UserError when it cannot be read."""
-    check_exists(path)
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # rubbish makes the unpickler raise all sorts
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a readable checkpoint ({reason[:100]})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a checkpoint: holds a {type(value).__name__}")
-    return value
-
-
-def saved_megabytes(value: dict) -> float:
-    """Decimal megabytes that torch.save of `value` takes."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.tell() / 1e6

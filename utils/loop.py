@@ -1,47 +1,67 @@
 """One epoch of training: numbers in, numbers out."""
 
 from collections.abc import Callable, Iterable
+from signal import SIGTERM
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils import interrupt
 from utils.errors import UserError
+from utils.finite import first_not_finite
 from utils.metrics import Score
+from utils.ranks import Ranks
 
 
 def train_epoch(
     model: nn.Module,
     batches: Iterable,
+    steps: range,
+    epoch: int,
     optimizer: torch.optim.Optimizer,
-    set_rate: Callable[[float], None],
+    before: Callable[[int], None],
+    score: Score,
     label_smoothing: float,
     clip_norm: float | None,
     bf16: bool,
-    device: torch.device,
+    ranks: Ranks,
     progress: Callable[[Score, int], None],
+    due: Callable[[], bool],
+    keep: Callable[[int, Score], str],
 ) -> Score:
-    """Train over `batches` once and return the running score of the training images.
+    """Train over `batches`, one for each of `steps`, and return `score` with the training images added.
 
-    `set_rate(share)` is called before each step with the share of the epoch that is done; `progress(score, images)`
-    after each. bf16 runs convolutions in bfloat16; quantizers leave autocast by themselves. Raises UserError at a
-    loss that is not finite.
+    `before(step)` is called before each step, `progress(score, images of all processes)` after it, and where `due()`
+    says so in any process, or somebody asks for an end, `keep(steps done, score)`, which says how to go on. bf16 runs
+    convolutions in bfloat16; quantizers leave autocast by themselves. The loss is the mean over the images of all
+    processes. Raises UserError at a loss that is not finite, before the step is taken, and Interrupted.
     """
     model.train()
-    total, steps = Score(), len(batches)
-    for step, (images, labels) in enumerate(batches):
-        set_rate(step / steps)
-        images, labels = images.to(device), labels.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
-        if not torch.isfinite(loss):
-            raise UserError(f"the loss became {loss.item()} at step {step} of {steps}; try a smaller optim.lr")
-        optimizer.zero_grad()
-        loss.backward()
-        if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
-        total.add(logits.detach(), labels)
-        progress(total, len(labels))
-    return total
+    with interrupt.listening() as request:
+        for step, (images, labels) in zip(steps, batches, strict=True):
+            before(step)
+            images, labels = images.to(ranks.device), labels.to(ranks.device)
+            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
+                logits = model(images)
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+            flags = bool(request.number), due(), not torch.isfinite(loss)
+            (stop, save, lost), images_of_all = ranks.told(flags, len(labels))
+            if lost:
+                where = first_not_finite(getattr(model, "module", model), images)
+                raise UserError(
+                    f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1} of {steps.stop}; the first "
+                    f"layer whose output is not finite: {where}; try a smaller optim.lr (last.pt is of before)"
+                )
+            optimizer.zero_grad()
+            (loss * (len(labels) * ranks.world / images_of_all)).backward()
+            if clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.step()
+            score.add(logits.detach(), labels)
+            progress(score, images_of_all)
+            if stop or save:
+                message = keep(step + 1, score)
+            if stop:
+                raise interrupt.Interrupted(request.number or SIGTERM, message)
+    return score

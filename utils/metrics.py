@@ -1,10 +1,12 @@
 """Accuracy and loss as totals over all images, never as means of batch means."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from utils.ranks import Ranks
 
 
 @dataclass
@@ -37,3 +39,8 @@ def score(model, batches, device: torch.device) -> Score:
     for images, labels in batches:
         total.add(model(images.to(device)), labels.to(device))
     return total
+
+
+def of_all(own: Score, ranks: Ranks) -> Score:
+    """The totals of all processes."""
+    return Score(*ranks.total(astuple(own)))

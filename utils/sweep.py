@@ -18,6 +18,9 @@ from typing import Any
 from utils import files, plot
 from utils.config import TrainSettings, vary
 from utils.errors import UserError
+from utils.ranks import Ranks
+from utils.resume import finished
+from utils.say import say
 from utils.table import markdown_table
 
 SEED = "run.seed"
@@ -78,47 +81,42 @@ def runs(settings: TrainSettings, check: Callable[[TrainSettings, str], TrainSet
 def run(
     folder: Path,
     planned: list[tuple[Cell, TrainSettings]],
-    train: Callable[[TrainSettings], None],
+    train: Callable[[TrainSettings, Ranks], None],
     baseline: Callable[[], dict | None],
     title: str,
+    ranks: Ranks,
 ) -> None:
     """Train every cell that is not finished, each in a folder of its own; keep table.md, .csv and .png up to date.
 
-    A cell that fails is reported, its error.txt tells where, and passed over. Raises UserError at the end if one did.
-    baseline() gives the float accuracy that all cells start from, or None.
+    A cell that fails is reported, its error.txt tells where, and passed over; not where several processes train it,
+    since some may still wait for the others. Raises UserError at the end if one did. baseline() gives the float
+    accuracy that all cells start from, or None.
     """
     failed, rows = {}, []
-    reference = baseline()
+    reference = baseline() if ranks.first else None
     for i, (cell, settings) in enumerate(planned):
         home = folder / cell.name
-        done = finished(home, settings)
-        print(f"\n[{i + 1}/{len(planned)}] {cell.name}" + (": finished before" if done else ""))
-        if not done:
+        done = ranks.share(finished(home, settings))
+        say(f"\n[{i + 1}/{len(planned)}] {cell.name}" + (": finished before" if done else ""))
+        try:
+            if not done:
+                train(settings, ranks)
+        except Exception as error:  # whatever it is, the other cells are to run
+            if ranks.world > 1:
+                raise
+            failed[cell.name] = " ".join(str(error).split()) or type(error).__name__
+            files.write_text(files.make_folder(home, "run.dir") / "error.txt", traceback.format_exc())
+            say(f"failed: {failed[cell.name]}")
+            continue
+        if ranks.first:
             (home / "error.txt").unlink(missing_ok=True)  # of an earlier try
-            try:
-                train(settings)
-            except Exception as error:  # whatever it is, the other cells are to run
-                failed[cell.name] = " ".join(str(error).split()) or type(error).__name__
-                files.write_text(files.make_folder(home, "run.dir") / "error.txt", traceback.format_exc())
-                print(f"failed: {failed[cell.name]}")
-                continue
-        rows.append((cell, json.loads((home / "summary.json").read_text())))
-        write_tables(folder, rows, reference, title)
+            rows.append((cell, json.loads((home / "summary.json").read_text())))
+            write_tables(folder, rows, reference, title)
     if rows:
-        print("\n" + (folder / "table.md").read_text())
+        say("\n" + (folder / "table.md").read_text())
     if failed:
         name, why = next(iter(failed.items()))
         raise UserError(f"{len(failed)} of {len(planned)} cells failed; {name}: {why}")
-
-
-def finished(home: Path, settings: TrainSettings) -> bool:
-    """Whether the folder holds the summary of a run with these very settings, and from these very weights."""
-    summary, weights = home / "summary.json", settings.model.weights
-    try:
-        same = json.loads((home / "config.json").read_text()) == json.loads(settings.model_dump_json())
-        return same and summary.stat().st_mtime > (0 if weights is None else Path(weights).stat().st_mtime)
-    except (OSError, ValueError):
-        return False
 
 
 def write_tables(folder: Path, rows: list[tuple[Cell, dict]], baseline: dict | None, title: str) -> None:

@@ -1,5 +1,10 @@
 """Datasets give uint8 images in memory; batches augment, normalise and shuffle as they say, by a seed."""
 
+import multiprocessing
+import os
+import signal
+import sys
+
 import numpy
 import pytest
 import torch
@@ -69,8 +74,8 @@ def test_imagefolder_in_memory(folder):
 def test_imagefolder_too_large_for_memory_is_read_by_the_batch(folder, monkeypatch):
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
     dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 2)
-    for augment in (False, True):
-        batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, 0, augment=augment, flip=True)
+    for draw in (None, data.Draw(seed=0, augment=True, flip=True)):
+        batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, 0, draw)
         assert isinstance(batches, FileBatches)
         shapes = [tuple(x.shape) for x, _ in batches]
         assert shapes == [(5, 3, 32, 32), (5, 3, 32, 32), (2, 3, 32, 32)]
@@ -94,8 +99,9 @@ def test_normalisation():
 
 def test_every_augmented_image_is_a_crop_of_its_padded_self_or_its_mirror():
     images = data.DATASETS["fake"]("", 12, 60, 0).train
-    batches = MemoryBatches(images, 60, **ONE, generator=torch.Generator().manual_seed(3), augment=True, flip=True)
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(3))
+    draw = data.Draw(seed=3, augment=True, flip=True)
+    batches = MemoryBatches(images, 60, **ONE, draw=draw)
+    order = torch.randperm(60, generator=draw.generator(epoch=0))
     x, labels = next(iter(batches))
     assert torch.equal(labels, images.labels[order])
     padded = torch.nn.functional.pad(images.pixels.permute(0, 3, 1, 2).float(), (PAD,) * 4)
@@ -115,17 +121,47 @@ def test_every_augmented_image_is_a_crop_of_its_padded_self_or_its_mirror():
     assert 15 < mirrored < 45
 
 
-def test_a_seed_gives_the_same_batches_and_epochs_differ():
-    images = data.DATASETS["fake"]("", 12, 60, 0).train
+@pytest.fixture(params=["memory", "files"])
+def drawn(request, folder, monkeypatch):
+    """Makes batches of 5 of twelve images, in memory or from files, by a draw and so many workers."""
+    if request.param == "files":
+        monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+    return lambda draw, workers=0: data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, workers, draw)
 
-    def two_epochs():
-        batches = MemoryBatches(images, 30, **ONE, generator=torch.Generator().manual_seed(5), augment=True, flip=True)
-        return [torch.cat([x for x, _ in batches]) for _ in range(2)]
 
-    first, again = two_epochs(), two_epochs()
-    assert torch.equal(first[0], again[0])
-    assert torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], first[1])
+def pixels(batches, epoch: int = 0, first: int = 0) -> list[torch.Tensor]:
+    return [x for x, _ in batches.epoch(epoch, first)]
+
+
+def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))
+
+
+def test_what_is_drawn_depends_on_the_seed_the_epoch_and_the_step_alone(drawn):
+    draw = data.Draw(seed=5, augment=True, flip=True)
+    every = [pixels(drawn(draw), epoch) for epoch in range(2)]
+    assert not same(every[0], every[1])
+    assert not same(every[0], pixels(drawn(data.Draw(seed=6, augment=True, flip=True))))
+    torch.manual_seed(1)
+    assert same(every[1], pixels(drawn(draw), 1)), "without the epoch before, and wherever torch's generator stands"
+    assert same(every[1], pixels(drawn(draw, workers=2), 1))
+    assert same(every[1][2:], pixels(drawn(draw), 1, first=2)), "in the middle of an epoch"
+
+
+def test_processes_share_each_batch(drawn):
+    alone = pixels(drawn(data.Draw(seed=5, augment=True)), 1)
+    parts = [pixels(drawn(data.Draw(seed=5, augment=True, rank=rank, world=2)), 1) for rank in range(2)]
+    assert len(alone) == 3, "twelve images: 5, 5 and 2"
+    assert len(parts[0]) == 2, "two images are too few for two processes"
+    for whole, first, second in zip(alone, *parts, strict=False):
+        assert torch.equal(whole[0::2], first)
+        assert torch.equal(whole[1::2], second)
+
+
+def test_a_batch_has_an_image_for_each_process(drawn):
+    with pytest.raises(UserError, match=r"data.batch_size: 5 images for 8 processes"):
+        drawn(data.Draw(seed=5, world=8))
 
 
 def test_mistakes_are_named(folder):
@@ -142,7 +178,7 @@ def test_mistakes_are_named(folder):
 
 def test_a_last_training_batch_of_one_is_left_out():
     images = data.DATASETS["fake"]("", 8, 41, 0).train
-    training = MemoryBatches(images, 20, **ONE, generator=torch.Generator().manual_seed(0))
+    training = MemoryBatches(images, 20, **ONE, draw=data.Draw(seed=0))
     assert [len(y) for _, y in training] == [20, 20]
     assert len(training) == 2
     assert [len(y) for _, y in MemoryBatches(images, 20, **ONE)] == [20, 20, 1]
@@ -158,6 +194,49 @@ def test_a_broken_file_is_named_by_worker_processes_too(folder, monkeypatch):
     dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
     dataset.test.paths[0].write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"^[^\n]*0\.png: not a readable image[^\n]*$"):
+        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32, 1))
+
+
+def test_a_broken_file_is_left_out_if_asked(folder, monkeypatch, capsys):
+    """In memory and by the batch, in training and in measuring; each is named once."""
+    broken = folder / "train" / "cat" / "0.png"
+    broken.write_bytes(b"not an image")
+    for limit in (2**31, 1):
+        monkeypatch.setattr("data.folders.MEMORY_BYTES", limit)
+        dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0, on_error="skip")
+        for draw in (None, data.Draw(seed=0, augment=True)):
+            batches = data.batches(dataset.train, 6, dataset.mean, dataset.std, 32, 1, draw, "skip")
+            for epoch in range(2):
+                assert sum(len(y) for _, y in batches.epoch(epoch)) == 11
+            if limit == 1:
+                assert capsys.readouterr().out.count("left out:") == 1
+        if limit > 1:
+            assert capsys.readouterr().out.count(f"left out: {broken}: not a readable image") == 1
+
+
+def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, capsys):
+    """The batches are those of a run in which none died."""
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+
+    def make():
+        return data.batches(dataset.train, 2, dataset.mean, dataset.std, 32, 1, data.Draw(seed=1, augment=True))
+
+    whole, found = pixels(make()), []
+    for images, _ in make().epoch(0):
+        found.append(images)
+        if len(found) == 2:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+    assert same(whole, found)
+    assert "a data worker died" in capsys.readouterr().out
+
+
+def test_workers_that_always_die_end_the_run(folder, monkeypatch):
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+    monkeypatch.setattr(sys.modules["data.batches"], "open_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match=r"data.workers: workers died 4 times"):
         list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32, 1))
 
 

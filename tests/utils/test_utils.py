@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils import files, metrics, optim, schedule
+from utils import files, metrics, optim, schedule, tensors
 from utils.config import OptimSettings
 from utils.errors import UserError
 from utils.table import text_table
@@ -119,7 +119,7 @@ class Payload:
 def test_checkpoints_never_run_code(tmp_path, capsys):
     torch.save({"a": Payload()}, tmp_path / "bad.pt")
     with pytest.raises(UserError, match=r"bad.pt: not a readable checkpoint"):
-        files.load_tensors(str(tmp_path / "bad.pt"))
+        tensors.load(str(tmp_path / "bad.pt"))
     assert capsys.readouterr().out == ""
 
 
@@ -128,7 +128,7 @@ def test_corrupt_checkpoints_are_named(tmp_path, content):
     path = tmp_path / "bad.pt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"bad.pt: not a readable checkpoint"):
-        files.load_tensors(str(path))
+        tensors.load(str(path))
 
 
 def test_tables_align():

@@ -1,0 +1,283 @@
+"""A run that was interrupted, however it was, ends with the bits that it would have ended with."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from utils import keeper, resume, tensors
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = ["data.image_size=16", "data.batch_size=64", "data.limit=300", "run.epochs=3", 'run.engines=["reference"]']
+SHORT += ["data.val_fraction=0.2", "run.checkpoint_minutes=0.00001"]
+RECIPES = {
+    "lsq": ["quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4"],
+    "pact": ["quant.method=pact", "quant.weight_bits=4", "quant.act_bits=4"],
+    "dorefa": ["quant.method=dorefa", "quant.weight_bits=4", "quant.act_bits=4", "quant.grad_bits=6"],
+    "statassist": ["quant.method=statassist", "optim.name=qsgd"],
+    "ptq": ["quant.method=ptq", "optim.name=adam"],
+    "float": ["quant.method=float", "optim.name=rmsprop"],
+}
+
+
+class Killed(BaseException):
+    """What no handler of the program catches."""
+
+
+def killed_at(monkeypatch, save: int):
+    """Let the program die right after so many saves of last.pt."""
+    count, real = [0], keeper.Keeper.keep
+
+    def keep(self, *arguments):
+        message = real(self, *arguments)
+        count[0] += 1
+        if count[0] == save:
+            raise Killed
+        return message
+
+    monkeypatch.setattr(keeper.Keeper, "keep", keep)
+
+
+def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "train.py", *SHORT, f"run.dir={folder}", "run.name=run", *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.005)
+
+
+def outcome(folder: Path) -> dict:
+    """All that a run ends with, but for its times."""
+    found = {name: tensors.load(str(folder / name)) for name in ("last.pt", "best.pt") if (folder / name).exists()}
+    numbers = {f"{name}: {key}": value for name in found for key, value in flat(found[name]).items()}
+    rows = [line.split(",")[:-2] for line in (folder / "metrics.csv").read_text().splitlines()]
+    return numbers | {"rows": rows, "accuracy": json.loads((folder / "summary.json").read_text())["accuracy"]}
+
+
+def flat(value, name: str = "") -> dict[str, torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    return {path: tensor for key, item in items for path, tensor in flat(item, f"{name}.{key}").items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    assert one.keys() == other.keys()
+    assert len(one) > 100, "there is something to compare"
+    return all(torch.equal(v, other[k]) if isinstance(v, torch.Tensor) else v == other[k] for k, v in one.items())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_dies_ends_as_if_it_had_not(recipe, tmp_path, monkeypatch, capsys):
+    """It dies in the first epoch, at the end of one and in the middle of one, and is started again each time."""
+    command = [*SHORT, *RECIPES[recipe], f"run.dir={tmp_path}"]
+    train.main([*command, "run.name=whole"])
+    for save in (2, 3, 3):  # four steps and an end in each epoch
+        with monkeypatch.context() as patch:
+            killed_at(patch, save)
+            with pytest.raises(Killed):
+                train.main([*command, "run.name=killed"])
+    capsys.readouterr()
+    train.main([*command, "run.name=killed"])
+    assert "going on in epoch 2, step 3" in capsys.readouterr().out
+    assert same(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
+
+
+def test_the_same_seed_gives_the_same_bits(tmp_path):
+    for name in ("one", "two"):
+        train.main([*SHORT, f"run.dir={tmp_path}", f"run.name={name}"])
+    assert same(outcome(tmp_path / "one"), outcome(tmp_path / "two"))
+    train.main([*SHORT, f"run.dir={tmp_path}", "run.name=three", "run.seed=2"])
+    assert not same(outcome(tmp_path / "one"), outcome(tmp_path / "three"))
+
+
+def test_deterministic_algorithms_train(tmp_path):
+    try:
+        train.main([*SHORT, "run.epochs=2", f"run.dir={tmp_path}", "run.name=run", "run.deterministic=true"])
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(number, code, tmp_path):
+    process = start(tmp_path, "run.epochs=50", "run.checkpoint_minutes=10", "data.val_fraction=0")
+    wait_for(tmp_path / "run" / "metrics.csv", process)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == code
+    assert said.count("\n") == 1
+    assert f"the same command goes on from {tmp_path / 'run'}\n" in said
+    state = tensors.load(str(tmp_path / "run" / "last.pt"))
+    assert state["epoch"] >= 1, "the epoch that was seen is saved"
+    if "stopped after step" in said:
+        assert f"stopped after step {state['training']['step']} of epoch {state['epoch'] + 1};" in said
+
+
+def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
+    process = start(tmp_path, "run.epochs=50")
+    wait_for(tmp_path / "run" / "last.pt", process)
+    while not [*(tmp_path / "run").glob(".last.*.pt")] and process.poll() is None:
+        time.sleep(0.0005)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    begin = resume.find(tmp_path / "run", _setting_of(tmp_path / "run"))
+    assert begin.state is not None
+
+
+def _setting_of(folder: Path):
+    newest = next(path for name in ("last.pt", "last.prev.pt") if (path := folder / name).exists())
+    from utils import checkpoint
+
+    return checkpoint.load(str(newest))[1]
+
+
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """A run that died after three saves, and its command."""
+    command = [*SHORT, f"run.dir={tmp_path}", "run.name=run"]
+    with monkeypatch.context() as patch:
+        killed_at(patch, 3)
+        with pytest.raises(Killed):
+            train.main(command)
+    return tmp_path / "run", command
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "empty"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, interrupted, capsys):
+    folder, command = interrupted
+    last = folder / "last.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = {"truncated": content[: len(content) // 2], "flipped": content, "empty": b""}
+    if damage == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(damaged[damage])
+    capsys.readouterr()
+    train.main(command)
+    out = capsys.readouterr().out
+    assert "going on in epoch 1, step 2" in out, "the third save said step 3"
+    assert ("going on from last.prev.pt" in out) == (damage != "gone")
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_overwritten(interrupted):
+    folder, command = interrupted
+    for name in ("last.pt", "last.prev.pt"):
+        (folder / name).write_bytes(b"rubbish")
+    with pytest.raises(UserError, match=r"last.pt: not a readable checkpoint .*; run.resume=never begins anew"):
+        train.main(command)
+    assert (folder / "last.pt").read_bytes() == b"rubbish"
+    train.main([*command, "run.resume=never"])
+    assert (folder.with_name("run.1") / "last.pt").read_bytes() == b"rubbish", "kept beside the new run"
+
+
+def test_another_setting_is_refused_by_its_keys(interrupted):
+    folder, command = interrupted
+    before = (folder / "last.pt").read_bytes()
+    with pytest.raises(UserError, match=r"optim.lr: 0.1 there, 0.2 here\): run.name=.* run.resume=never") as refused:
+        train.main([*command, "optim.lr=0.2"])
+    assert "\n" not in str(refused.value)
+    assert (folder / "last.pt").read_bytes() == before
+
+
+def test_a_finished_run_stays_and_another_setting_makes_room(tmp_path, capsys):
+    command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}", "run.name=run"]
+    train.main(command)
+    before = (tmp_path / "run" / "last.pt").read_bytes()
+    capsys.readouterr()
+    train.main(command)
+    out = capsys.readouterr().out
+    assert "is finished; run.resume=never" in out
+    assert "simulated" in out
+    assert (tmp_path / "run" / "last.pt").read_bytes() == before
+    train.main([*command, "optim.lr=0.2"])
+    assert (tmp_path / "run.1" / "last.pt").read_bytes() == before
+    assert (tmp_path / "run" / "last.pt").read_bytes() != before
+
+
+def test_a_run_goes_on_from_a_checkpoint_elsewhere(interrupted, tmp_path, capsys):
+    folder, command = interrupted
+    train.main(command)
+    capsys.readouterr()
+    early = folder.with_name("early.pt")
+    state = tensors.load(str(folder / "last.pt"))
+    tensors.save(early, state)
+    train.main([*command[:-1], "run.name=other", f"run.resume={early}"])
+    assert tensors.load(str(folder.with_name("other") / "last.pt"))["epoch"] == 3
+
+
+def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
+    first = start(tmp_path, "run.epochs=50")
+    wait_for(tmp_path / "run" / "last.pt", first)
+    second = start(tmp_path, "run.epochs=50")
+    _, said = second.communicate()
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert said == f"run.name: another train.py is at work in {tmp_path / 'run'}; give this one another\n"
+
+
+def test_a_file_size_limit_does_not_end_the_run(tmp_path):
+    """The system refuses to write files above 1 MB, as a quota would; last.pt has 2."""
+    limit = 2**20
+    process = start(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    out, said = process.communicate()
+    assert "last.pt could not be saved (File too large); the run goes on" in out
+    assert "epoch   3/3" in out
+    assert process.returncode == 2, "in the end there is no checkpoint"
+    assert said.count("\n") == 1
+
+
+def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path):
+    """On a file system of 3 MB there is room for one last.pt of 2, and not for the next beside it."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("may not mount a file system here")
+    try:
+        out, _ = start(small, "data.val_fraction=0").communicate()
+        assert "last.pt could not be saved (No space left on device); the run goes on" in out
+        state = tensors.load(str(small / "run" / "last.pt"))
+        assert state["training"]["step"] == 1, "the first is whole"
+        assert not [*(small / "run").glob(".last.*")], "and nothing half-written is left"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_loss_that_is_not_finite_names_the_first_layer(tmp_path, monkeypatch):
+    """And the last good checkpoint stays."""
+    command = [*SHORT, "quant.method=float", f"run.dir={tmp_path}", "run.name=run"]
+
+    def broken(self, at, optimizer, log):
+        with torch.no_grad():
+            named[0].weight[0] = torch.nan
+        return real(self, at, optimizer, log) if at.step < 2 else ""
+
+    real, build, named = keeper.Keeper.keep, train.models.build, []
+
+    def remembered(*arguments):
+        model = build(*arguments)
+        named[:] = [model.layer2[0].conv1]
+        return model
+
+    monkeypatch.setattr(train.models, "build", remembered)
+    monkeypatch.setattr(keeper.Keeper, "keep", broken)
+    with pytest.raises(UserError, match=r"nan in epoch 1, step 2 of 4; .*: layer2.0.conv1, whose weights are"):
+        train.main(command)
+    assert tensors.load(str(tmp_path / "run" / "last.pt"))["training"]["step"] == 1

@@ -1,0 +1,91 @@
+"""When a run saves, and what a checkpoint holds beside the model so that it goes on from there to the bit."""
+
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils import checkpoint, interrupt, tensors
+from utils.metrics import Score, of_all
+from utils.ranks import Ranks
+from utils.resume import BEST, LAST, PREVIOUS
+from utils.runlog import RunLog
+from utils.say import say
+
+
+@dataclass
+class Position:
+    """Epochs done, steps done of the next one, and what this process has counted in them."""
+
+    epoch: int = 0
+    step: int = 0
+    score: Score = field(default_factory=Score)
+
+
+def restored(
+    state: dict | None, model: nn.Module, optimizer: torch.optim.Optimizer, log: RunLog, ranks: Ranks
+) -> Position:
+    """Put a checkpoint's state back, and return its position; without one, the beginning."""
+    if state is None:
+        return Position()
+    checkpoint.restore(model, state, LAST)
+    training = state["training"]
+    log.restore(training["log"])
+    if log.best is not None and ranks.first and not (log.folder / BEST).is_file():
+        say(f"{log.folder / BEST} is not there any more: the best of the epochs to come will be")
+        log.best = None
+    log.best = ranks.share(log.best)
+    if "optimizer" not in training:  # all was trained
+        return Position(state["epoch"])
+    optimizer.load_state_dict(training["optimizer"])
+    at = f", step {training['step']}" if training["step"] else ""
+    say(f"going on in epoch {state['epoch'] + 1}{at}")
+    return Position(state["epoch"], training["step"], Score(*training["score"]) if ranks.first else Score())
+
+
+class Keeper:
+    """Saves last.pt and best.pt in `folder`, in the first process.
+
+    pack(epochs done, training): the checkpoint; minutes: between two within an epoch.
+    """
+
+    def __init__(self, folder: Path, pack: Callable[[int, dict], dict], minutes: float, ranks: Ranks):
+        self.folder, self.pack, self.seconds, self.ranks = folder, pack, 60 * minutes, ranks
+        self.saved = time.monotonic()
+        self.owed: dict | None = None
+
+    def due(self) -> bool:
+        return self.ranks.first and time.monotonic() - self.saved >= self.seconds
+
+    def keep(self, at: Position, optimizer: torch.optim.Optimizer, log: RunLog) -> str:
+        """Save last.pt, its predecessor as last.prev.pt; to be called in all processes. Returns how to go on."""
+        total = of_all(at.score, self.ranks)
+        if self.ranks.first:
+            training = {"optimizer": optimizer.state_dict(), "step": at.step, "score": [*astuple(total)]}
+            state = self.pack(at.epoch, training | {"log": log.state()})
+            self.owed = None if self._save(LAST, state, self.folder / PREVIOUS) else state
+        return f"stopped after step {at.step} of epoch {at.epoch + 1}; the same command goes on from {self.folder}"
+
+    def settle(self) -> None:
+        """Save the last epoch's last.pt, if that failed. Raises OSError if it cannot be saved now, either."""
+        if self.owed is not None:
+            tensors.save(self.folder / LAST, self.owed, self.folder / PREVIOUS)
+
+    def keep_best(self, epoch: int, log: RunLog) -> bool:
+        """Save best.pt: before last.pt, so that a run that is killed in between finds the best of its epochs."""
+        return not self.ranks.first or self._save(BEST, self.pack(epoch, {"log": log.state()}))
+
+    def _save(self, name: str, state: dict, keep: Path | None = None) -> bool:
+        """Whether it is on disk. A full disk does not end the run; the files of before stay."""
+        try:
+            with interrupt.listening():
+                tensors.save(self.folder / name, state, keep)
+        except OSError as error:
+            say(f"{self.folder / name} could not be saved ({error.strerror}); the run goes on, the last one stays")
+            return False
+        finally:
+            self.saved = time.monotonic()
+        return True

@@ -1,0 +1,124 @@
+"""Several processes that train one model (torchrun): who is who, and what they tell each other.
+
+data.batch_size is the batch of all processes together and each takes its share, so that rates and results are those of
+one process. The first process alone writes, converts and measures. Without torchrun there is one process, and nothing
+here communicates.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+TIMEOUT = datetime.timedelta(hours=3)
+"""How long the others wait while the first measures its engines; a process that died is noticed at once."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """rank: this process of `world`; device: where it trains."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def __str__(self) -> str:
+        return str(self.device) if self.world == 1 else f"{self.world} processes on {self.device.type}"
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def told(self, flags: Sequence[bool], count: int) -> tuple[list[bool], int]:
+        """Whether each flag is up in any process, and the sum of the counts: one message, to be sent by all."""
+        if self.world == 1:
+            return list(flags), count
+        found = torch.tensor([*flags, count], dtype=torch.int64, device=self.device)
+        dist.all_reduce(found)
+        *up, total = found.tolist()
+        return [number > 0 for number in up], total
+
+    def total(self, numbers: Iterable[float]) -> list[float]:
+        """The sums over all processes."""
+        if self.world == 1:
+            return list(numbers)
+        parts: list = [None] * self.world
+        dist.all_gather_object(parts, list(numbers))
+        return [sum(column) for column in zip(*parts, strict=True)]
+
+    def share(self, value: T) -> T:
+        """The first process's value. To be called in all."""
+        if self.world == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, device=self.device)
+        return held[0]
+
+    def part(self, count: int) -> Tensor:
+        """The indexes of this process's share of so many images: none twice, none left out."""
+        return torch.arange(self.rank, count, self.world)
+
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """Make them the first process's, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """The model with its gradients averaged over all processes. Its own Parameters are the ones that train."""
+        if self.world == 1:
+            return model
+        where = None if self.device.type == "cpu" else [self.device]
+        return nn.parallel.DistributedDataParallel(model, device_ids=where)
+
+
+def local() -> int:
+    """The number of this process on its machine, as torchrun gives it."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Meet the other processes that torchrun started, until all is done; alone without it."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield Ranks(0, 1, device)
+        return
+    dist.init_process_group(dist.get_default_backend_for_device(device), timeout=TIMEOUT)
+    try:
+        yield Ranks(rank(), world, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def extremes(least: Tensor, greatest: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and greatest over all processes."""
+    if dist.is_initialized():
+        both = torch.stack([-least, greatest])
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        least, greatest = -both[0], both[1]
+    return least, greatest
+
+
+def gathered(x: Tensor) -> Tensor:
+    """The values of all processes, flat, in the order of the processes; sizes may differ. x itself if alone."""
+    if not dist.is_initialized():
+        return x
+    x = x.flatten()
+    sizes = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor(x.numel(), device=x.device))
+    longest = int(max(sizes))
+    parts = [x.new_empty(longest) for _ in sizes]
+    dist.all_gather(parts, torch.nn.functional.pad(x, (0, longest - x.numel())))
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])

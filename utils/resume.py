@@ -1,0 +1,115 @@
+"""Where a run begins: anew, or where the one in its folder was interrupted.
+
+A folder holds one experiment. The same name and setting go on from last.pt, or where that is damaged from
+last.prev.pt; a finished run stays as it is; another setting is refused while there is something to go on with. Whatever
+makes room for a new run is kept beside it, under the same name and a number.
+"""
+
+import functools
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import checkpoint
+from utils.config import TrainSettings
+from utils.errors import UserError
+from utils.files import write_whole
+from utils.say import say
+
+LAST, PREVIOUS, BEST = "last.pt", "last.prev.pt", "best.pt"
+ASIDE = ("note", "run.resume", "run.checkpoint_minutes", "run.tensorboard")
+"""Keys that may differ between a run and its continuation, since nothing that is trained depends on them."""
+PLACE = ("run.dir", "run.name", "run.engines")
+"""And these, while it is not finished."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """finished: there is nothing to do. state: the checkpoint to go on from, or None to begin anew."""
+
+    finished: bool = False
+    state: dict | None = None
+
+
+def find(folder: Path, settings: TrainSettings) -> Start:
+    """Where this run begins. Raises UserError if its folder holds an interrupted run of another setting."""
+    asked = settings.run.resume
+    if asked not in ("auto", "never"):
+        state, source = _readable([Path(asked)]), asked
+    elif asked == "never" or not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        return Start()
+    elif (folder / "summary.json").is_file():
+        return Start(finished=finished(folder, settings))
+    else:
+        state, source = _readable([folder / LAST, folder / PREVIOUS]), folder
+    there = differences(state["settings"], settings.model_dump(), (*ASIDE, *PLACE))
+    if there:
+        raise UserError(
+            f"run.resume: {source} is of another setting ({'; '.join(there[:3])}{'; ...' if there[3:] else ''}): "
+            "run.name=... begins another beside it, run.resume=never in its place"
+        )
+    return Start(state=state)
+
+
+def _readable(candidates: list[Path]) -> dict:
+    """The first checkpoint that can be read; what is wrong with one before it is said. Raises UserError if none can."""
+    refused = None
+    for path in [path for path in candidates if path.is_file()] or candidates[:1]:
+        try:
+            state, _ = checkpoint.load(str(path))
+        except UserError as error:
+            refused = refused or error
+            continue
+        if refused:
+            say(f"{refused}; going on from {path.name}")
+        return state
+    raise UserError(f"{refused}; run.resume=never begins anew") from None
+
+
+def finished(folder: Path, settings: TrainSettings) -> bool:
+    """Whether the folder holds the summary of a run with this very setting, and from these very weights."""
+    summary, weights = folder / "summary.json", settings.model.weights
+    try:
+        there = json.loads((folder / "config.json").read_text())
+        same = not differences(there, json.loads(settings.model_dump_json()), ASIDE)
+        return same and summary.stat().st_mtime > (0 if weights is None else Path(weights).stat().st_mtime)
+    except (OSError, ValueError):
+        return False
+
+
+def bring(folder: Path, asked: str) -> None:
+    """Copy a checkpoint from elsewhere, and the best.pt beside it, to where a run's own are."""
+    for there, here in ((Path(asked), folder / LAST), (Path(asked).with_name(BEST), folder / BEST)):
+        if asked not in ("auto", "never") and there.is_file() and there.resolve() != here.resolve():
+            write_whole(here, functools.partial(shutil.copyfile, there))
+
+
+def make_room(folder: Path) -> None:
+    """Rename what an earlier run has left in the folder, if it got as far as a checkpoint."""
+    if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        beside = next(path for i in itertools.count(1) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
+        folder.rename(beside)
+        say(f"the run that was in {folder} is in {beside} now")
+
+
+def differences(there: dict, here: dict, aside: tuple[str, ...] = ()) -> list[str]:
+    """'key: value there, value here' of each dotted key in which two settings differ."""
+    old, new = dict(_flat(there)), dict(_flat(here))
+    keys = [key for key in {**new, **old} if not f"{key}.".startswith(tuple(f"{name}." for name in aside))]
+    return [
+        f"{key}: {json.dumps(old.get(key))} there, {json.dumps(new.get(key))} here"
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(values: dict, before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", list(value) if isinstance(value, tuple) else value

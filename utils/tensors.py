@@ -1,0 +1,94 @@
+"""Files of tensors and plain values, in torch's format, with a checksum; reading one never runs code from it."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError, nearest
+from utils.files import write_whole
+
+CHECKSUM = "checksum"
+
+
+def save(path: Path, value: dict, keep: Path | None = None) -> None:
+    """Write plain tensors and JSON-able values in torch's format, with a checksum; keep: see write_whole.
+
+    Raises OSError where the disk is full; the file of before is then as it was.
+    """
+    buffer = io.BytesIO()  # a full disk then is an OSError, and not torch's
+    torch.save(value | {CHECKSUM: checksum(value)}, buffer)
+    write_whole(path, lambda part: part.write_bytes(buffer.getbuffer()), keep)
+
+
+def checksum(value: Any) -> str:
+    """SHA-256 of nested dicts and lists: the names, shapes, types and bytes of all tensors, and all plain values."""
+    digest = hashlib.sha256()
+    for leaf in _leaves(value):
+        digest.update(leaf)
+    return digest.hexdigest()
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Tensor):
+        yield f"{value.dtype}{tuple(value.shape)};".encode()
+        yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    elif isinstance(value, dict):
+        yield f"dict{len(value)};".encode()
+        for key, item in value.items():
+            yield f"{key!r}:".encode()
+            yield from _leaves(item)
+    elif isinstance(value, list | tuple):
+        yield f"list{len(value)};".encode()
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield f"{value!r};".encode()
+
+
+def check_exists(path: str) -> None:
+    """Raise UserError, with the nearest name beside it, if there is no such checkpoint."""
+    if not Path(path).is_file():
+        hint = nearest(path, map(str, Path(path).parent.glob("*.pt")))
+        raise UserError(f"{path}: no such checkpoint" + (f", did you mean {hint}?" if hint else ""))
+
+
+def load(path: str) -> dict:
+    """Read what save wrote, or a plain state dict. Never runs code from the file.
+
+    Raises UserError when it cannot be read, and when its contents are not those of its checksum.
+    """
+    check_exists(path)
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # rubbish makes the unpickler raise all sorts
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not a readable checkpoint ({reason[:100]})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a checkpoint: holds a {type(value).__name__}")
+    _check_sizes(path, value)
+    written = value.pop(CHECKSUM, None)
+    if written is not None and written != checksum(value):
+        raise UserError(f"{path}: damaged: its contents are not those that were written (checksum)")
+    return value
+
+
+def _check_sizes(path: str, value: Any) -> None:
+    """Refuse tensors that are larger than what the file holds of them: a few bytes can claim a terabyte."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+            raise UserError(f"{path}: not a checkpoint: a tensor of {tuple(value.shape)} in too few bytes")
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_sizes(path, item)
+
+
+def megabytes(value: dict) -> float:
+    """Decimal megabytes that torch.save of `value` takes."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.tell() / 1e6
