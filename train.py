@@ -80,6 +80,8 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     models.check(settings.model.name, settings.model.options, settings.data.image_size)
     device.find(settings.run.device)
     optim.check(settings.optim)
+    if settings.run.tensorboard:
+        runlog.check_tensorboard()
     quant_settings = quant.resolve(settings.quant)
     check_model(settings.model, settings.data.image_size, settings.quant)
     if settings.optim.name in optim.BOOSTED and quant.ends_in_float(quant_settings, settings.run.epochs):
@@ -138,7 +140,7 @@ def open_folder(folder: Path, settings: config.TrainSettings) -> resume.Start:
     begin = resume.find(folder, settings)
     if begin.finished:
         return begin
-    if begin.state is None:
+    if begin.state is None or resume.is_elsewhere(folder, settings.run.resume):
         resume.make_room(folder)
     files.make_folder(folder, "run.dir")
     files.remove_parts(folder)

@@ -16,6 +16,7 @@ from quant.program import program
 from quant.quantizer import Quantizer
 from quant.roles import carried, hands_on, parts, pools_or_pads, roles, vanishes
 from quant.verify import Difference, choose_kernel, choose_operator
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,11 @@ class IntegerModel(nn.Module):
 def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
     """Build the integer twin of a prepared model, which is on the CPU, on `engine`; the two share nothing.
 
-    Raises RuntimeError if a range was never observed, or if no kernel of the engine reproduces a layer exactly.
+    Raises UserError if a range was never observed, RuntimeError if no kernel of the engine reproduces a layer exactly.
     """
     blank = [name for name, quantizer in quantizers(prepared).items() if not quantizer.ready()]
     if blank:
-        raise RuntimeError(f"{blank[0]} has not seen any data: train or calibrate first ({len(blank)} such quantizers)")
+        raise UserError(f"{blank[0]} has not seen any data: train or calibrate first ({len(blank)} such quantizers)")
     return engine.finished(_Converter(copy.deepcopy(prepared).eval(), engine).run())
 
 

@@ -222,6 +222,28 @@ def test_a_run_goes_on_from_a_checkpoint_elsewhere(interrupted, tmp_path, capsys
     assert tensors.load(str(folder.with_name("other") / "last.pt"))["epoch"] == 3
 
 
+def test_a_checkpoint_from_elsewhere_does_not_take_the_place_of_a_run(interrupted, tmp_path, capsys):
+    folder, command = interrupted
+    other = folder.with_name("other")
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(patch, 2)
+        with pytest.raises(Killed):
+            train.main([*command[:-1], "run.name=other"])
+    before = (other / "last.pt").read_bytes()
+    train.main([*command[:-1], "run.name=other", f"run.resume={folder / 'last.pt'}"])
+    assert (tmp_path / "other.1" / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("training", [None, {"log": 3}, {"log": {"rows": []}, "optimizer": {}, "step": 1, "score": []}])
+def test_a_checkpoint_without_its_training_is_refused_in_a_line(training, interrupted, tmp_path):
+    folder, command = interrupted
+    state = tensors.load(str(folder / "last.pt")) | {"training": training}
+    tensors.save(tmp_path / "odd.pt", state)
+    with pytest.raises(UserError, match=r"last\.pt: holds no training to go on with") as refused:
+        train.main([*command[:-1], "run.name=other", f"run.resume={tmp_path / 'odd.pt'}"])
+    assert "\n" not in str(refused.value)
+
+
 def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
     first = start(tmp_path, "run.epochs=50")
     wait_for(tmp_path / "run" / "last.pt", first)

@@ -1,5 +1,6 @@
 """The scripts as a user runs them: a process each, on real digits."""
 
+import csv
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import torch
 import evaluate
 import quant
 import train
-from utils import gradboost
+from utils import gradboost, say
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -253,3 +254,27 @@ def test_gradboost_waits_until_the_float_epochs_are_over(tmp_path, monkeypatch):
     small = ["data.limit=128", "data.batch_size=64", "data.image_size=16", "run.epochs=2", f"run.dir={tmp_path}"]
     train.main([*small, "optim.name=qsgd", "quant.float_epochs=1", 'run.engines=["reference"]'])
     assert warming == [True, True, False, False]
+
+
+def test_event_files_hold_what_metrics_csv_holds(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train.main([*TINY, f"run.dir={tmp_path}", "run.name=run", "run.epochs=2", "run.tensorboard=true"])
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    for name in ("train_loss", "train_top1", "lr"):
+        found = [event.value for event in events.Scalars(name.replace("_", "/", 1))]
+        assert found == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
+
+
+def test_without_tensorboard_one_line_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(UserError, match=r"run.tensorboard: tensorboard is not installed; pip install tensorboard"):
+        train.main([*TINY, "run.tensorboard=true"])
+
+
+def test_where_there_is_no_terminal_long_work_says_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr("utils.say.EVERY", 0.0)
+    with say.Progress(100, "epoch 3", "image") as progress:
+        progress.add(40, lambda: "loss 0.5")
+    assert re.search(r"epoch 3: 40 of 100 images, \d+ s left; loss 0.5", capsys.readouterr().out)

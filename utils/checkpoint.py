@@ -13,15 +13,27 @@ Integer models are rebuilt from it, for whichever engine, so that no torch upgra
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 
 from utils import tensors
-from utils.config import TrainSettings, check
+from utils.config import Section, TrainSettings, check
 from utils.errors import UserError
 
 FORMAT = 3
-KEYS = {"settings": dict, "prepared": bool, "classes": list, "mean": list, "std": list, "epoch": int, "model": dict}
+Channels = Field(min_length=3, max_length=3)
+
+
+class Head(Section):
+    """What a checkpoint says beside its setting and its tensors."""
+
+    prepared: bool
+    classes: Annotated[list[str], Field(min_length=1)]
+    mean: Annotated[list[FiniteFloat], Channels]
+    std: Annotated[list[PositiveFloat], Channels]
+    epoch: NonNegativeInt
 
 
 def pack(
@@ -45,17 +57,24 @@ def load(path: str) -> tuple[dict, TrainSettings]:
     """A checkpoint and its setting. Raises UserError if it is not one that this version reads."""
     state = tensors.load(path)
     found = state.get("format")
-    if found != FORMAT:
-        old = " written by an older version: train again" if found in range(1, FORMAT) else ""
-        raise UserError(f"{path}: not a checkpoint of train.py, format {FORMAT} (it says {str(found)[:20]}){old}")
-    _check_keys(path, state)
-    return state, check(TrainSettings, state["settings"], path)
+    if not isinstance(found, int) or found != FORMAT:
+        older = isinstance(found, int) and found in range(1, FORMAT)
+        said = " ".join(str(found).split())[:20]
+        raise UserError(
+            f"{path}: not a checkpoint of train.py, format {FORMAT} (it says {said})"
+            + (" written by an older version: train again" if older else "")
+        )
+    return state, _checked(path, state)
 
 
-def _check_keys(path: str, state: dict) -> None:
-    for key, kind in KEYS.items():
+def _checked(path: str, state: dict) -> TrainSettings:
+    """The setting of a checkpoint. Raises UserError if that, or what stands beside it, is not what it should be."""
+    check(Head, {key: state.get(key) for key in Head.model_fields}, path)
+    kinds = {"settings": dict, "model": dict, "training": dict | None}
+    for key, kind in kinds.items():
         if not isinstance(state.get(key), kind):
             raise UserError(f"{path}: not a checkpoint of train.py: {key} is a {type(state.get(key)).__name__}")
+    return check(TrainSettings, state["settings"], path)
 
 
 def rebuild(
@@ -96,9 +115,7 @@ def check_weights(model: nn.Module, path: str, name: str | None = None) -> dict:
     """
     found = tensors.load(path)
     ours = "model" in found and "format" in found
-    if ours:
-        _check_keys(path, found)
-    trained = check(TrainSettings, found["settings"], path).model.name if ours else name
+    trained = _checked(path, found).model.name if ours else name
     if name is not None and trained != name:
         raise UserError(f"{path}: a checkpoint of {trained}, not of {name}")
     state = found["model"] if ours else found

@@ -304,7 +304,9 @@ def check(kind: type[S], values: dict, source: str, overridden: set[str] = froze
     """`values` as an immutable, checked `kind`; `source` (a file name) opens the message of a mistake."""
     try:
         return kind.model_validate_json(json.dumps(values))
-    except ValidationError as error:
+    except (TypeError, ValueError) as error:
+        if not isinstance(error, ValidationError):  # a tensor, say, in the setting of a checkpoint
+            raise UserError(f"{source}: not plain values: {error}") from None
         raise UserError(_one_line(kind, error.errors()[0], source, overridden)) from None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from utils import checkpoint, interrupt, tensors
+from utils.errors import UserError
 from utils.metrics import Score, of_all
 from utils.ranks import Ranks
 from utils.resume import BEST, LAST, PREVIOUS
@@ -32,18 +33,27 @@ def restored(
     if state is None:
         return Position()
     checkpoint.restore(model, state, LAST)
-    training = state["training"]
-    log.restore(training["log"])
+    try:
+        at = _restored(state["epoch"], state["training"], optimizer, log)
+    except Exception as error:  # whatever else than a training may be in the file
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{LAST}: holds no training to go on with ({reason}); model.weights takes weights") from None
     if log.best is not None and ranks.first and not (log.folder / BEST).is_file():
         say(f"{log.folder / BEST} is not there any more: the best of the epochs to come will be")
         log.best = None
     log.best = ranks.share(log.best)
+    return at if ranks.first else Position(at.epoch, at.step)
+
+
+def _restored(epoch: int, training: dict, optimizer: torch.optim.Optimizer, log: RunLog) -> Position:
+    log.restore(training["log"])
     if "optimizer" not in training:  # all was trained
-        return Position(state["epoch"])
+        return Position(epoch)
     optimizer.load_state_dict(training["optimizer"])
-    at = f", step {training['step']}" if training["step"] else ""
-    say(f"going on in epoch {state['epoch'] + 1}{at}")
-    return Position(state["epoch"], training["step"], Score(*training["score"]) if ranks.first else Score())
+    step = int(training["step"])
+    say(f"going on in epoch {epoch + 1}" + (f", step {step}" if step else ""))
+    images, correct1, correct5, loss_sum = training["score"]
+    return Position(epoch, step, Score(int(images), int(correct1), int(correct5), float(loss_sum)))
 
 
 class Keeper:

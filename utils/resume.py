@@ -81,11 +81,16 @@ def finished(folder: Path, settings: TrainSettings) -> bool:
         return False
 
 
+def is_elsewhere(folder: Path, asked: str) -> bool:
+    """Whether run.resume names a checkpoint that is not in the run's own folder."""
+    return asked not in ("auto", "never") and Path(asked).resolve().parent != folder.resolve()
+
+
 def bring(folder: Path, asked: str) -> None:
-    """Copy a checkpoint from elsewhere, and the best.pt beside it, to where a run's own are."""
+    """Copy the checkpoint that run.resume names, and the best.pt beside it, to where a run's own are."""
     for there, here in ((Path(asked), folder / LAST), (Path(asked).with_name(BEST), folder / BEST)):
         if asked not in ("auto", "never") and there.is_file() and there.resolve() != here.resolve():
-            write_whole(here, functools.partial(shutil.copyfile, there))
+            write_whole(here, functools.partial(shutil.copyfile, there), here.with_name(PREVIOUS))
 
 
 def make_room(folder: Path) -> None:

@@ -320,7 +320,7 @@ def test_a_module_that_forward_does_not_reach_keeps_its_state():
 def test_an_integer_model_shares_nothing_with_the_prepared_one():
     prepared = quant.prepare(Dense(), spec(method="ptq"))
     x = torch.randn(8, 3, 12, 12)
-    with pytest.raises(RuntimeError, match="has not seen any data"):
+    with pytest.raises(UserError, match="has not seen any data"):
         quant.convert(prepared, "reference")
     quant.calibrate(prepared, [x])
     model = quant.convert(prepared, "reference")
