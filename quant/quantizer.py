@@ -83,10 +83,9 @@ class StartedQuantizer(Quantizer):
     def start_once(self, x: Tensor) -> None:
         if not (self.training or self.observing) or self.started:
             return
-        every = self.joined(x)
+        every = self.joined(x if self.weight else ranks.gathered(x.detach()))
         if every is not None:
-            every = every.float()
-            self.start(every if self.weight else ranks.gathered(every))
+            self.start(every.float())
             self.started.fill_(True)
 
     def ready(self) -> bool:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,92 +13,107 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from utils import tensors
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ["data.image_size=16", "data.batch_size=60", "data.limit=300", 'run.engines=["reference"]', "run.name=run"]
 PLAIN = ["model.name=tests.nets:plain", "data.augment=true", "data.val_fraction=0.2", "optim.lr=0.05"]
-DUMP = """
-import os, sys, torch, train
+LEARN = {
+    "float": ["quant.method=float", "run.epochs=2"],
+    "lsq": ["quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4", "run.epochs=2"],
+    "statassist": ["quant.method=statassist", "quant.float_epochs=1", "optim.name=qsgd", "run.epochs=2"],
+}
+START = {method: ["optim.lr=1e-20", "run.epochs=1", f"quant.method={method}"] for method in ("lsq", "pact")}
+START["statassist"] = ["optim.lr=1e-20", "run.epochs=1", "quant.method=statassist", "quant.float_epochs=0"]
+IN_A_ROW = """
+import json, os, sys, torch, train
 fit = train.fit
-def dumped(*arguments):
-    model = fit(*arguments)
-    torch.save(model.state_dict(), f"{sys.argv[1]}/rank{os.environ['RANK']}.pt")
+def dumped(model, settings, *arguments):
+    model = fit(model, settings, *arguments)
+    torch.save(model.state_dict(), f"{settings.run.dir}/rank{os.environ['RANK']}.pt")
     return model
 train.fit = dumped
-train.main(sys.argv[2:])
+for i, arguments in enumerate(json.loads(sys.argv[1])):
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(i)
+    train.main(arguments)
 """
 
 
-def torchrun(*command: str, restarts: int = 0) -> subprocess.Popen:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def environment(**more: str) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+
+
+def both(commands: list[list[str]]) -> str:
+    """Run train.py with each of these arguments in the same two processes; what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", IN_A_ROW, json.dumps(commands)],
+            cwd=ROOT,
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **meeting),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    found = [process.communicate(timeout=300) for process in processes]
+    assert all(process.returncode == 0 for process in processes), found
+    assert found[1][0] == "", "one process speaks"
+    return found[0][0]
+
+
+def torchrun(*arguments: str, restarts: int = 0) -> subprocess.Popen:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return subprocess.Popen(
-        [*launcher, f"--max-restarts={restarts}", *command],
+        [*launcher, f"--max-restarts={restarts}", "train.py", *arguments],
         cwd=ROOT,
-        env=environment,
+        env=environment(),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
 
 
-def alone(*command: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def rows(folder: Path) -> list[dict]:
     return list(csv.DictReader((folder / "run" / "metrics.csv").read_text().splitlines()))
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        ["quant.method=float"],
-        ["quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4"],
-        ["quant.method=statassist", "quant.float_epochs=1", "optim.name=qsgd"],
-    ],
-    ids=["float", "lsq", "statassist"],
-)
-def test_two_processes_learn_what_one_does(method, tmp_path):
+def state(folder: Path) -> dict[str, torch.Tensor]:
+    return tensors.load(str(folder / "run" / "last.pt"))["model"]
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
     """With a net that has no batch norm, whose statistics are of each process's own images."""
-    (tmp_path / "dump.py").write_text(DUMP)
-    command = [*RUN, *PLAIN, *method, "run.epochs=2"]
-    alone("train.py", *command, f"run.dir={tmp_path / 'one'}")
-    both = torchrun(str(tmp_path / "dump.py"), str(tmp_path), *command, f"run.dir={tmp_path / 'two'}")
-    out, said = both.communicate()
-    assert both.returncode == 0, said
-    assert "2 processes on cpu" in out
-    assert out.count("epoch   1/2") == 1, "one process speaks"
+    learn = {name: [*RUN, *PLAIN, *keys] for name, keys in LEARN.items()}
+    start = {f"{name} starts": [*RUN, *PLAIN, "data.limit=60", "data.val_fraction=0", *START[name]] for name in START}
+    every = learn | start
+    for name, command in every.items():
+        (tmp_path / "two" / name).mkdir(parents=True)
+        train.main([*command, f"run.dir={tmp_path / 'one' / name}"])
+    out = both([[*command, f"run.dir={tmp_path / 'two' / name}"] for name, command in every.items()])
+    assert out.count("2 processes on cpu") == len(every)
 
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-    assert all(torch.equal(value, ranks[1][name]) for name, value in ranks[0].items()), "processes agree to the bit"
-    whole, shared = (tensors.load(str(tmp_path / name / "run" / "last.pt"))["model"] for name in ("one", "two"))
-    exact = method == ["quant.method=float"]  # a value on an edge between two integers may fall to either side
-    for name, value in whole.items():
-        assert torch.allclose(value.float(), shared[name].float(), rtol=0, atol=1e-5 if exact else 2e-2), name
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    for kind in ("top1", "top5") if exact else ():
-        for part in ("train", "val"):
-            assert [row[f"{part}_{kind}"] for row in one] == [row[f"{part}_{kind}"] for row in two], "counted once each"
-
-
-def test_first_ranges_are_those_of_the_whole_batch(tmp_path):
-    """LSQ's steps and PACT's clips, found on the first batch, and observed ranges: as in one process."""
-    command = [*RUN, *PLAIN, "run.epochs=1", "data.limit=60", "data.val_fraction=0", "optim.lr=1e-20"]
-    for method in ("lsq", "pact", "statassist"):
-        keys = [*command, f"quant.method={method}"] + (["quant.float_epochs=0"] if method == "statassist" else [])
-        alone("train.py", *keys, f"run.dir={tmp_path / method / 'one'}")
-        both = torchrun("train.py", *keys, f"run.dir={tmp_path / method / 'two'}")
-        _, said = both.communicate()
-        assert both.returncode == 0, said
-        one, two = (tensors.load(str(tmp_path / method / n / "run" / "last.pt"))["model"] for n in ("one", "two"))
-        learned = [name for name in one if name.rpartition(".")[2] in ("s", "alpha", "low", "high")]
+    for name in learn:
+        ranks = [torch.load(tmp_path / "two" / name / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+        assert all(torch.equal(value, ranks[1][key]) for key, value in ranks[0].items()), "processes agree to the bit"
+        whole, shared = state(tmp_path / "one" / name), state(tmp_path / "two" / name)
+        exact = name == "float"  # a value on an edge between two integers may fall to either side
+        for key, value in whole.items():
+            assert torch.allclose(value.float(), shared[key].float(), rtol=0, atol=1e-5 if exact else 2e-2), key
+    one, two = rows(tmp_path / "one" / "float"), rows(tmp_path / "two" / "float")
+    for key in ("train_top1", "train_top5", "val_top1", "val_top5"):
+        assert [row[key] for row in one] == [row[key] for row in two], "each image is counted once"
+    for name in start:
+        whole, shared = state(tmp_path / "one" / name), state(tmp_path / "two" / name)
+        learned = [key for key in whole if key.rpartition(".")[2] in ("s", "alpha", "low", "high")]
         assert len(learned) > 4
-        for name in learned:
-            assert torch.allclose(one[name], two[name], rtol=1e-5), name
+        for key in learned:
+            assert torch.allclose(whole[key], shared[key], rtol=1e-5), f"{name}: {key} is found on the whole batch"
 
 
 def worker(parent: int, rank: int) -> int:
@@ -110,32 +126,32 @@ def worker(parent: int, rank: int) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_where_a_process_is_killed_torchrun_starts_all_again_and_the_run_goes_on(tmp_path):
-    keys = [*RUN, "run.epochs=12", "run.checkpoint_minutes=0.0001", f"run.dir={tmp_path}"]
-    both = torchrun("train.py", *keys, restarts=1)
-    while not (tmp_path / "run" / "last.prev.pt").exists() and both.poll() is None:
+    keys = [*RUN, "run.epochs=6", "run.checkpoint_minutes=0.0001", f"run.dir={tmp_path}"]
+    launched = torchrun(*keys, restarts=1)
+    while not (tmp_path / "run" / "last.prev.pt").exists() and launched.poll() is None:
         time.sleep(0.01)
-    os.kill(worker(both.pid, 1), signal.SIGKILL)
-    out, said = both.communicate()
-    assert both.returncode == 0, said
+    os.kill(worker(launched.pid, 1), signal.SIGKILL)
+    out, said = launched.communicate()
+    assert launched.returncode == 0, said
     assert "going on in epoch" in out
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 12
-    assert [int(row["epoch"]) for row in rows(tmp_path)] == list(range(1, 13))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 6
+    assert [int(row["epoch"]) for row in rows(tmp_path)] == list(range(1, 7))
 
 
 def test_all_processes_stop_at_the_same_step(tmp_path):
     keys = [*RUN, "run.epochs=200", f"run.dir={tmp_path}"]
-    both = torchrun("train.py", *keys)
-    while not (tmp_path / "run" / "last.prev.pt").exists() and both.poll() is None:
+    launched = torchrun(*keys)
+    while not (tmp_path / "run" / "last.prev.pt").exists() and launched.poll() is None:
         time.sleep(0.01)
-    both.send_signal(signal.SIGTERM)
-    both.communicate(timeout=60)
-    assert both.returncode != 0
+    launched.send_signal(signal.SIGTERM)
+    launched.communicate(timeout=60)
+    assert launched.returncode != 0
     log = (tmp_path / "run" / "run.log").read_text()
-    state = tensors.load(str(tmp_path / "run" / "last.pt"))
-    assert state["epoch"] >= log.count("float  ") + log.count("statassist  ") - 1
-    again = torchrun("train.py", *keys, "run.epochs=200")
+    done = tensors.load(str(tmp_path / "run" / "last.pt"))["epoch"]
+    assert done >= log.count("float  ") + log.count("statassist  ") - 1
+    again = torchrun(*keys)
     while "going on in epoch" not in (tmp_path / "run" / "run.log").read_text() and again.poll() is None:
         time.sleep(0.05)
-    again.kill()
-    again.communicate()
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=60)
     assert "going on in epoch" in (tmp_path / "run" / "run.log").read_text()

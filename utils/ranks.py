@@ -95,11 +95,24 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(0, 1, device)
         return
-    dist.init_process_group(dist.get_default_backend_for_device(device), timeout=TIMEOUT)
+    backend = dist.get_default_backend_for_device(device)
+    dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world, timeout=TIMEOUT)
     try:
         yield Ranks(rank(), world, device)
     finally:
         dist.destroy_process_group()
+
+
+def _store() -> dist.Store:
+    """Where processes leave their addresses for each other.
+
+    A torchrun that starts them again on its machine gives them the store that the dead have written to, and whoever
+    reads an address of theirs waits for ever: each start has keys of its own. (Across machines starts are not counted
+    alike, and it is torch's to tell them apart.)
+    """
+    store, _, _ = next(dist.rendezvous("env://"))
+    one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store) if one_machine else store
 
 
 def extremes(least: Tensor, greatest: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,13 +125,16 @@ def extremes(least: Tensor, greatest: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The values of all processes, flat, in the order of the processes; sizes may differ. x itself if alone."""
+    """The rows of all processes, as one process that had the whole batch would have them; x itself if alone.
+
+    Each process has every world-th row of the batch, so that the first ones may have one row more.
+    """
     if not dist.is_initialized():
         return x
-    x = x.flatten()
     sizes = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor(x.numel(), device=x.device))
-    longest = int(max(sizes))
-    parts = [x.new_empty(longest) for _ in sizes]
-    dist.all_gather(parts, torch.nn.functional.pad(x, (0, longest - x.numel())))
-    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+    dist.all_gather(sizes, torch.tensor(len(x), device=x.device))
+    padded = x.new_zeros((int(max(sizes)), *x.shape[1:]))
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[: int(sum(sizes))]
