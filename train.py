@@ -30,6 +30,7 @@ from utils import (
     metrics,
     optim,
     plot,
+    precision,
     resume,
     runlog,
     schedule,
@@ -43,6 +44,9 @@ from utils.environment import environment
 from utils.errors import UserError, choose, run
 from utils.ranks import Ranks
 from utils.say import kept_in, quiet, say
+
+MANY_MACS = 1e12
+"""Multiply-accumulates of a training from which compiled quantizers gain more than they cost: minutes on two cores."""
 
 
 def main(arguments: list[str]) -> None:
@@ -173,6 +177,8 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
     if q.method != "float" and q.reduce_range:
         say("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
 
+    if worth_compiling(settings, macs, len(dataset.train)):
+        quant.compile_kernels()
     model = fit(model, settings, dataset, batches, ranks, log, state)
     model = quantized(model, settings, dataset, batches)
     if not ranks.first:
@@ -240,6 +246,7 @@ def fit(
     side = data.evaluation_batch(d.image_size)
     held_out = dataset.val and batches(dataset.val.take(ranks.part(len(dataset.val))), side)
     model = model.to(ranks.device, memory_format=torch.channels_last)
+    arithmetic = precision_of(settings, model, ranks, state)
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
     noise = seed.Noise(r.seed, ranks.rank, ranks.device)
     if o.name in optim.BOOSTED:
@@ -257,15 +264,17 @@ def fit(
     at = keeper.restored(state, model, optimizer, log, ranks)
     saves = keeper.Keeper(
         log.folder,
-        lambda epoch, held: checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epoch, held),
+        lambda epoch, held: checkpoint.pack(
+            model, settings, dataset, quant.is_prepared(model), epoch, held | {"precision": arithmetic}
+        ),
         r.checkpoint_minutes,
         ranks,
     )
-    float_epochs = quant.METHODS[settings.quant.method].float_epochs(settings.quant, r.epochs)
+    in_float_until = float_epochs(settings)
     in_float = quant.ends_in_float(settings.quant, r.epochs)
     spread = ranks.spread(model)
     for epoch in range(at.epoch, r.epochs):
-        if epoch == float_epochs and not quant.is_prepared(model):
+        if epoch == in_float_until and not quant.is_prepared(model):
             spread = None  # with its hooks on the parameters
             model = quantize(model)
             spread = ranks.spread(model)
@@ -288,7 +297,7 @@ def fit(
                     at.score,
                     o.label_smoothing,
                     o.clip_norm,
-                    r.precision == "bf16",
+                    arithmetic == "bf16",
                     ranks,
                     progress,
                     saves.due,
@@ -296,7 +305,7 @@ def fit(
                 )
             ranks.agree(model.buffers())
             held = held_out and metrics.of_all(metrics.score(model.eval(), held_out, ranks.device), ranks)
-            stage = "float" if epoch < float_epochs else settings.quant.method
+            stage = "float" if epoch < in_float_until else settings.quant.method
             best, total = log.best, metrics.of_all(score, ranks)
             better = log.record(stage, total, held, optimizer.param_groups[0]["lr"], stage != "float" or in_float)
             if better and not saves.keep_best(epoch + 1, log):
@@ -308,6 +317,31 @@ def fit(
     if log.best is not None:
         model = load_best(model, log.folder, settings.quant, ranks)
     return model.cpu().eval()
+
+
+def precision_of(settings: config.TrainSettings, model: nn.Module, ranks: Ranks, state: dict | None) -> str:
+    """fp32 or bf16. Auto is measured once a run: where it goes on, it goes on alike."""
+    d, asked = settings.data, settings.run.precision
+    if asked != "auto":
+        return asked
+    known = (state or {}).get("training", {}).get("precision")
+    if known in ("fp32", "bf16"):
+        return known
+    share = max(2, d.batch_size // ranks.world)
+    return ranks.share(precision.faster(model, share, d.image_size, ranks.device))
+
+
+def worth_compiling(settings: config.TrainSettings, macs: int, images: int) -> bool:
+    """Whether quantizers of this run are to be compiled: said by the setting, or by how much there is to train.
+
+    A matter of the setting and the data alone, so that the same run computes the same bits.
+    """
+    asked, quantized = settings.run.compile, settings.run.epochs - float_epochs(settings)
+    return quantized > 0 and (asked == "always" or (asked == "auto" and macs * images * quantized > MANY_MACS))
+
+
+def float_epochs(settings: config.TrainSettings) -> int:
+    return quant.METHODS[settings.quant.method].float_epochs(settings.quant, settings.run.epochs)
 
 
 def load_best(model: nn.Module, folder: Path, spec: config.QuantSettings, ranks: Ranks) -> nn.Module:

@@ -18,6 +18,7 @@ from quant.convert import convert as _convert
 from quant.engine import Engine
 from quant.export import export
 from quant.fold import fold
+from quant.kernels import compile_all as compile_kernels
 from quant.method import FLOAT, Method
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
@@ -169,6 +170,6 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
     return result, "\n".join(tables) if tables else "float: nothing is quantized\n"
 
 
-__all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "ends_in_float"]
-__all__ += ["engine", "fold", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
-__all__ += ["check_layers", "check_onnx", "draw_from", "export", "export_onnx", "learned", "trace"]
+__all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx", "compare"]
+__all__ += ["compile_kernels", "convert", "draw_from", "ends_in_float", "engine", "export", "export_onnx", "fold"]
+__all__ += ["is_prepared", "learned", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled", "trace"]

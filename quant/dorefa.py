@@ -23,7 +23,7 @@ activations were never bounded, goes on from where it was.
 import torch
 from torch import Tensor, nn
 
-from quant.elementwise import fake_quantize, just_above, just_below
+from quant.elementwise import Rounding, just_above, just_below
 from quant.grid import Grid
 from quant.linear import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.method import Method
@@ -42,13 +42,10 @@ class BoundedActivation(StartedQuantizer):
         self.register_buffer("c", torch.tensor(float(c) if given else 1.0))
         self.note = "its input can be negative: clipped on both sides" if signed else ""
 
-    def forward(self, a: Tensor) -> Tensor:
-        self.start_once(a)
-        if not self.enabled:
-            return a
-        low = -self.c if self.q_min else torch.zeros_like(self.c)
-        with torch.autocast(a.device.type, enabled=False):
-            return fake_quantize(a.float(), self.grid(), just_below(low), just_above(self.c))
+    def rounding(self, a: Tensor) -> Rounding:
+        low, (least, most) = -self.c if self.q_min else torch.zeros_like(self.c), (self.q_min, self.q_max)
+        steps = self.c.new_tensor(least), self.c.new_tensor(most)
+        return Rounding(self.grid().scale, *steps, just_below(low), just_above(self.c))
 
     def start(self, a: Tensor) -> None:
         self.c.copy_(best_clip(a, self.q_min, self.q_max))

@@ -8,9 +8,9 @@ integer layer (quant/integer.py), computed on integers held in fp32. Operators w
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quant.elementwise import bounded
 from quant.grid import Grid
 from quant.integer import UNBOUNDED, Bounds, Geometry, IntegerLayer, absorb
 from quant.operators import IntegerOperator, integer_operator
@@ -53,19 +53,25 @@ class QuantLayer(nn.Module):
     def simulate(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """The fake-quantized computation in float."""
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        y = self._bounded(x, weight, norm)
-        return y if self.output is None else self.output(y)
+        y = self._summed(x, weight)
+        if self.output is None:
+            return bounded(y if norm is None else norm(y), self.bounds)
+        return self.output.forward_normed(y, norm, self.bounds)
 
     def frozen(self, norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
         """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
         weight = weight.detach()
-        return lambda x: self._bounded(x, weight, norm)
 
-    def _bounded(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            y = self._summed(x, weight)
+            return bounded(y if norm is None else norm(y), self.bounds)
+
+        return run
+
+    def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
         y = self.geometry(x, weight, self.bias)
-        y = y if self.gradient is None else self.gradient(y)
-        return bounded(y if norm is None else norm(y), self.bounds)
+        return y if self.gradient is None else self.gradient(y)
 
     def runs_in_integers(self, source: Quantizer | None) -> bool:
         """Whether weights and input are on integer grids, and those quantizers are enabled."""
@@ -108,8 +114,7 @@ class QuantOperator(nn.Module):
 
     def simulate(self, *values: Tensor) -> Tensor:
         """The fake-quantized computation in float."""
-        y = self.in_float(*values)
-        return y if self.output is None else self.output(y)
+        return self.in_float(*values) if self.output is None else self.output(self.run(*values), self.bounds)
 
     def in_float(self, *values: Tensor) -> Tensor:
         return bounded(self.run(*values), self.bounds)
@@ -137,13 +142,3 @@ def geometry_of(layer: nn.Conv2d | nn.Linear) -> Geometry:
     if isinstance(layer, nn.Linear):
         return Geometry()
     return Geometry(tuple(layer.stride), tuple(layer.padding), tuple(layer.dilation), layer.groups)
-
-
-def bounded(y: Tensor, bounds: Bounds) -> Tensor:
-    """ReLU, ReLU6, hard-sigmoid and their kin."""
-    if bounds == UNBOUNDED:
-        return y
-    if bounds == (0.0, float("inf"), 1.0, 0.0):
-        return F.relu(y)
-    y = y if (bounds.gain, bounds.offset) == (1.0, 0.0) else y * bounds.gain + bounds.offset
-    return F.hardtanh(y, bounds.low, bounds.high)

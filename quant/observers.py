@@ -27,6 +27,9 @@ def extremes(x: Tensor, like: Tensor) -> Range:
 
 
 class MinMax:
+    samples = False
+    """Whether it looks at more than the extremes."""
+
     def __init__(self, percentile: float):
         pass
 
@@ -53,6 +56,8 @@ class MovingAverage(MinMax):
 
 class Sampled(MinMax):
     """Keeps a random sample of each batch, and the exact extremes of all."""
+
+    samples = True
 
     def __init__(self, percentile: float):
         self.share, self.sample, self.range = percentile / 100, [], None

@@ -16,8 +16,9 @@ additions and pools read and the last layer's input are 8-bit affine.
 import torch
 from torch import Tensor, nn
 
-from quant.elementwise import just_above, just_below, rounded, within
+from quant.elementwise import Rounding, just_above, just_below
 from quant.grid import Grid
+from quant.integer import Bounds
 from quant.linear import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.method import Method
 from quant.odd import refuse_too_wide, tanh_weights
@@ -37,39 +38,24 @@ class LearnedClip(StartedQuantizer):
         self.weight_decay = 2 * decay
         self.note = "its input can be negative: clipped at +-alpha" if signed else ""
 
-    def forward(self, x: Tensor) -> Tensor:
-        self.start_once(x)
+    def look(self, x: Tensor, bounds: Bounds) -> None:
+        super().look(x, bounds)
         if self.training or self.observing:
             self.alpha.data.clamp_(min=TINY)
-        if not self.enabled or self.waits():
-            return x
-        with torch.autocast(x.device.type, enabled=False):
-            return _Clip.apply(x.float(), self.alpha, self.q_min, self.q_max)
+
+    def rounding(self, x: Tensor) -> Rounding:
+        """x = 0 and x = alpha pass, and alpha feels all from itself up: hence its own ends."""
+        alpha = self.alpha.detach().clamp(min=TINY)
+        low = -alpha if self.q_min else torch.zeros_like(alpha)
+        least, most = alpha.new_tensor(self.q_min), alpha.new_tensor(self.q_max)
+        passing, ends = (just_below(low), just_above(alpha)), (low, alpha)
+        return Rounding(alpha / most, least, most, *passing, ends, learned=self.alpha, inside=False)
 
     def start(self, x: Tensor) -> None:
         self.alpha.copy_(best_clip(x, self.q_min, self.q_max))
 
     def grid(self) -> Grid:
         return clip_grid(self.alpha, self.q_min, self.q_max)
-
-
-class _Clip(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, alpha: Tensor, q_min: int, q_max: int) -> Tensor:
-        ctx.save_for_backward(x, alpha.clamp(min=TINY))
-        ctx.signed = q_min < 0
-        return rounded(x, clip_grid(alpha, q_min, q_max))
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        x, alpha = ctx.saved_tensors
-        low = -alpha if ctx.signed else torch.zeros_like(alpha)
-        of_x = within(gradient, x, just_below(low), just_above(alpha))
-        infinity = torch.full_like(alpha, torch.inf)
-        of_alpha = within(gradient, x, just_below(alpha), infinity).sum()
-        if ctx.signed:
-            of_alpha = of_alpha - within(gradient, x, -infinity, just_above(low)).sum()
-        return of_x, of_alpha, None, None
 
 
 def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:

@@ -1,6 +1,6 @@
 """The contract of a quantizer, and the one whose range is observed.
 
-    forward(x)   the fake-quantized x; identity when disabled
+    forward(x)   the fake-quantized x; identity when disabled. An activation in front of it may be left to it: bounds
     grid()       the Grid that forward's outputs lie on, as it is now
     to_int(x)    the integers: x_hat = scale * (to_int(x) - zero_point), exactly
 
@@ -10,8 +10,9 @@ The engines read grid() and to_int() and nothing else, so a new method runs in i
 import torch
 from torch import Tensor, nn
 
-from quant.elementwise import fake_quantize
+from quant.elementwise import Rounding, bounded, fits, norm_rounded, normed, rounded
 from quant.grid import Grid
+from quant.integer import UNBOUNDED, Bounds
 from quant.observers import OBSERVERS
 from utils import ranks
 
@@ -50,6 +51,29 @@ class Quantizer(nn.Module):
         """Whether members have yet to come before there is a first range; until then values pass as they are."""
         return self.members > 1 and not self.ready()
 
+    def forward(self, x: Tensor, bounds: Bounds = UNBOUNDED) -> Tensor:
+        self.look(x, bounds)
+        if not self.enabled or self.waits():
+            return bounded(x, bounds)
+        with torch.autocast(x.device.type, enabled=False):
+            return rounded(x, self.rounding(x).behind(bounds))
+
+    def forward_normed(self, x: Tensor, norm: nn.Module | None, bounds: Bounds) -> Tensor:
+        """forward(norm(x), bounds), in fewer passes over memory where that can be done."""
+        if norm is None or not (fits(x, norm, bounds) and self.enabled and self.ready()):
+            return self(x if norm is None else norm(x), bounds)
+        with torch.autocast(x.device.type, enabled=False):
+            found = normed(x, norm)
+            self.look(found.ends, bounds)
+            return norm_rounded(x, norm, found, self.rounding(x).behind(bounds))
+
+    def look(self, x: Tensor, bounds: Bounds) -> None:
+        """Let a range follow x, or its least and greatest value, behind the activation."""
+
+    def rounding(self, x: Tensor) -> Rounding:
+        """How values such as x are rounded now."""
+        raise NotImplementedError
+
     def grid(self) -> Grid:
         raise NotImplementedError
 
@@ -80,10 +104,11 @@ class StartedQuantizer(Quantizer):
         raise NotImplementedError
 
     @torch.no_grad()
-    def start_once(self, x: Tensor) -> None:
+    def look(self, x: Tensor, bounds: Bounds) -> None:
         if not (self.training or self.observing) or self.started:
             return
-        every = self.joined(x if self.weight else ranks.gathered(x.detach()))
+        x = bounded(x.detach(), bounds)
+        every = self.joined(x if self.weight else ranks.gathered(x))
         if every is not None:
             self.start(every.float())
             self.started.fill_(True)
@@ -112,13 +137,23 @@ class ObservedQuantizer(Quantizer):
         self.register_buffer("observed", torch.tensor(False))
         self.observer = OBSERVERS[observer](percentile)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.observing or self.training:
-            self._observe(x)
-        if not self.enabled or self.waits():
-            return x
-        with torch.autocast(x.device.type, enabled=False):
-            return fake_quantize(x.float(), self.grid())
+    @torch.no_grad()
+    def look(self, x: Tensor, bounds: Bounds) -> None:
+        if not (self.observing or self.training):
+            return
+        if not (self.observer.samples or self.low.ndim):
+            x = torch.stack(torch.aminmax(x.detach().float()))  # which is all that it looks at
+        every = self.joined(bounded(x, bounds))
+        if every is not None:
+            rows = every.float().flatten(1) if self.low.ndim else every.float()
+            self._set(self.observer.update(rows, self.low, self.high, bool(self.observed)))
+
+    def rounding(self, x: Tensor) -> Rounding:
+        """The gradient passes where x rounds to an integer of the grid without being clipped."""
+        grid = self.grid()
+        least, most = grid.q_min - grid.zero_point, grid.q_max - grid.zero_point
+        ends = grid.scale * (least - 0.5), grid.scale * (most + 0.5)
+        return Rounding(grid.scale, least.float(), most.float(), *ends)
 
     def ready(self) -> bool:
         return bool(self.observed)
@@ -137,14 +172,6 @@ class ObservedQuantizer(Quantizer):
 
     def finish_observing(self) -> None:
         self._set(self.observer.settle(self._fit))
-
-    @torch.no_grad()
-    def _observe(self, x: Tensor) -> None:
-        every = self.joined(x)
-        if every is None:
-            return
-        rows = every.float().flatten(1) if self.low.ndim else every.float()
-        self._set(self.observer.update(rows, self.low, self.high, bool(self.observed)))
 
     @torch.no_grad()
     def _set(self, found: tuple[Tensor, Tensor] | None) -> None:

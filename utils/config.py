@@ -180,8 +180,10 @@ class RunSettings(Section):
     """Passes over the training images, the float ones included."""
     seed: int = 1882
     """Seed of initial weights, data order, augmentation and noise."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of convolutions in training; quantizers always compute in fp32. bf16 slows depthwise nets on CPUs."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Arithmetic of convolutions in training; quantizers always compute in fp32. auto: the faster for this net here."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Quantizers as loops of their own (torch.compile), some 20 seconds at the start; auto: where training is long."""
     device: str = "auto"
     """Where training runs, as torch names it; auto: an accelerator if there is one. Integer engines run on the CPU."""
     dir: str = "runs"

@@ -165,7 +165,9 @@ def test_what_meets_in_concatenations_shares_a_quantizer():
     assert names == ["quantizers.cat_1"], "one name, one entry of the state"
     twin = copy.deepcopy(prepared)
     assert twin.get_submodule("left").output is twin.get_submodule("quantizers.cat_1") is not outputs[0]
-    prepared.train()(images * 4)
+    for p in prepared.parameters():
+        p.data.mul_(2)
+    prepared.train()(images)
     assert not torch.equal(*(float_range(m.get_submodule("quantizers.cat_1")) for m in (prepared, twin)))
 
 
@@ -177,7 +179,7 @@ def float_range(quantizer) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_every_method_trains_and_converts_it(method, bits):
-    weight_bits = 7 if (method, bits) == ("dorefa", 8) else bits
+    weight_bits = 6 if (method, bits) == ("dorefa", 8) else bits
     prepared, images = prepared_gated(method=method, weight_bits=weight_bits, act_bits=bits)
     F.cross_entropy(prepared.train()(images), torch.arange(8) % 3).backward()
     assert all(p.grad is not None for p in prepared.parameters())
