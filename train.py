@@ -209,7 +209,10 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
     files.write_json(folder / "summary.json", summary | result)  # last: with it the run is finished
     (folder / resume.PREVIOUS).unlink(missing_ok=True)
     say(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
+    reached = runlog.time_to_accuracy(log.rows)
     say(f"{len(dataset.test):,} test images; layers.txt and more in {folder}")
+    if reached:
+        say(f"top-1 of the held-out images, in training time: {reached}")
 
 
 def float_score(runs: list[config.TrainSettings]) -> dict[str, float] | None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from models.alexnet import alexnet
 from models.external import build_external, check_output, check_trusted, factory, is_external
+from models.fast import fast_cnn
 from models.mobilenet import ACTIVATIONS, mobilenet_v2, mobilenet_v2_projected
 from models.mobilenet_v3 import (
     mobilenet_v3_large,
@@ -48,6 +49,7 @@ MODELS = {
     "resnet32": Row(resnet32, ("cifar",)),
     "resnet44": Row(resnet44, ("cifar",)),
     "resnet56": Row(resnet56, ("cifar",)),
+    "fast_cnn": Row(fast_cnn, ("cifar",)),
     "resnet18": Row(resnet18, BOTH),
     "resnet34": Row(resnet34, BOTH),
     "resnet50": Row(resnet50, BOTH),

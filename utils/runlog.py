@@ -10,6 +10,9 @@ from utils.files import write_csv
 from utils.metrics import Score
 from utils.say import Progress, say
 
+LEVELS = (50, 60, 70, 80, 85, 90, 92, 94, 95)
+"""Percent of the held-out images, of which a run says when it got there."""
+
 
 class RunLog:
     """Rows of metrics.csv in `folder`, one an epoch, and the best validation accuracy so far (None without any).
@@ -75,6 +78,17 @@ class RunLog:
                     self.events.add_scalar(key.replace("_", "/", 1), value, row["epoch"])
         except OSError as error:
             say(f"metrics.csv could not be written ({error.strerror}); the run goes on")
+
+
+def time_to_accuracy(rows: list[dict]) -> str:
+    """When the held-out images were first classified so well: '70 % after 1.2 min, 80 % after 2.5 min'; or nothing."""
+    found, seconds = {}, 0.0
+    for row in rows:
+        seconds += row["seconds"]
+        for level in LEVELS:
+            if row.get("val_top1", 0.0) >= level:
+                found.setdefault(level, seconds / 60)
+    return ", ".join(f"{level} % after {minutes:.1f} min" for level, minutes in found.items())
 
 
 def _short(score: Score) -> str:

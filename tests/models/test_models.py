@@ -30,7 +30,7 @@ CASES = [
     for choices in itertools.product(*row.options.values())
 ]
 SIZE, CLASSES = {"cifar": 32, "imagenet": 224}, {"cifar": 10, "imagenet": 1000}
-OURS = ("resnet20", "resnet32", "resnet44", "resnet56", "mobilenet_v2_projected", "svhn_cnn")
+OURS = ("fast_cnn", "resnet20", "resnet32", "resnet44", "resnet56", "mobilenet_v2_projected", "svhn_cnn")
 THEIRS = [name for name in models.MODELS if name not in OURS and not name.endswith("_relu")]
 HEAVY = ("alexnet", "vgg", "resnext")
 
