@@ -4,6 +4,7 @@ python evaluate.py checkpoint=runs/train/last.pt
 python evaluate.py checkpoint=runs/train/best.pt 'engines=["fbgemm","qnnpack"]' data.limit=1000
 python evaluate.py checkpoint=runs/train/last.pt export=my_model     # and write the integer model to take away
 python evaluate.py checkpoint=runs/train/last.pt export=model.onnx   # as an ONNX file
+python evaluate.py checkpoint=runs/train/last.pt export=model.npz    # as small as its bits
 """
 
 import functools
@@ -18,6 +19,9 @@ from setting.names import TABLES
 from utils import checkpoint, config, files, tensors
 from utils.errors import UserError, choose, run
 
+FILES = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
+"""What writes a single file, by the ending of its name; any other name is a folder's."""
+
 
 def main(arguments: list[str]) -> None:
     options = config.parser(__doc__, "setting/evaluate.json", TABLES).parse_args(arguments)
@@ -29,7 +33,7 @@ def main(arguments: list[str]) -> None:
         for name in settings.engines:
             quant.engine(name, "engines")
         tensors.check_exists(settings.checkpoint)
-        if is_onnx(settings.export):
+        if settings.export and Path(settings.export).suffix == ".onnx":
             quant.check_onnx("export")
     if options.print_config:
         print(settings.model_dump_json(indent=2))
@@ -48,7 +52,7 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     if settings.export:
         target = Path(settings.export)
-        files.make_folder(target.parent if is_onnx(settings.export) else target, "export")
+        files.make_folder(target.parent if target.suffix in FILES else target, "export")
     dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, train=False)
     data.check_classes(dataset.classes, state["classes"])
     batches = functools.partial(data.batches, mean=state["mean"], std=state["std"], image_size=d.image_size)
@@ -61,10 +65,6 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     print(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
     if settings.export:
         export(model, target, state, trained, isinstance(dataset.test, data.Files))
-
-
-def is_onnx(export: str | None) -> bool:
-    return export is not None and export.endswith(".onnx")
 
 
 def export(model: nn.Module, target: Path, state: dict, trained: config.TrainSettings, from_files: bool) -> None:
@@ -80,8 +80,8 @@ def export(model: nn.Module, target: Path, state: dict, trained: config.TrainSet
         "std": state["std"],
         "classes": state["classes"],
     }
-    if is_onnx(target.name):
-        quant.export_onnx(model, target, size, info)
+    if target.suffix in FILES:
+        FILES[target.suffix](model, target, size, info)
         print(f"{target} ({target.stat().st_size / 1e6:.2f} MB): images [N, 3, {size}, {size}] -> logits")
         return
     quant.export(model, target, size, info)

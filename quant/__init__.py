@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from quant import dorefa, lsq, pact, ptq, statassist
-from quant.calibrate import calibrate, set_enabled
+from quant.calibrate import calibrate
 from quant.compare import accuracy_table, compare
 from quant.convert import IntegerModel
 from quant.convert import convert as _convert
@@ -19,12 +19,15 @@ from quant.engine import Engine
 from quant.export import export
 from quant.fold import fold
 from quant.method import FLOAT, Method
+from quant.packed_model import export as export_packed
+from quant.packed_model import load as load_packed
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
 from quant.qdq import check_onnx, export_onnx
 from quant.report import report, report_line, report_table
 from quant.roles import roles
 from quant.runtimes import onnxruntime_engine, openvino_engine
+from quant.switch import set_enabled
 from quant.trace import trace
 from quant.verify import exact_in_int8
 from utils.config import QuantSettings
@@ -171,4 +174,5 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
 
 __all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "ends_in_float"]
 __all__ += ["engine", "fold", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
-__all__ += ["check_layers", "check_onnx", "draw_from", "export", "export_onnx", "learned", "trace"]
+__all__ += ["check_layers", "check_onnx", "draw_from", "export", "export_onnx", "export_packed", "learned"]
+__all__ += ["load_packed", "trace"]

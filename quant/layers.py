@@ -6,6 +6,7 @@ integer layer (quant/integer.py), computed on integers held in fp32. Operators w
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -56,11 +57,10 @@ class QuantLayer(nn.Module):
         y = self._bounded(x, weight, norm)
         return y if self.output is None else self.output(y)
 
-    def frozen(self, norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    def frozen(self, norm: nn.Module | None) -> "FloatLayer":
         """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        weight = weight.detach()
-        return lambda x: self._bounded(x, weight, norm)
+        return FloatLayer(self.geometry, weight.detach(), self.bias, norm, self.bounds)
 
     def _bounded(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
         y = self.geometry(x, weight, self.bias)
@@ -82,6 +82,21 @@ class QuantLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {self.geometry}, bounds={self.bounds}"
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """A layer that runs in float, with its batch norm (in eval) and its activation."""
+
+    geometry: Geometry
+    weight: Tensor
+    bias: Tensor | None
+    norm: nn.Module | None
+    bounds: Bounds
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.geometry(x, self.weight, self.bias)
+        return bounded(y if self.norm is None else self.norm(y), self.bounds)
 
 
 class QuantOperator(nn.Module):

@@ -227,7 +227,7 @@ class EvaluateSettings(Section):
     """Folder for evaluation.json; null: beside the checkpoint."""
     export: str | None = None
     """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
-    in .onnx; null: none."""
+    in .onnx, or of one as small as its bits, in .npz; null: none."""
     data: dict[str, Any] = {}
     """Keys of the data section laid over the run's own, to measure on other images."""
     trust: bool = False
