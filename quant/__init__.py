@@ -27,6 +27,7 @@ from quant.qdq import check_onnx, export_onnx
 from quant.report import report, report_line, report_table
 from quant.roles import roles
 from quant.runtimes import onnxruntime_engine, openvino_engine
+from quant.sensitivity import sensitivity
 from quant.switch import set_enabled
 from quant.trace import trace
 from quant.verify import exact_in_int8
@@ -175,4 +176,4 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
 __all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "ends_in_float"]
 __all__ += ["engine", "fold", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
 __all__ += ["check_layers", "check_onnx", "draw_from", "export", "export_onnx", "export_packed", "learned"]
-__all__ += ["load_packed", "trace"]
+__all__ += ["load_packed", "sensitivity", "trace"]

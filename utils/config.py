@@ -228,6 +228,8 @@ class EvaluateSettings(Section):
     export: str | None = None
     """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
     in .onnx, or of one as small as its bits, in .npz; null: none."""
+    sensitivity: bool = False
+    """Measure each layer, too: the test images pass twice a layer. sensitivity.csv and .png beside evaluation.json."""
     data: dict[str, Any] = {}
     """Keys of the data section laid over the run's own, to measure on other images."""
     trust: bool = False
