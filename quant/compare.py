@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.convert import IntegerModel
-from quant.packed import layer_bytes
 from quant.prepare import quantizers
 from quant.quantizer import Quantizer
+from quant.records import layer_bytes
 from quant.switch import layers, set_enabled
 from utils import tensors
 from utils.metrics import Score

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 
 from quant import ptq
 from quant.calibrate import calibrate
-from quant.packed import layer_bytes
 from quant.prepare import prepare
 from quant.quantizer import Quantizer
+from quant.records import layer_bytes
 from quant.sensitivity import divergence
 from quant.switch import Placed, layers, only, set_enabled
 from utils.config import QuantSettings

@@ -10,9 +10,8 @@
     grid_integers int32     [grids, 3]: and zero point, least and greatest integer
     model         text      JSON: {"format", "info", "nodes"}
 
-A layer with codes c (quant/bits.py) has the integer weights k sign(scale) (s c + s - 1) on |scale|: IntegerLayer of
-quant/integer.py, which says what they are for. A node is {"name", "do", "with", "args", "kwargs"}: "do" is a key of
-quant.packed_model.DO, or "call" for a name in quant.calls.CALLS; [start, count] in "with" is a place in an array.
+quant/records.py says how a layer lies in them. A node is {"name", "do", "with", "args", "kwargs"}: "do" is a key of
+quant.packed_model.DO, "with" holds what its operator is made of, "args" the values that it works on.
 """
 
 import json
@@ -20,32 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 from torch import Tensor, fx, nn
 
-from quant.bits import pack, step_of
 from quant.calls import Call, call_of, call_of_node, to_plain
 from quant.convert import IntegerModel, convert
 from quant.engine import FLOAT32, Engine, Operator
 from quant.grid import Grid
-from quant.integer import Bounds, Geometry, IntegerLayer, refinement
-from quant.layers import FloatLayer, QuantLayer, QuantOperator
+from quant.integer import IntegerLayer
+from quant.layers import FloatLayer, QuantOperator
 from quant.operators import IntegerOperator
+from quant.records import Arrays, put_bounds, put_float_layer, put_layer, put_norm
 from utils.files import write_whole
 
 FORMAT = 1
-KINDS = {
-    "weights": numpy.uint8,
-    "scales": numpy.float32,
-    "biases": numpy.int32,
-    "anew": numpy.int8,
-    "floats": numpy.float32,
-    "tables": numpy.int16,
-    "grid_scales": numpy.float32,
-    "grid_integers": numpy.int32,
-}
-OF_LAYERS = ("weights", "scales", "biases", "anew", "floats")
-"""The arrays that hold a model's numbers; the others hold how it computes with them."""
 
 
 class Written:
@@ -91,24 +77,6 @@ class PackedEngine(Engine):
         return Written("interleave", super().interleave(grid), grid)
 
 
-class Arrays:
-    """The flat arrays of a file while it is written."""
-
-    def __init__(self):
-        self.parts: dict[str, list[numpy.ndarray]] = {kind: [] for kind in KINDS}
-        self.lengths = dict.fromkeys(KINDS, 0)
-
-    def put(self, kind: str, values: Tensor | numpy.ndarray) -> list[int]:
-        """Append values; returns their place."""
-        flat = numpy.asarray(values.detach() if isinstance(values, Tensor) else values).reshape(-1)
-        self.parts[kind].append(flat.astype(KINDS[kind]))
-        self.lengths[kind] += len(flat)
-        return [self.lengths[kind] - len(flat), len(flat)]
-
-    def whole(self) -> dict[str, numpy.ndarray]:
-        return {kind: numpy.concatenate([numpy.zeros(0, KINDS[kind]), *parts]) for kind, parts in self.parts.items()}
-
-
 def save(prepared: fx.GraphModule, file: Path, info: dict[str, Any]) -> IntegerModel:
     """Write the integer model of a prepared one, with `info` for who feeds it; returns what was written.
 
@@ -127,82 +95,6 @@ def save(prepared: fx.GraphModule, file: Path, info: dict[str, Any]) -> IntegerM
 
     write_whole(file, write)
     return writer.model
-
-
-@torch.no_grad()
-def layer_bytes(layer: nn.Module, x: Grid | None, norm: nn.Module | None) -> int:
-    """Bytes of a layer's weights, scales and biases in such a file. x: its input's grid; None: it runs in float."""
-    arrays = Arrays()
-    if not isinstance(layer, QuantLayer):
-        for tensor in layer.state_dict().values():
-            arrays.put("floats", tensor)
-    elif x is None or layer.weight_quantizer is None:
-        put_float_layer(arrays, layer, layer.frozen(norm))
-    else:
-        put_layer(arrays, layer, layer.integer(x, norm))
-    return sum(arrays.lengths[kind] * numpy.dtype(KINDS[kind]).itemsize for kind in OF_LAYERS)
-
-
-def put_layer(arrays: Arrays, source: QuantLayer, layer: IntegerLayer) -> dict[str, Any]:
-    """Put the numbers of an integer layer into arrays; returns where and how, but for its grids."""
-    grid, bits = source.weight_quantizer.grid(), source.weight_quantizer.bits
-    codes, step = _codes(source)
-    factor = refinement(grid, source.limit)
-    expected = factor * (step * codes + step - 1)
-    same, flipped = _equal_channels(layer.weight, expected), _equal_channels(layer.weight, -expected)
-    anew = ~(same | flipped)
-    return {
-        "bits": bits,
-        "step": step,
-        "factor": factor,
-        "shape": list(layer.weight.shape),
-        "codes": arrays.put("weights", pack(codes.numpy(), bits)),
-        "scale": arrays.put("scales", torch.where(flipped & ~same, -layer.scale, layer.scale)),
-        "bias": arrays.put("biases", layer.bias),
-        "anew": anew.nonzero()[:, 0].tolist(),
-        "anew_weight": arrays.put("anew", layer.weight[anew]),
-        "geometry": _geometry(layer.geometry),
-        "lo": layer.lo,
-        "hi": layer.hi,
-    }
-
-
-def put_float_layer(arrays: Arrays, source: QuantLayer, layer: FloatLayer) -> dict[str, Any]:
-    """Put the numbers of a layer that runs in float into arrays: its weights as codes where they are quantized."""
-    made = {"shape": list(layer.weight.shape), "geometry": _geometry(layer.geometry), "bounds": _bounds(layer.bounds)}
-    if source.weight_quantizer is None:
-        made["weight"] = arrays.put("floats", layer.weight)
-    else:
-        (codes, step), bits = _codes(source), source.weight_quantizer.bits
-        made |= {"bits": bits, "step": step, "codes": arrays.put("weights", pack(codes.numpy(), bits))}
-        made["scale"] = arrays.put("scales", source.weight_quantizer.grid().scale.expand(len(layer.weight)))
-    made["bias"] = None if layer.bias is None else arrays.put("floats", layer.bias)
-    return made | {"norm": None if layer.norm is None else put_norm(arrays, layer.norm)}
-
-
-def put_norm(arrays: Arrays, norm: nn.Module) -> dict[str, Any]:
-    tensors = {name: value for name, value in norm.state_dict().items() if value.is_floating_point()}
-    places = {name: arrays.put("floats", value) for name, value in tensors.items()}
-    return {"axes": 2 if isinstance(norm, nn.BatchNorm2d) else 1, "eps": norm.eps, "tensors": places}
-
-
-def _codes(layer: QuantLayer) -> tuple[Tensor, int]:
-    """The codes of a layer's weights, and the step of their grid."""
-    step = step_of(layer.weight_quantizer.grid(), layer.weight_quantizer.bits)
-    return (layer.weight_quantizer.to_int(layer.weight.float()).detach() - (step - 1)) / step, step
-
-
-def _equal_channels(p: Tensor, q: Tensor) -> Tensor:
-    return (p == q).flatten(1).all(1)
-
-
-def _geometry(geometry: Geometry) -> list | None:
-    return None if geometry.linear else [geometry.stride, geometry.padding, geometry.dilation, geometry.groups]
-
-
-def _bounds(bounds: Bounds) -> list[float | None]:
-    """JSON has no infinity."""
-    return [None if abs(value) == float("inf") else value for value in bounds]
 
 
 class _Writer:
@@ -228,7 +120,7 @@ class _Writer:
             source = self.modules[self.layers[node.name]]
             return plain | {"do": "float_layer", "with": [put_float_layer(self.arrays, source, function)]}
         if isinstance(operator := getattr(function, "__self__", None), QuantOperator):
-            run = [self._call(call_of(operator.run)), _bounds(operator.bounds)]
+            run = [self._call(call_of(operator.run)), put_bounds(operator.bounds)]
             return plain | {"do": "float_operator", "with": run}
         module = self.modules.get(node.target) if node.op == "call_module" else None
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):

@@ -6,7 +6,6 @@ this module interprets one after the other.
 
 import functools
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,18 @@ import numpy
 import torch
 from torch import Tensor, fx, nn
 
-from quant.bits import unpack
 from quant.calls import CALLS, Call, filled, from_plain, mentioned
 from quant.convert import IntegerModel
 from quant.engine import Engine
 from quant.grid import Grid
-from quant.integer import Bounds, Geometry, IntegerLayer
+from quant.integer import IntegerLayer
 from quant.layers import FloatLayer, bounded
 from quant.operators import IntegerOperator, looked_up
-from quant.packed import FORMAT, KINDS, save
+from quant.packed import FORMAT, save
+from quant.records import KINDS, ArraysRead, read_bounds, read_float_layer, read_layer, read_norm
 from utils.errors import UserError
 
-INFINITE = (float("-inf"), float("inf"), None, None)
+ENDS = ("placeholder", "output")
 
 
 @dataclass(frozen=True)
@@ -75,32 +74,29 @@ def export(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str
 def load(path: str) -> PackedModel:
     """The model in a file. Raises UserError if it is not one that this version reads. Never runs code from it."""
     try:
-        with numpy.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, numpy.load(opened, allow_pickle=False) as file:
             arrays = {kind: numpy.asarray(file[kind], dtype) for kind, dtype in KINDS.items()}
             model = json.loads(str(file["model"]))
         if model["format"] != FORMAT:
             raise ValueError(f"format {model['format']}, not {FORMAT}")
-        return _Reader(arrays).model(model)
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise UserError(f"{path}: not a packed model ({reason[:100]})") from None
-    except (EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged ({error})") from None
+        return _Reader(ArraysRead(arrays)).model(model)
+    except Exception as error:  # rubbish makes zip, numpy and JSON raise all sorts
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a packed model, or a damaged one ({reason[:100]})") from None
 
 
 class _Reader:
     """Makes operators of what quant/packed.py wrote."""
 
-    def __init__(self, arrays: dict[str, numpy.ndarray]):
+    def __init__(self, arrays: ArraysRead):
         self.arrays, self.layers = arrays, {}
         self.engine = Engine()
 
     def model(self, model: dict[str, Any]) -> PackedModel:
         plain = model["nodes"]
-        if [node["do"] for node in plain if node["do"] in ("placeholder", "output")] != ["placeholder", "output"]:
-            raise ValueError("one input and one output make a model")
-        if (plain[0]["do"], plain[-1]["do"]) != ("placeholder", "output"):
-            raise ValueError("the input comes first, the output last")
+        ends = [(i, node["do"]) for i, node in enumerate(plain) if node["do"] in ENDS]
+        if ends != [(0, ENDS[0]), (len(plain) - 1, ENDS[1])]:
+            raise ValueError("one input, the first, and one output, the last, make a model")
         nodes, read, names = [], set(), {node["name"] for node in plain}
         for node in reversed(plain):
             args, kwargs = from_plain(node["args"]), {k: from_plain(v) for k, v in node["kwargs"].items()}
@@ -112,7 +108,7 @@ class _Reader:
         return PackedModel(model["info"], nodes[::-1], self.layers)
 
     def _run(self, node: dict[str, Any]) -> Callable[..., Any]:
-        if node["do"] in ("placeholder", "output"):
+        if node["do"] in ENDS:
             return lambda value=None: value
         return DO[node["do"]](self, *node["with"])
 
@@ -125,9 +121,9 @@ class _Reader:
     def grid(self, number: int | None) -> Grid | None:
         if number is None:
             return None
-        zero_point, q_min, q_max = self.arrays["grid_integers"][number].tolist()
-        scale = torch.tensor(self.arrays["grid_scales"][number])
-        return Grid(scale, torch.tensor(zero_point, dtype=torch.int32), q_min, q_max)
+        scale = self.arrays.take("grid_scales", [number, 1])[0]
+        zero_point, q_min, q_max = self.arrays.take("grid_integers", [number, 1])[0]
+        return Grid(scale, zero_point, int(q_min), int(q_max))
 
     def quantize(self, y: int) -> Callable:
         return self.engine.quantize(self.grid(y))
@@ -151,59 +147,26 @@ class _Reader:
         return self.engine.interleave(self.grid(x))
 
     def layer(self, made: dict[str, Any]) -> IntegerLayer:
-        scale = self._floats("scales", made["scale"])
-        weight = made["factor"] * self._integers(made) * _along(scale.sign(), made["shape"])
-        anew = self._take("anew", made["anew_weight"])
-        weight[made["anew"]] = torch.from_numpy(anew).float().view(-1, *made["shape"][1:])
-        bias = torch.from_numpy(self._take("biases", made["bias"])).float()
-        x, y = self.grid(made["x"]), self.grid(made["y"])
-        layer = IntegerLayer(_geometry(made["geometry"]), weight, scale.abs(), bias, x, y, made["lo"], made["hi"])
+        layer = read_layer(self.arrays, made, self.grid(made["x"]), self.grid(made["y"]))
         self.layers[made["layer"]] = layer
         return layer
 
     def float_layer(self, made: dict[str, Any]) -> FloatLayer:
-        if "codes" in made:
-            weight = self._integers(made) * _along(self._floats("scales", made["scale"]), made["shape"])
-        else:
-            weight = self._floats("floats", made["weight"]).view(made["shape"])
-        bias = made["bias"] and self._floats("floats", made["bias"])
-        norm = made["norm"] and self.norm(made["norm"])
-        return FloatLayer(_geometry(made["geometry"]), weight, bias, norm, _bounds(made["bounds"]))
+        return read_float_layer(self.arrays, made)
 
     def norm(self, made: dict[str, Any]) -> nn.Module:
-        tensors = {name: self._floats("floats", place) for name, place in made["tensors"].items()}
-        kind = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}[made["axes"]]
-        norm = kind(len(tensors["running_mean"]), made["eps"], affine="weight" in tensors)
-        norm.load_state_dict(tensors, strict=False)
-        return norm.eval().requires_grad_(False)
+        return read_norm(self.arrays, made)
 
     def operator(self, made: dict[str, Any]) -> Callable:
         x, y = tuple(self.grid(number) for number in made["x"]), self.grid(made["y"])
         if made["kind"] == "function":
-            table = torch.from_numpy(self._take("tables", made["table"])).float()
-            return functools.partial(looked_up, x[0], table)
+            return functools.partial(looked_up, x[0], self.arrays.take("tables", made["table"]).float())
         run = made["run"] and self.call(made["run"])
         return self.engine.in_float32(IntegerOperator(made["kind"], run, x, y, made["lo"], made["hi"]))
 
     def float_operator(self, call: dict[str, Any], bounds: list) -> Callable:
-        run, kept = self.call(call), _bounds(bounds)
+        run, kept = self.call(call), read_bounds(bounds)
         return lambda *values: bounded(run(*values), kept)
-
-    def _integers(self, made: dict[str, Any]) -> Tensor:
-        """The integers s c + s - 1 of a layer's weights."""
-        shape, step = made["shape"], made["step"]
-        packed = self._take("weights", made["codes"])
-        codes = torch.from_numpy(unpack(packed, made["bits"], int(numpy.prod(shape)))).float()
-        return (step * codes + (step - 1)).view(shape)
-
-    def _floats(self, kind: str, place: list[int]) -> Tensor:
-        return torch.from_numpy(self._take(kind, place))
-
-    def _take(self, kind: str, place: list[int]) -> numpy.ndarray:
-        start, count = place
-        if not 0 <= start <= start + count <= len(self.arrays[kind]):
-            raise ValueError(f"{kind} end before {start} + {count}")
-        return self.arrays[kind][start : start + count].copy()
 
 
 OPERATORS = (_Reader.quantize, _Reader.dequantize, _Reader.requantize, _Reader.relu, _Reader.concatenate)
@@ -211,18 +174,3 @@ OPERATORS += (_Reader.shuffle, _Reader.interleave, _Reader.layer, _Reader.operat
 OPERATORS += (_Reader.float_layer, _Reader.float_operator)
 DO: dict[str, Callable] = {make.__name__: make for make in OPERATORS}
 """What a node may be, and what makes an operator of what its "with" holds."""
-
-
-def _geometry(plain: list | None) -> Geometry:
-    if plain is None:
-        return Geometry()
-    stride, padding, dilation, groups = plain
-    return Geometry(tuple(stride), tuple(padding), tuple(dilation), groups)
-
-
-def _bounds(plain: list[float | None]) -> Bounds:
-    return Bounds(*(infinite if value is None else value for value, infinite in zip(plain, INFINITE, strict=True)))
-
-
-def _along(values: Tensor, shape: list[int]) -> Tensor:
-    return values.view(-1, *[1] * (len(shape) - 1))
