@@ -201,14 +201,5 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
 
 __all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "ends_in_float"]
 __all__ += ["engine", "fold", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
-__all__ += [
-    "check_layers",
-    "check_onnx",
-    "choose_layers",
-    "draw_from",
-    "export",
-    "export_onnx",
-    "export_packed",
-    "learned",
-]
-__all__ += ["load_packed", "sensitivity", "trace"]
+__all__ += ["check_layers", "check_onnx", "choose_layers", "draw_from", "export", "export_onnx", "export_packed"]
+__all__ += ["learned", "load_packed", "sensitivity", "trace"]

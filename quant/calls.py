@@ -3,6 +3,7 @@
 CALLS is all there is: a name that is not in it is refused, written or read.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def to_plain(value: Any) -> Any:
         return [to_plain(part) for part in value]
     if isinstance(value, dict):
         return {"dict": {key: to_plain(part) for key, part in value.items()}}
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise refused(f"an argument {value!r}")
 

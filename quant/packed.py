@@ -115,7 +115,7 @@ class _Writer:
             return plain | {"do": node.op}
         function = getattr(node.target, "function", None)
         if isinstance(function, Written):
-            return plain | {"do": function.do, "with": [self._made_of(part, node) for part in function.made_of]}
+            return plain | {"do": function.do, "with": [self._made_of(part) for part in function.made_of]}
         if isinstance(function, FloatLayer):
             source = self.modules[self.layers[node.name]]
             return plain | {"do": "float_layer", "with": [put_float_layer(self.arrays, source, function)]}
@@ -130,11 +130,11 @@ class _Writer:
     def _call(self, call: Call) -> dict[str, Any]:
         return {"call": call.name, "args": to_plain(list(call.args)), "kwargs": to_plain(call.kwargs)["dict"]}
 
-    def _made_of(self, part: Any, node: fx.Node) -> Any:
+    def _made_of(self, part: Any) -> Any:
         if isinstance(part, Grid):
             return self._grid(part)
         if isinstance(part, IntegerLayer):
-            name = self.layers[node.name]
+            name = next(name for name, converted in self.model.layers.items() if converted.layer is part)
             made = put_layer(self.arrays, self.modules[name], part)
             return {"layer": name, "x": self._grid(part.x), "y": self._grid(part.y)} | made
         return self._operator(part) if isinstance(part, IntegerOperator) else part

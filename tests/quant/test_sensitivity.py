@@ -89,14 +89,14 @@ def test_every_method_is_measured(method, plain_net, digits16):
     assert found["float_top1"] > 90
 
 
-def test_layers_in_float_have_no_row(plain_net, digits16):
-    settings = spec(method="ptq", layers={"2": "float", "4": {"act_bits": 32}})
+def test_what_stays_float_has_no_noise_and_a_layer_all_in_float_no_row(plain_net, digits16):
+    settings = spec(method="ptq", act_bits=32, layers={"2": "float"})
     model = quant.prepare(copy.deepcopy(plain_net), settings)
     quant.calibrate(model, (x for x, _ in digits16[0]))
     rows = {row["layer"]: row for row in quant.sensitivity(model, in_two(digits16))["rows"]}
-    assert rows["4"]["weight_bits"] == 8
-    assert rows["4"]["weight_sqnr_db"] > 30
-    assert "2" not in rows or rows["2"]["weight_bits"] == 32
+    assert set(rows) == {"0", "4", "8"}
+    assert all(row["input_bits"] == 32 and row["input_sqnr_db"] is None for row in rows.values())
+    assert all(row["weight_sqnr_db"] > 30 for row in rows.values())
 
 
 def test_the_divergence_is_zero_of_equals_and_grows():
