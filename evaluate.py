@@ -2,8 +2,10 @@
 
 python evaluate.py checkpoint=runs/train/last.pt
 python evaluate.py checkpoint=runs/train/best.pt 'engines=["fbgemm","qnnpack"]' data.limit=1000
+python evaluate.py checkpoint=runs/train/last.pt sensitivity=true    # and which layers cost how much
 python evaluate.py checkpoint=runs/train/last.pt export=my_model     # and write the integer model to take away
 python evaluate.py checkpoint=runs/train/last.pt export=model.onnx   # as an ONNX file
+python evaluate.py checkpoint=runs/train/last.pt export=model.npz    # as small as its bits
 """
 
 import functools
@@ -15,8 +17,11 @@ import data
 import models
 import quant
 from setting.names import TABLES
-from utils import checkpoint, config, files, tensors
+from utils import checkpoint, config, files, sensitivity_table, tensors
 from utils.errors import UserError, choose, run
+
+FILES = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
+"""What writes a single file, by the ending of its name; any other name is a folder's."""
 
 
 def main(arguments: list[str]) -> None:
@@ -29,7 +34,7 @@ def main(arguments: list[str]) -> None:
         for name in settings.engines:
             quant.engine(name, "engines")
         tensors.check_exists(settings.checkpoint)
-        if is_onnx(settings.export):
+        if settings.export and Path(settings.export).suffix == ".onnx":
             quant.check_onnx("export")
     if options.print_config:
         print(settings.model_dump_json(indent=2))
@@ -40,15 +45,16 @@ def main(arguments: list[str]) -> None:
 def evaluate(settings: config.EvaluateSettings) -> None:
     check_trusted = functools.partial(models.check_trusted, trust=settings.trust)
     model, state, trained = checkpoint.rebuild(settings.checkpoint, models.build, quant.prepare, check_trusted)
-    if settings.export and not state["prepared"]:
-        raise UserError(f"export: {settings.checkpoint} is a float model: nothing is quantized")
+    for key in ("export", "sensitivity"):
+        if getattr(settings, key) and not state["prepared"]:
+            raise UserError(f"{key}: {settings.checkpoint} is a float model: nothing is quantized")
     d = config.check(config.DataSettings, trained.data.model_dump() | settings.data, "data")
     choose(data.DATASETS, d.name, "data.name")
     models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     if settings.export:
         target = Path(settings.export)
-        files.make_folder(target.parent if is_onnx(settings.export) else target, "export")
+        files.make_folder(target.parent if target.suffix in FILES else target, "export")
     dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, train=False)
     data.check_classes(dataset.classes, state["classes"])
     batches = functools.partial(data.batches, mean=state["mean"], std=state["std"], image_size=d.image_size)
@@ -59,12 +65,12 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     files.write_text(folder / "evaluation_layers.txt", layers)
     print(f"{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
     print(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
+    if settings.sensitivity:
+        found = quant.sensitivity(model, test)
+        print(f"\n{sensitivity_table.text(found)}\n\nsensitivity.csv and sensitivity.png in {folder}")
+        sensitivity_table.write(found, f"{trained.model.name} on {d.name}, {trained.quant.method}", folder)
     if settings.export:
         export(model, target, state, trained, isinstance(dataset.test, data.Files))
-
-
-def is_onnx(export: str | None) -> bool:
-    return export is not None and export.endswith(".onnx")
 
 
 def export(model: nn.Module, target: Path, state: dict, trained: config.TrainSettings, from_files: bool) -> None:
@@ -80,9 +86,9 @@ def export(model: nn.Module, target: Path, state: dict, trained: config.TrainSet
         "std": state["std"],
         "classes": state["classes"],
     }
-    if is_onnx(target.name):
-        quant.export_onnx(model, target, size, info)
-        print(f"{target} ({target.stat().st_size / 1e6:.2f} MB): images [N, 3, {size}, {size}] -> logits")
+    if target.suffix in FILES:
+        FILES[target.suffix](model, target, size, info)
+        print(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [N, 3, {size}, {size}] -> logits")
         return
     quant.export(model, target, size, info)
     megabytes = (target / "model.pt2").stat().st_size / 1e6

@@ -88,6 +88,8 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
         runlog.check_tensorboard()
     quant_settings = quant.resolve(settings.quant)
     check_model(settings.model, settings.data.image_size, settings.quant)
+    if quant_settings.layers == "auto" and not settings.model.weights:
+        check_auto(quant_settings, settings.run.epochs)
     if settings.optim.name in optim.BOOSTED and quant.ends_in_float(quant_settings, settings.run.epochs):
         raise UserError(
             f"optim.name: {settings.optim.name} adds its noise from where quantized training begins, and "
@@ -101,13 +103,19 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     return settings.model_copy(update={"quant": quant_settings, "run": run_settings})
 
 
+def check_auto(spec: config.QuantSettings, epochs: int) -> None:
+    """Bits are chosen by a float net: that of model.weights, or the one that this run trains to its end."""
+    if not quant.ends_in_float(spec, epochs) or (spec.method != "float" and epochs == 0):
+        raise UserError(f"quant.layers: auto chooses by a trained float net: {spec.method} needs model.weights here")
+
+
 def check_model(asked: config.ModelSettings, image_size: int, spec: config.QuantSettings) -> None:
     """Try what only a built model shows: can a stranger's be traced, are the weights its own, do layers' names fit."""
     if not models.is_external(asked.name) and not asked.weights and not spec.layers:
         return
     trial = models.build(asked.name, None, image_size, asked.options)
     if spec.method != "float":
-        quant.check_layers(trial, spec.layers)
+        quant.check_layers(trial, spec.by_name)
     if asked.weights:
         checkpoint.check_weights(trial, asked.weights, asked.name)
 
@@ -177,13 +185,19 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
     if q.method != "float" and q.reduce_range:
         say("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
 
+    in_float = quant.ends_in_float(q, r.epochs)
+    if q.layers == "auto":
+        chosen_by(dataset, q)  # refused here, not when all is trained
+        settings = with_layers(settings, state["settings"]["quant"]["layers"], ranks, folder) if state else settings
+    if not in_float:
+        settings = chosen(settings, model, dataset, batches, ranks, folder)
     if worth_compiling(settings, macs, len(dataset.train)):
         quant.compile_kernels()
     model = fit(model, settings, dataset, batches, ranks, log, state)
+    settings = chosen(settings, model, dataset, batches, ranks, folder)
     model = quantized(model, settings, dataset, batches)
     if not ranks.first:
         return
-    in_float = quant.ends_in_float(q, r.epochs)
     kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), r.epochs, {"log": log.state()})
     if log.best is not None:
         tensors.save(folder / "best.pt", kept)
@@ -355,6 +369,40 @@ def load_best(model: nn.Module, folder: Path, spec: config.QuantSettings, ranks:
         model = quant.prepare(model, spec)
     checkpoint.restore(model, state, path)
     return model
+
+
+def chosen(
+    settings: config.TrainSettings,
+    model: nn.Module,
+    dataset: data.Dataset,
+    batches: Callable,
+    ranks: Ranks,
+    folder: Path,
+) -> config.TrainSettings:
+    """The setting with the layers that quant.layers=auto chooses by a float model. No labels."""
+    spec, side = settings.quant, data.evaluation_batch(settings.data.image_size)
+    if spec.method == "float" or spec.layers != "auto":
+        return settings
+    sample, held_out = (batches(images, side) for images in chosen_by(dataset, spec))
+    return with_layers(settings, ranks.share(quant.choose_layers(model, spec, sample, held_out)), ranks, folder)
+
+
+def chosen_by(dataset: data.Dataset, spec: config.QuantSettings) -> tuple:
+    """What quant.layers=auto chooses by: the images of the calibration, and as many validation images or, without
+    such, others of the training set."""
+    count = spec.calibration_images
+    held_out = data.first(dataset.val, count) if dataset.val else data.first(dataset.train, count, after=count)
+    if spec.target_drop is not None and not len(held_out):
+        raise UserError(f"quant.calibration_images: {count} leave no training images to measure quant.target_drop on")
+    return data.first(dataset.train, count), held_out
+
+
+def with_layers(settings: config.TrainSettings, layers: dict | str, ranks: Ranks, folder: Path) -> config.TrainSettings:
+    """The setting with these quant.layers, in config.json too."""
+    settings = config.vary(settings, {"quant.layers": layers}, "quant.layers")
+    if ranks.first:
+        files.write_json(folder / "config.json", settings.model_dump())
+    return settings
 
 
 def quantized(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, batches: Callable) -> nn.Module:

@@ -60,11 +60,13 @@ def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(sample.mean(dim=(0, 1, 2)).tolist()), tuple(std.tolist())
 
 
-def first(images, limit: int | None):
-    """The first `limit` images of a fixed shuffle; all of them, in order, without a limit."""
-    if limit is None or limit >= len(images):
+def first(images, limit: int | None, after: int = 0):
+    """The first `limit` images of a fixed shuffle, or those that come `after` so many; all of them, in order, without a
+    limit."""
+    if not after and (limit is None or limit >= len(images)):
         return images
-    return images.take(torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit])
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[after:]
+    return images.take(order[:limit])
 
 
 def split(dataset: Dataset, fraction: float) -> Dataset:

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from quant import dorefa, lsq, pact, ptq, statassist
-from quant.calibrate import calibrate, set_enabled
+from quant.calibrate import calibrate
 from quant.compare import accuracy_table, compare
 from quant.convert import IntegerModel
 from quant.convert import convert as _convert
@@ -20,15 +20,20 @@ from quant.export import export
 from quant.fold import fold
 from quant.kernels import compile_all as compile_kernels
 from quant.method import FLOAT, Method
+from quant.mixed import choose_bits
+from quant.packed_model import export as export_packed
+from quant.packed_model import load as load_packed
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
 from quant.qdq import check_onnx, export_onnx
 from quant.report import report, report_line, report_table
 from quant.roles import roles
 from quant.runtimes import onnxruntime_engine, openvino_engine
+from quant.sensitivity import sensitivity
+from quant.switch import set_enabled
 from quant.trace import trace
 from quant.verify import exact_in_int8
-from utils.config import QuantSettings
+from utils.config import LayerBits, QuantSettings
 from utils.errors import UserError, choose, nearest
 from utils.say import tracked
 
@@ -73,11 +78,12 @@ def resolve(spec: QuantSettings) -> QuantSettings:
             raise UserError(f"quant.{key}: {spec.method} has no such option; it has {others}")
     if method is FLOAT:
         return spec
+    _check_target(spec)
     for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
         _check_bits(f"quant.{key}", getattr(spec, key), allowed, spec.method)
     if spec.first_last_bits != "same":
         _check_bits("quant.first_last_bits", spec.first_last_bits, method.weight_bits, spec.method)
-    for pattern, bits in spec.layers.items():
+    for pattern, bits in spec.by_name.items():
         for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
             if bits != "float" and getattr(bits, key) is not None:
                 _check_bits(f"quant.layers.{pattern}.{key}", getattr(bits, key), allowed, spec.method)
@@ -150,6 +156,30 @@ def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
             )
 
 
+def choose_layers(model: nn.Module, spec: QuantSettings, sample: Collection, held_out: Collection) -> dict:
+    """What quant/mixed.py chooses for `layers` of a resolved spec, as a setting holds it."""
+    allowed = [bits for bits in range(1, 9) if _allows(spec, bits)]
+    chosen = choose_bits(model, spec, allowed, sample, held_out)
+    return {name: {"weight_bits": bits} for name, bits in chosen.items() if bits in allowed}  # others have them anyway
+
+
+def _allows(spec: QuantSettings, bits: int) -> bool:
+    """Whether a layer may be given so many weight bits by name."""
+    try:
+        resolve(spec.model_copy(update={"layers": {"*": LayerBits(weight_bits=bits)}}))
+    except UserError:
+        return False
+    return True
+
+
+def _check_target(spec: QuantSettings) -> None:
+    targets = [key for key in ("target_drop", "target_mb") if getattr(spec, key) is not None]
+    if spec.layers == "auto" and len(targets) != 1:
+        raise UserError("quant.layers: auto needs a target: quant.target_drop or quant.target_mb, and not both")
+    if targets and not spec.layers:
+        raise UserError(f"quant.{targets[0]}: nothing is chosen for it; quant.layers=auto does")
+
+
 def is_prepared(model: nn.Module) -> bool:
     return bool(quantizers(model))
 
@@ -170,6 +200,7 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
     return result, "\n".join(tables) if tables else "float: nothing is quantized\n"
 
 
-__all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx", "compare"]
-__all__ += ["compile_kernels", "convert", "draw_from", "ends_in_float", "engine", "export", "export_onnx", "fold"]
-__all__ += ["is_prepared", "learned", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled", "trace"]
+__all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx"]
+__all__ += ["choose_layers", "compare", "compile_kernels", "convert", "draw_from", "ends_in_float", "engine"]
+__all__ += ["export", "export_onnx", "export_packed", "fold", "is_prepared", "learned", "load_packed", "measure"]
+__all__ += ["prepare", "quantizers", "report", "resolve", "sensitivity", "set_enabled", "trace"]

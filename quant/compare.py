@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from quant.calibrate import set_enabled
 from quant.convert import IntegerModel
-from quant.layers import QuantLayer
 from quant.prepare import quantizers
 from quant.quantizer import Quantizer
+from quant.records import layer_bytes
+from quant.switch import layers, set_enabled
 from utils import tensors
 from utils.metrics import Score
 from utils.table import text_table
@@ -59,14 +59,12 @@ def float_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
     return {name: value for name, value in prepared.state_dict().items() if not name.startswith(inside)}
 
 
-def megabytes_at_bits(prepared: fx.GraphModule) -> float:
-    """Decimal MB of the weights packed at their own bits, with an fp32 scale and an int32 bias an output channel."""
-    bits = 0
-    for layer in prepared.modules():
-        if isinstance(layer, QuantLayer | nn.Conv2d | nn.Linear):
-            quantizer = getattr(layer, "weight_quantizer", None)
-            bits += layer.weight.numel() * (32 if quantizer is None else quantizer.bits) + 64 * len(layer.weight)
-    return bits / 8e6
+def megabytes_at_bits(model: nn.Module) -> float:
+    """Decimal MB of the layers' weights, scales and biases in a file of quant/packed.py."""
+    size = sum(layer_bytes(layer, None, None) for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    for layer, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
+        size += layer_bytes(layer, source.grid() if layer.runs_in_integers(source) else None, norm)
+    return size / 1e6
 
 
 def accuracy_table(result: dict) -> str:
@@ -86,4 +84,6 @@ def accuracy_table(result: dict) -> str:
                 "" if size is None else f"{size:.3f}",
             ]
         )
-    return text_table(["", "top-1 %", "top-5 %", "loss", "agreement %", "bit-equal %", "MB"], rows)
+    table = text_table(["", "top-1 %", "top-5 %", "loss", "agreement %", "bit-equal %", "MB"], rows)
+    at_bits = f"\n\nat its own bits: {result['size_mb_at_bits']:.3f} MB" if "fake_quant" in result["accuracy"] else ""
+    return table + at_bits

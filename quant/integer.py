@@ -151,7 +151,7 @@ def absorb(
     weight: its integers, on `grid` (zero_point 0). bias: its float bias or None. norm: the batch norm behind it or
     None. bounds: its activation. limit: the largest integer to store.
     """
-    factor = max(1, limit // max(abs(grid.q_min), grid.q_max))
+    factor = refinement(grid, limit)
     q = weight.double() * factor
     scale = grid.scale.double().expand(len(q)) / factor
     shift = torch.zeros_like(scale) if bias is None else bias.double()
@@ -167,6 +167,11 @@ def absorb(
     steps = (shift / (x.scale * scale).double()).round().float()
     lo, hi = (0, 0) if y is None else integer_bounds(y, bounds)
     return IntegerLayer(geometry, q.float(), scale, steps, x, y, lo, hi)
+
+
+def refinement(grid: Grid, limit: int) -> int:
+    """k: weights on this grid are stored as k q."""
+    return max(1, limit // max(abs(grid.q_min), grid.q_max))
 
 
 def integer_bounds(y: Grid, bounds: Bounds) -> tuple[int, int]:

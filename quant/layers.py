@@ -6,6 +6,7 @@ integer layer (quant/integer.py), computed on integers held in fp32. Operators w
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -58,16 +59,10 @@ class QuantLayer(nn.Module):
             return bounded(y if norm is None else norm(y), self.bounds)
         return self.output.forward_normed(y, norm, self.bounds)
 
-    def frozen(self, norm: nn.Module | None) -> Callable[[Tensor], Tensor]:
+    def frozen(self, norm: nn.Module | None) -> "FloatLayer":
         """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        weight = weight.detach()
-
-        def run(x: Tensor) -> Tensor:
-            y = self._summed(x, weight)
-            return bounded(y if norm is None else norm(y), self.bounds)
-
-        return run
+        return FloatLayer(self.geometry, weight.detach(), self.bias, norm, self.bounds)
 
     def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
         y = self.geometry(x, weight, self.bias)
@@ -88,6 +83,21 @@ class QuantLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {self.geometry}, bounds={self.bounds}"
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """A layer that runs in float, with its batch norm (in eval) and its activation."""
+
+    geometry: Geometry
+    weight: Tensor
+    bias: Tensor | None
+    norm: nn.Module | None
+    bounds: Bounds
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.geometry(x, self.weight, self.bias)
+        return bounded(y if self.norm is None else self.norm(y), self.bounds)
 
 
 class QuantOperator(nn.Module):

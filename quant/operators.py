@@ -73,8 +73,12 @@ def _average(op: IntegerOperator, n: Tensor) -> Tensor:
 
 
 def _function(op: IntegerOperator, n: Tensor) -> Tensor:
-    x = op.x[0]
-    return op.table()[(n + (int(x.zero_point) - x.q_min)).long()]
+    return looked_up(op.x[0], op.table(), n)
+
+
+def looked_up(x: Grid, table: Tensor, n: Tensor) -> Tensor:
+    """The entries of an IntegerOperator's table for centred integers n on the grid x."""
+    return table[(n + (int(x.zero_point) - x.q_min)).long()]
 
 
 ARITHMETIC: dict[str, Callable[..., Tensor]] = {"add": _add, "mul": _mul, "average": _average, "function": _function}

@@ -146,7 +146,7 @@ class Plan:
     def own_bits(self, chain: Chain) -> LayerBits:
         """What the setting says of this layer by name; of several patterns that match, the last."""
         own = LayerBits()
-        for pattern, bits in self.spec.layers.items():
+        for pattern, bits in self.spec.by_name.items():
             if fnmatch.fnmatchcase(chain.head.target, pattern):
                 said = LayerBits(weight_bits=FLOAT, act_bits=FLOAT) if bits == "float" else bits
                 own = own.model_copy(update=said.model_dump(exclude_none=True))

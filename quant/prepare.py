@@ -197,7 +197,7 @@ def _function_of(node: fx.Node) -> Callable[..., Tensor]:
         rest = iter(tensors)
         return function(*(next(rest) if isinstance(value, fx.Node) else value for value in given), **kwargs)
 
-    run.function = function
+    run.function, run.given, run.kwargs = function, given, kwargs
     return run
 
 

@@ -138,6 +138,31 @@ def test_evaluate_writes_an_onnx_file(trained, tmp_path):
     assert len(json.loads(info["mean"])) == len(json.loads(info["std"])) == 3
 
 
+def test_evaluate_says_where_it_hurts(trained, tmp_path):
+    arguments = [f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]']
+    done = run("evaluate.py", *arguments, "sensitivity=true")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "sensitivity.csv").read_text().splitlines()))
+    assert len(rows) == 20
+    assert [float(row["harm"]) for row in rows] == sorted((float(row["harm"]) for row in rows), reverse=True)
+    assert re.search(rf"^{rows[0]['layer']} +8 +8 ", done.stdout, re.MULTILINE)
+    assert (tmp_path / "sensitivity.png").stat().st_size > 10_000
+
+
+def test_evaluate_writes_a_file_as_small_as_its_bits(trained, tmp_path):
+    file = tmp_path / "new" / "model.npz"
+    arguments = [f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]']
+    done = run("evaluate.py", *arguments, f"export={file}")
+    assert done.returncode == 0, done.stderr
+    assert f"{file} (0." in done.stdout
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert f"at its own bits: {evaluation['size_mb_at_bits']:.3f} MB" in done.stdout
+    assert 0.7 < file.stat().st_size / 1e6 / evaluation["size_mb_at_bits"] < 1.1, "what zip saves, and a graph"
+    read = quant.load_packed(str(file))
+    assert read.info["classes"] == [str(i) for i in range(10)]
+    assert read(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
 def test_evaluate_on_other_images(trained, tmp_path):
     done = run(
         "evaluate.py", f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]'

@@ -103,8 +103,14 @@ class QuantSettings(Section):
     """Bits of the first and last layer's weights and of the last layer's input. The image always has 8."""
     residual_bits: Bits = 8
     """Bits of what additions, pools and other element-wise operators read."""
-    layers: dict[str, LayerBits | Literal["float"]] = {}
-    """Bits of layers by name, before all else: {"layer4.*": {"weight_bits": 4}, "fc": "float"}; * and ? match."""
+    layers: dict[str, LayerBits | Literal["float"]] | Literal["auto"] = {}
+    """Bits of layers by name, before all else: {"layer4.*": {"weight_bits": 4}, "fc": "float"}; * and ? match. auto:
+    weight bits of each layer, up to what it would have, are chosen for a target; config.json has them by name."""
+    target_drop: float | None = Field(None, ge=0, lt=100)
+    """layers auto: percent of held-out training images whose first choice may change, and so the most that top-1 of
+    the float net falls by on them. With layers by name: what they were chosen for."""
+    target_mb: float | None = Field(None, gt=0)
+    """layers auto: the most MB of weights, scales and biases at their own bits. With layers by name: as above."""
     grad_bits: Bits = 32
     """DoReFa: bits of the gradients that hidden layers hand back, 1..8; 32 leaves them float."""
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
@@ -138,6 +144,11 @@ class QuantSettings(Section):
     def weight_limit(self) -> int:
         """The largest integer weight: int8's, or what kernels without VNNI multiply exactly."""
         return 63 if self.reduce_range else 127
+
+    @property
+    def by_name(self) -> dict[str, LayerBits | Literal["float"]]:
+        """`layers`; none while they are yet to be chosen."""
+        return {} if self.layers == "auto" else self.layers
 
 
 class OptimSettings(Section):
@@ -229,7 +240,9 @@ class EvaluateSettings(Section):
     """Folder for evaluation.json; null: beside the checkpoint."""
     export: str | None = None
     """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
-    in .onnx; null: none."""
+    in .onnx, or of one as small as its bits, in .npz; null: none."""
+    sensitivity: bool = False
+    """Measure each layer, too: the test images pass twice a layer. sensitivity.csv and .png beside evaluation.json."""
     data: dict[str, Any] = {}
     """Keys of the data section laid over the run's own, to measure on other images."""
     trust: bool = False
@@ -401,7 +414,8 @@ def _own_keys(kind: type[BaseModel], location: tuple) -> list[str]:
         inside = _inside(kind, keys)
         if inside is None:
             break
-        if inside is dict or part != inside.__name__:
+        branch = str(part).startswith("dict[") if inside is dict else part == inside.__name__
+        if not branch:
             keys.append(str(part))
     return keys
 
@@ -418,8 +432,13 @@ def _inside(kind: Any, keys: list[str]) -> Any:
             kind = kind.model_fields[key].annotation if key in kind.model_fields else None
         else:
             kind = typing.get_args(kind)[1]
-        kind = next((branch for branch in typing.get_args(kind) if _is_section(branch)), kind)
-    return kind if _is_section(kind) else dict if typing.get_origin(kind) is dict else None
+        if not _is_table(kind):
+            kind = next((branch for branch in typing.get_args(kind) if _is_section(branch) or _is_table(branch)), kind)
+    return kind if _is_section(kind) else dict if _is_table(kind) else None
+
+
+def _is_table(kind: Any) -> bool:
+    return typing.get_origin(kind) is dict
 
 
 def _is_section(kind: Any) -> bool:

@@ -46,7 +46,7 @@ def find(folder: Path, settings: TrainSettings) -> Start:
         return Start(finished=finished(folder, settings))
     else:
         state, source = _readable([folder / LAST, folder / PREVIOUS]), folder
-    there = differences(state["settings"], settings.model_dump(), (*ASIDE, *PLACE))
+    there = differences(state["settings"], settings.model_dump(), (*ASIDE, *PLACE, *_chosen(settings)))
     if there:
         raise UserError(
             f"run.resume: {source} is of another setting ({'; '.join(there[:3])}{'; ...' if there[3:] else ''}): "
@@ -75,10 +75,15 @@ def finished(folder: Path, settings: TrainSettings) -> bool:
     summary, weights = folder / "summary.json", settings.model.weights
     try:
         there = json.loads((folder / "config.json").read_text())
-        same = not differences(there, json.loads(settings.model_dump_json()), ASIDE)
+        same = not differences(there, json.loads(settings.model_dump_json()), (*ASIDE, *_chosen(settings)))
         return same and summary.stat().st_mtime > (0 if weights is None else Path(weights).stat().st_mtime)
     except (OSError, ValueError):
         return False
+
+
+def _chosen(settings: TrainSettings) -> tuple[str, ...]:
+    """Keys that a run of this setting fills in itself: with all else the same, they would be."""
+    return ("quant.layers",) if settings.quant.layers == "auto" else ()
 
 
 def is_elsewhere(folder: Path, asked: str) -> bool:
