@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quant.quantizer import Quantizer
+from quant.quantizer import Quantizer, Shape
 from utils.config import QuantSettings
 
 
@@ -13,8 +13,8 @@ from utils.config import QuantSettings
 class Method:
     """A row of quant.METHODS."""
 
-    weight: Callable[[QuantSettings, int, int], Quantizer] | None
-    """(spec, bits, channels) -> the quantizer of a weight tensor whose axis 0 is the output channels."""
+    weight: Callable[[QuantSettings, int, Shape], Quantizer] | None
+    """(spec, bits, shape) -> the quantizer of a weight tensor of that shape, whose axis 0 is the output channels."""
     activation: Callable[[QuantSettings, int, bool], Quantizer] | None
     """(spec, bits, signed) -> the quantizer of what hidden layers read."""
     residual: Callable[[QuantSettings, int, bool], Quantizer] | None

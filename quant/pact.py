@@ -21,7 +21,7 @@ from quant.grid import Grid
 from quant.linear import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.method import Method
 from quant.odd import refuse_too_wide, tanh_weights
-from quant.quantizer import TINY, Quantizer, StartedQuantizer
+from quant.quantizer import TINY, Quantizer, Shape, StartedQuantizer
 from quant.sawb import Sawb
 from utils.config import QuantSettings
 
@@ -72,10 +72,10 @@ class _Clip(torch.autograd.Function):
         return of_x, of_alpha, None, None
 
 
-def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
+def weight(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
     if spec.weights == "sawb":
-        return Sawb(bits, channels if spec.granularity == "per_channel" else None, spec.weight_limit)
-    return tanh_weights(spec, bits, channels)
+        return Sawb(bits, shape[0] if spec.granularity == "per_channel" else None, spec.weight_limit)
+    return tanh_weights(spec, bits, shape)
 
 
 def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:

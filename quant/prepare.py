@@ -109,7 +109,7 @@ class _Editor:
 
     def _layer(self, name: str, decision: Decision) -> QuantLayer:
         layer, bits, gradient = self.traced.get_submodule(name), decision.weight_bits, None
-        weight = None if bits == FLOAT else self.method.weight(self.spec, bits, len(layer.weight))
+        weight = None if bits == FLOAT else self.method.weight(self.spec, bits, tuple(layer.weight.shape))
         if decision.hidden and min(bits, decision.read.bits) < FLOAT:
             gradient = self.method.gradient(self.spec)
         return QuantLayer(layer, weight, gradient, self.spec.weight_limit)

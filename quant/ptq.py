@@ -13,12 +13,12 @@ afterwards (quant/integer.py), which changes no per-channel result. Signed activ
 
 from quant.linear import affine
 from quant.method import Method
-from quant.quantizer import ObservedQuantizer, Quantizer
+from quant.quantizer import ObservedQuantizer, Quantizer, Shape
 from utils.config import QuantSettings
 
 
-def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
-    count = channels if spec.granularity == "per_channel" else None
+def weight(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
+    count = shape[0] if spec.granularity == "per_channel" else None
     observer = "last_minmax" if spec.observer in ("minmax", "moving_average") else spec.observer
     return ObservedQuantizer(bits, True, count, observer, spec.percentile, q_limit=spec.weight_limit)
 

@@ -16,6 +16,7 @@ from quant.observers import OBSERVERS
 from utils import ranks
 
 TINY = 2.0**-24
+Shape = tuple[int, ...]
 
 
 class Quantizer(nn.Module):

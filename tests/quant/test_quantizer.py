@@ -33,7 +33,7 @@ def make(method: str, options: dict, kind: str, bits: int, granularity: str):
     settings = spec(method=method, granularity=granularity, weight_bits=4, **options)
     row = quant.METHODS[method]
     if kind == "weight":
-        return row.weight(settings, bits, 6)
+        return row.weight(settings, bits, (6, 5, 4, 4))
     return row.activation(settings, bits, kind == "signed")
 
 

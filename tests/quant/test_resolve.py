@@ -42,7 +42,7 @@ def test_defaults_are_filled_in():
 def test_reduced_range_keeps_weights_within_63():
     import torch
 
-    quantizer = quant.METHODS["ptq"].weight(spec(method="ptq", reduce_range=True), 8, 4)
+    quantizer = quant.METHODS["ptq"].weight(spec(method="ptq", reduce_range=True), 8, (4, 10))
     quantizer(torch.randn(4, 10))
     assert (quantizer.grid().q_min, quantizer.grid().q_max) == (-63, 63)
 
