@@ -16,12 +16,14 @@ from quant.compare import accuracy_table, compare
 from quant.convert import IntegerModel
 from quant.convert import convert as _convert
 from quant.engine import Engine
+from quant.equalize import equalize
 from quant.export import export
 from quant.fold import fold
 from quant.method import FLOAT, Method
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
 from quant.qdq import check_onnx, export_onnx
+from quant.refine import refine
 from quant.report import report, report_line, report_table
 from quant.roles import roles
 from quant.runtimes import onnxruntime_engine, openvino_engine
@@ -72,6 +74,7 @@ def resolve(spec: QuantSettings) -> QuantSettings:
             raise UserError(f"quant.{key}: {spec.method} has no such option; it has {others}")
     if method is FLOAT:
         return spec
+    spec = method.fill(spec)
     for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
         _check_bits(f"quant.{key}", getattr(spec, key), allowed, spec.method)
     if spec.first_last_bits != "same":
@@ -171,4 +174,5 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
 
 __all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "compare", "convert", "ends_in_float"]
 __all__ += ["engine", "fold", "is_prepared", "measure", "prepare", "quantizers", "report", "resolve", "set_enabled"]
-__all__ += ["check_layers", "check_onnx", "draw_from", "export", "export_onnx", "learned", "trace"]
+__all__ += ["check_layers", "check_onnx", "draw_from", "equalize", "export", "export_onnx", "learned", "refine"]
+__all__ += ["trace"]

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from quant.calibrate import set_enabled
 from quant.convert import IntegerModel
-from quant.layers import QuantLayer
+from quant.layers import Correction, QuantLayer
 from quant.prepare import quantizers
 from quant.quantizer import Quantizer
 from utils import tensors
@@ -54,8 +54,9 @@ def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches:
 
 
 def float_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
-    """The state of the float model within: no quantizer's buffers or parameters."""
-    inside = tuple(f"{name}." for name, module in prepared.named_modules() if isinstance(module, Quantizer))
+    """The state of the float model within: nothing of quantizers and corrections."""
+    added = Quantizer | Correction
+    inside = tuple(f"{name}." for name, module in prepared.named_modules() if isinstance(module, added))
     return {name: value for name, value in prepared.state_dict().items() if not name.startswith(inside)}
 
 

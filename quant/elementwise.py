@@ -6,26 +6,58 @@ from torch import Tensor
 from quant.grid import Grid, along_channels
 
 
-def fake_quantize(x: Tensor, grid: Grid, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+def fake_quantize(
+    x: Tensor, grid: Grid, low: Tensor | None = None, high: Tensor | None = None, offset: Tensor | None = None
+) -> Tensor:
     """x_hat = scale (q - zero_point); the gradient is 1 for low < x < high and 0 elsewhere.
 
     low and high: scalars or a value a row; None: where x rounds to an integer of the grid without being clipped.
+    offset: integers to add to those of nearest rounding.
     """
     if low is None:
         low = grid.scale * (grid.q_min - 0.5 - grid.zero_point)
         high = grid.scale * (grid.q_max + 0.5 - grid.zero_point)
-    return _FakeQuantize.apply(x, grid, low, high)
+    return _FakeQuantize.apply(x, grid, low, high, offset)
 
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, grid: Grid, low: Tensor, high: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, grid: Grid, low: Tensor, high: Tensor, offset: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, low, high)
-        return rounded(x, grid)
+        if offset is None:
+            return rounded(x, grid)
+        return grid.value(grid.to_int(x, offset).sub_(along_channels(grid.zero_point, x)))
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        return within(gradient, *ctx.saved_tensors), None, None, None
+        return within(gradient, *ctx.saved_tensors), None, None, None, None
+
+
+def learned_step(x: Tensor, grid: Grid, s: Tensor, g: float) -> Tensor:
+    """x_hat on the grid, whose scale is s; straight through for x inside its ends, and (LSQ's equation 3) with
+
+    d x_hat / d s = round(x / s) - x / s  inside,  q_min - zero_point below,  q_max - zero_point above,  times g
+    """
+    return _LearnedStep.apply(x, s, grid, g)
+
+
+class _LearnedStep(torch.autograd.Function):
+    """Equation 3 times s is x_hat - x inside, x_hat beyond."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, s: Tensor, grid: Grid, g: float) -> Tensor:
+        x_hat = rounded(x, grid)
+        ctx.save_for_backward(x, x_hat)
+        ctx.constants = grid, g
+        return x_hat
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (x, x_hat), (grid, g) = ctx.saved_tensors, ctx.constants
+        s = grid.scale
+        ends = s * (grid.q_min - grid.zero_point), s * (grid.q_max - grid.zero_point)
+        slope = within(x, x, *ends).neg_().add_(x_hat)  # times s; subtracted before it is summed, or fp32 loses it
+        return within(gradient, x, *ends), inner(gradient, slope, s.ndim > 0) * (g / s), None, None
 
 
 def rounded(x: Tensor, grid: Grid) -> Tensor:

@@ -19,7 +19,7 @@ residual_bits. Signed activations keep a symmetric range of b bits.
 import torch
 from torch import Tensor
 
-from quant.elementwise import inner, rounded, within
+from quant.elementwise import learned_step
 from quant.grid import Grid
 from quant.linear import best_clip
 from quant.method import Method
@@ -41,7 +41,7 @@ class LearnedStep(StartedQuantizer):
             return v
         N = (v if self.weight or v.ndim < 2 else v[0]).numel() / max(1, self.s.numel())
         with torch.autocast(v.device.type, enabled=False):
-            return _Quantize.apply(v.float(), self.s, self.Q_N, self.Q_P, 1 / (N * self.Q_P) ** 0.5)
+            return learned_step(v.float(), self.grid(), self.s, 1 / (N * self.Q_P) ** 0.5)
 
     def grid(self) -> Grid:
         s = self.s.detach().clamp(min=TINY)
@@ -53,25 +53,6 @@ class LearnedStep(StartedQuantizer):
         else:
             s = 2 * (v.abs().flatten(1).mean(1) if self.s.ndim else v.abs().mean()) / self.Q_P**0.5
         self.s.copy_(s.clamp(min=TINY))
-
-
-class _Quantize(torch.autograd.Function):
-    """Equation 3 times s is v_hat - v inside, v_hat beyond."""
-
-    @staticmethod
-    def forward(ctx, v: Tensor, s: Tensor, Q_N: int, Q_P: int, g: float) -> Tensor:
-        s = s.clamp(min=TINY)
-        v_hat = rounded(v, Grid(s, torch.zeros_like(s, dtype=torch.int32), -Q_N, Q_P))
-        ctx.save_for_backward(v, s, v_hat)
-        ctx.constants = Q_N, Q_P, g
-        return v_hat
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        (v, s, v_hat), (Q_N, Q_P, g) = ctx.saved_tensors, ctx.constants
-        ends = -Q_N * s, Q_P * s
-        slope = within(v, v, *ends).neg_().add_(v_hat)  # times s; subtracted before it is summed, or fp32 loses it
-        return within(gradient, v, *ends), inner(gradient, slope, s.ndim > 0) * (g / s), None, None, None
 
 
 def weight(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:

@@ -29,6 +29,8 @@ class Method:
     """Keys of the quant section that only some methods read, and this one does."""
     gradient: Callable[[QuantSettings], nn.Module | None] = lambda spec: None
     """(spec) -> what quantizes the gradient of a hidden layer's output, if anything does."""
+    fill: Callable[[QuantSettings], QuantSettings] = lambda spec: spec
+    """(spec) -> the spec with the method's own defaults in the place of nulls."""
     check: Callable[[QuantSettings], None] = lambda spec: None
     """Raises UserError for what the method cannot do for a reason of its own."""
 
