@@ -1,5 +1,7 @@
 """Blocks are found in the graph alone, cover every layer once, and compute by themselves what the net computes."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -35,10 +37,8 @@ def test_blocks_in_turn_are_the_whole_net(name):
     found = blocks(prepared, images[:2])
     assert layers is None or [len(block.layers) for block in found] == layers
     inside = [node.target for block in found for node in block.layers]
-    assert inside == [n for n, m in prepared.named_modules() if isinstance(m, QuantLayer)] or len(set(inside)) == len(
-        [m for m in prepared.modules() if isinstance(m, QuantLayer)]
-    )
-    assert all(before.exit is after.entry for before, after in zip(found, found[1:], strict=False))
+    assert sorted(inside) == sorted(name for name, m in prepared.named_modules() if isinstance(m, QuantLayer))
+    assert all(before.exit is after.entry for before, after in itertools.pairwise(found))
     run, value = Run(prepared), images
     for block in found:
         value = run.values(block, value)
@@ -55,11 +55,14 @@ def test_a_block_of_mobilenet_v2_ends_at_its_linear_bottleneck():
 
 def test_layers_in_a_row_are_joined_by_three():
     prepared, images = calibrated(plain(10), 32)
-    assert [[node.target for node in block.layers] for block in blocks(prepared, images[:2])] == [["0", "2", "4"], ["8"]]
+    assert [[node.target for node in block.layers] for block in blocks(prepared, images[:2])] == [
+        ["0", "2", "4"],
+        ["8"],
+    ]
 
 
 class Crossing(nn.Module):
-    """What is read across a point keeps it from being one; so does a tuple, and a value without a row for each image."""
+    """What is read across a point keeps it from being one, and so does a tuple of parts."""
 
     def __init__(self):
         super().__init__()
@@ -74,7 +77,11 @@ class Crossing(nn.Module):
 
 def test_a_split_and_its_sum_are_one_block():
     prepared, images = calibrated(Crossing(), 32)
-    assert [[node.target for node in block.layers] for block in blocks(prepared, images[:2])] == [["a"], ["b", "c"], ["fc"]]
+    assert [[node.target for node in block.layers] for block in blocks(prepared, images[:2])] == [
+        ["a"],
+        ["b", "c"],
+        ["fc"],
+    ]
 
 
 def test_a_layer_alone_is_fed_what_the_block_feeds_it():
@@ -84,4 +91,6 @@ def test_a_layer_alone_is_fed_what_the_block_feeds_it():
     first, second = block.layers
     x = run.values(block.before(second), entry)
     assert torch.equal(x, run.values(block.alone(first), run.values(block.before(first), entry)))
-    assert not torch.equal(run.values(block.alone(second), x), run.values(block, entry)), "the addition is still to come"
+    assert not torch.equal(run.values(block.alone(second), x), run.values(block, entry)), (
+        "the addition is still to come"
+    )

@@ -7,7 +7,7 @@ import torch
 
 import models
 import quant
-from tests.conftest import spec
+from tests.conftest import agrees_in_integers, spec
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +50,81 @@ def test_mse_is_far_better_than_minmax_at_two_bits(float_net, digits32):
         with torch.inference_mode():
             error[observer] = (prepared(images) - float_net(images)).square().mean()
     assert error["mse"] < error["minmax"] / 2
+
+
+def quantized(float_net, digits32, **keys):
+    settings = spec(method="ptq", **keys)
+    model = copy.deepcopy(float_net)
+    if settings.equalize:
+        quant.equalize(model)
+    prepared = quant.prepare(model, settings)
+    images = [x for x, _ in digits32[0]][:2]
+    quant.calibrate(prepared, images)
+    quant.refine(prepared, images, settings)
+    return prepared.eval(), settings
+
+
+@torch.inference_mode()
+def error(prepared, float_net, digits32) -> float:
+    """Mean squared error of the logits on images that the calibration did not see."""
+    return float((prepared(digits32[1]) - float_net(digits32[1])).square().mean())
+
+
+RECIPES = {
+    "adaround": {"observer": "mse", "rounding": "adaround", "rounding_steps": 30},
+    "brecq": {"observer": "mse", "rounding": "brecq", "rounding_steps": 30},
+    "corrected": {"observer": "mse", "correct": "norm"},
+    "best": {"recipe": "best", "rounding_steps": 30},
+}
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_each_tool_comes_nearer_to_float_and_stays_exact_in_integers(float_net, digits32, recipe):
+    plain, _ = quantized(float_net, digits32, observer="mse", weight_bits=3, act_bits=3)
+    better, settings = quantized(float_net, digits32, weight_bits=3, act_bits=3, **RECIPES[recipe])
+    assert error(better, float_net, digits32) < 0.8 * error(plain, float_net, digits32)
+    agrees_in_integers(better, digits32, 85)
+
+    quant.set_enabled(better, False)
+    with torch.inference_mode():
+        assert torch.allclose(better(digits32[1]), float_net(digits32[1]), rtol=1e-3, atol=1e-3), "float is still there"
+    quant.set_enabled(better, True)
+
+    fresh = quant.prepare(models.build("resnet20", 10, 32, {}), settings).eval()
+    fresh.load_state_dict(better.state_dict())
+    with torch.inference_mode():
+        assert torch.equal(fresh(digits32[1]), better(digits32[1])), "to the bit after a round trip"
+
+
+def test_plain_does_nothing_more(float_net, digits32):
+    prepared, settings = quantized(float_net, digits32)
+    before = {key: value.clone() for key, value in prepared.state_dict().items()}
+    quant.refine(prepared, [], settings)
+    assert all(torch.equal(before[key], value) for key, value in prepared.state_dict().items())
+    assert not any("offset" in key or "correction" in key for key in before), "checkpoints hold nothing of it"
+
+
+@pytest.mark.parametrize("observer", ["percentile", "mse"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_weights_of_few_bits_have_the_range_that_was_asked_for(float_net, digits32, observer, bits):
+    """In the whole net: hidden layers on `bits`, each channel's range its own; first and last on 8, sums on 8."""
+    settings = spec(method="ptq", observer=observer, weight_bits=bits, act_bits=4, percentile=95.0)
+    prepared = quant.prepare(copy.deepcopy(float_net), settings)
+    quant.calibrate(prepared, [x for x, _ in digits32[0]][:1])
+    layers = {name: m for name, m in prepared.named_modules() if hasattr(m, "weight_quantizer")}
+    for name, layer in layers.items():
+        ends = name in ("conv1", "fc")
+        q, rows = layer.weight_quantizer, layer.weight.detach().flatten(1)
+        assert q.grid().q_max == min(2 ** ((8 if ends else bits) - 1) - 1, settings.weight_limit)
+        assert layer.output is None or layer.output.bits == (4 if name.endswith("conv1") and not ends else 8)
+        if observer == "percentile":
+            ordered = rows.sort(1).values
+            last = rows.shape[1] - 1
+            assert torch.equal(q.low, ordered[:, round(last * 0.05)])
+            assert torch.equal(q.high, ordered[:, round(last * 0.95)])
+        else:
+            most = rows.abs().amax(1, keepdim=True)
+            tried = torch.linspace(0.2, 1, 33)[:, None, None] * most / q.q_max
+            errors = ((rows / tried).round().clamp(-q.q_max, q.q_max) * tried - rows).square().mean(2)
+            found = (q(layer.weight).detach().flatten(1) - rows).square().mean(1)
+            assert (found <= 1.02 * errors.amin(0) + 1e-12).all(), name
