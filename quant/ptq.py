@@ -29,8 +29,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 LEARNED: dict[str, dict[str, Any]] = {
     "nearest": {},
-    "adaround": {"rounding_steps": 1000},
-    "brecq": {"rounding_steps": 1000, "drop": 0.5},
+    "adaround": {"rounding_steps": 500},
+    "brecq": {"rounding_steps": 500, "drop": 0.5},
 }
 """The keys that each rounding reads, with their defaults."""
 

@@ -7,7 +7,7 @@ import torch
 
 import models
 import quant
-from tests.conftest import agrees_in_integers, spec
+from tests.conftest import spec
 
 
 @pytest.fixture(scope="module")
@@ -50,58 +50,6 @@ def test_mse_is_far_better_than_minmax_at_two_bits(float_net, digits32):
         with torch.inference_mode():
             error[observer] = (prepared(images) - float_net(images)).square().mean()
     assert error["mse"] < error["minmax"] / 2
-
-
-def quantized(float_net, digits32, **keys):
-    settings = spec(method="ptq", **keys)
-    model = copy.deepcopy(float_net)
-    if settings.equalize:
-        quant.equalize(model)
-    prepared = quant.prepare(model, settings)
-    images = [x for x, _ in digits32[0]][:2]
-    quant.calibrate(prepared, images)
-    quant.refine(prepared, images, settings)
-    return prepared.eval(), settings
-
-
-@torch.inference_mode()
-def error(prepared, float_net, digits32) -> float:
-    """Mean squared error of the logits on images that the calibration did not see."""
-    return float((prepared(digits32[1]) - float_net(digits32[1])).square().mean())
-
-
-RECIPES = {
-    "adaround": {"observer": "mse", "rounding": "adaround", "rounding_steps": 30},
-    "brecq": {"observer": "mse", "rounding": "brecq", "rounding_steps": 30},
-    "corrected": {"observer": "mse", "correct": "norm"},
-    "best": {"recipe": "best", "rounding_steps": 30},
-}
-
-
-@pytest.mark.parametrize("recipe", list(RECIPES))
-def test_each_tool_comes_nearer_to_float_and_stays_exact_in_integers(float_net, digits32, recipe):
-    plain, _ = quantized(float_net, digits32, observer="mse", weight_bits=3, act_bits=3)
-    better, settings = quantized(float_net, digits32, weight_bits=3, act_bits=3, **RECIPES[recipe])
-    assert error(better, float_net, digits32) < 0.8 * error(plain, float_net, digits32)
-    agrees_in_integers(better, digits32, 85)
-
-    quant.set_enabled(better, False)
-    with torch.inference_mode():
-        assert torch.allclose(better(digits32[1]), float_net(digits32[1]), rtol=1e-3, atol=1e-3), "float is still there"
-    quant.set_enabled(better, True)
-
-    fresh = quant.prepare(models.build("resnet20", 10, 32, {}), settings).eval()
-    fresh.load_state_dict(better.state_dict())
-    with torch.inference_mode():
-        assert torch.equal(fresh(digits32[1]), better(digits32[1])), "to the bit after a round trip"
-
-
-def test_plain_does_nothing_more(float_net, digits32):
-    prepared, settings = quantized(float_net, digits32)
-    before = {key: value.clone() for key, value in prepared.state_dict().items()}
-    quant.refine(prepared, [], settings)
-    assert all(torch.equal(before[key], value) for key, value in prepared.state_dict().items())
-    assert not any("offset" in key or "correction" in key for key in before), "checkpoints hold nothing of it"
 
 
 @pytest.mark.parametrize("observer", ["percentile", "mse"])
