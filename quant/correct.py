@@ -36,8 +36,7 @@ def correct(layer: QuantLayer, kind: str, aim: Moments, found: Moments) -> None:
     if kind == "norm":
         gain = (aim.var / found.var.clamp(min=TINY)).sqrt().clamp(1 / MOST, MOST)
         gain = torch.where(aim.var > 0, gain, 1)
-    layer.correction.gain.copy_(gain)
-    layer.correction.shift.copy_(aim.mean - gain * found.mean)
+    layer.correction.set(gain, aim.mean - gain * found.mean)
 
 
 @torch.no_grad()

@@ -29,6 +29,10 @@ class Correction(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         return y * self.gain.view(self.shape) + self.shift.view(self.shape)
 
+    def set(self, gain: Tensor | float, shift: Tensor | float) -> None:
+        self.gain.copy_(torch.as_tensor(gain))
+        self.shift.copy_(torch.as_tensor(shift))
+
     def line(self) -> Line:
         return Line(self.gain, self.shift)
 

@@ -9,8 +9,9 @@ the quantized net feeds it. adaround takes each layer for a block, its activatio
 et al., arXiv 2203.05740): each step leaves a random share `drop` of the activations, and of the input, in float.
 
 Differs from the papers: batch norm is not folded; the error is not weighted by gradients, which would take labels;
-Adam's rates are 0.01 (V) and 0.001 (r, falling as a cosine), for a thousand steps in place of twenty thousand; ranges
-that concatenations share, and those of 8 bits, are not scaled. A block of more than 12 layers is taken by the layer.
+there are hundreds of steps in place of twenty thousand, with a rate as much larger; r starts with a rate of 0.001,
+which falls as a cosine; ranges that concatenations share, and those of 8 bits, are not scaled. A block of more than 12
+layers is taken by the layer.
 """
 
 import math
@@ -30,7 +31,9 @@ BATCH = 32
 PENALTY = 0.01
 LARGEST = 12
 """Layers of a block that is taken as one."""
-RATE, SCALE_RATE = 1e-2, 1e-3
+TRAVEL, LARGEST_RATE = 20.0, 0.1
+"""Adam's rate for V: how far V can move in all steps together, as by the papers' 0.001 in 20,000; and the largest."""
+SCALE_RATE = 1e-3
 
 
 class Scaling:
@@ -95,15 +98,20 @@ class Learning(Run):
             return quantized
         return torch.lerp(quantized, in_float, drawn(in_float, self.drop, self.generator))
 
+    def penalty(self, done: float) -> Tensor | float:
+        """f(V) of all weights after this share of the steps."""
+        beta = beta_at(done)
+        return 0.0 if beta is None else sum(rounding.penalty(beta) for rounding in self.roundings.values())
+
 
 def drawn(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """1 in that share of places (in 256ths), 0 in the others, laid out like a dense tensor.
+    """1 in that share of places (in 255ths), 0 in the others, laid out like a dense tensor.
 
     A random byte for each: bernoulli_ takes more time than a convolution.
     """
     ones = torch.empty_like(like)
     words = torch.empty(-(-ones.numel() // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    ones.as_strided((ones.numel(),), (1,)).copy_(words.view(torch.uint8)[: ones.numel()] < round(256 * share))
+    ones.as_strided((ones.numel(),), (1,)).copy_(words.view(torch.uint8)[: ones.numel()] < round(255 * share))
     return ones
 
 
@@ -125,15 +133,16 @@ def learn(
     """Learn what a section is to learn from its input in the float and in the quantized net and its float output."""
     V = [rounding.V for rounding in learning.roundings.values()]
     r = [scaling.r for scaling in learning.scalings.values()]
-    optimizer = torch.optim.Adam([{"params": V, "lr": RATE}, {"params": r, "lr": SCALE_RATE}])
+    optimizer = torch.optim.Adam(
+        [{"params": V, "lr": min(LARGEST_RATE, TRAVEL / steps)}, {"params": r, "lr": SCALE_RATE}]
+    )
     for step in range(steps if V else 0):
         optimizer.param_groups[1]["lr"] = SCALE_RATE * (1 + math.cos(math.pi * step / steps)) / 2
         at = torch.randint(len(target), (BATCH,), generator=learning.generator)
         x = quantized[at] if in_float is quantized else learning.mixed(in_float[at], quantized[at])
         error = (learning.value(section, x) - target[at]).square().flatten(1).sum(1).mean() / _places(target)
-        beta = beta_at(step / steps)
-        penalty = 0 if beta is None else sum(rounding.penalty(beta) for rounding in learning.roundings.values())
-        for parameter, gradient in zip(V + r, torch.autograd.grad(error + PENALTY * penalty, V + r), strict=True):
+        loss = error + PENALTY * learning.penalty(step / steps)
+        for parameter, gradient in zip(V + r, torch.autograd.grad(loss, V + r), strict=True):
             parameter.grad = gradient
         optimizer.step()
         progress(1)

@@ -2,6 +2,7 @@
 
 For all calibration images at once, the float net's values and the quantized net's are kept where a block begins: a
 block is computed once for each, not once a step, and what it is brought near is what the float net has there.
+Statistics are corrected before a block's roundings are learned, which then need not make up for them, and after.
 """
 
 import time
@@ -57,9 +58,9 @@ class _Walk:
         in_float = quantized = images
         for section in found:
             aim = self.in_float(section, in_float)
+            self.correct(section, in_float, quantized)
             if self.spec.rounding != "nearest":
                 self.learn(section, in_float, quantized, progress)
-            if self.spec.correct != "none":
                 self.correct(section, in_float, quantized)
             in_float, quantized = aim, self.plain.values(section, quantized)
             progress.add(1)
@@ -89,4 +90,5 @@ class _Walk:
             set_enabled(self.prepared, False)
             aim = moments(layer, norm, fed)
             set_enabled(self.prepared, True)
+            layer.correction.set(1, 0)
             correct(layer, self.spec.correct, aim, moments(layer, norm, x))

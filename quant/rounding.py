@@ -8,7 +8,7 @@ V starts where h(V) = w / s - floor(w / s), so that w~ starts at w. beta falls f
 then drives it to 0 or 1; for the first fifth of the steps f is left out. What is kept is an offset to nearest rounding,
 of -1, 0 or 1, in a buffer of the weight's quantizer: the weight stays as it was.
 
-Differs from the paper: Adam's rate is 0.01 for thousands of steps in place of ten thousands.
+Differs from the paper: nothing known but the number of steps (quant/reconstruct.py).
 """
 
 import torch
