@@ -4,9 +4,9 @@
 
 y is the output of the float block, behind batch norm, activation and addition, on what the float net feeds it; x~ what
 the quantized net feeds it. adaround takes each layer for a block, its activations in float (Nagel et al., arXiv
-2004.10568, asymmetric reconstruction). brecq takes blocks (Li et al., arXiv
-2102.05426) and scales the range of each activation within by r, with LSQ's gradient (quant/elementwise.py). QDrop (Wei
-et al., arXiv 2203.05740): each step leaves a random share `drop` of the activations, and of the input, in float.
+2004.10568, asymmetric reconstruction). brecq takes blocks (Li et al., arXiv 2102.05426) and scales the range of each
+activation within by r, with LSQ's gradient (quant/elementwise.py). QDrop (Wei et al., arXiv 2203.05740): each step
+leaves a random share `drop` of the activations, and of the input, in float.
 
 Differs from the papers: batch norm is not folded; the error is not weighted by gradients, which would take labels;
 there are hundreds of steps in place of twenty thousand, with a rate as much larger; r starts with a rate of 0.001,

@@ -18,6 +18,7 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("dorefa", {"signed_edges": "affine"}),
     ("dorefa", {"act_clip": "calibration"}),
     ("lsq", {"step_init": "mse"}),
+    ("ptq", {"rounding": "adaround"}),
 ]
 CASES = [
     pytest.param(method, options, kind, bits, granularity, id="-".join([method, *map(str, options.values()), *rest]))
