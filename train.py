@@ -195,7 +195,7 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
         quant.compile_kernels()
     model = fit(model, settings, dataset, batches, ranks, log, state)
     settings = chosen(settings, model, dataset, batches, ranks, folder)
-    model = quantized(model, settings, dataset, batches)
+    model = quantized(model, settings, dataset, batches, ranks)
     if not ranks.first:
         return
     kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), r.epochs, {"log": log.state()})
@@ -405,14 +405,23 @@ def with_layers(settings: config.TrainSettings, layers: dict | str, ranks: Ranks
     return settings
 
 
-def quantized(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, batches: Callable) -> nn.Module:
-    """Prepare what was trained in float alone, and find its ranges on training images without augmentation."""
+def quantized(
+    model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, batches: Callable, ranks: Ranks
+) -> nn.Module:
+    """Prepare what was trained in float alone, and find its ranges on training images without augmentation.
+
+    The first process alone goes on to learn roundings and to correct.
+    """
     spec, d = settings.quant, settings.data
     if spec.method == "float" or quant.is_prepared(model):
         return model
+    if spec.equalize:
+        say(f"channels of {quant.equalize(model)} pairs of layers equalized")
     model = quant.prepare(model, spec)
     sample = batches(data.first(dataset.train, spec.calibration_images), data.evaluation_batch(d.image_size))
     quant.calibrate(model, (images for images, _ in sample))
+    if ranks.first:
+        quant.refine(model, (images for images, _ in sample), spec)
     return model
 
 

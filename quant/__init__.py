@@ -16,6 +16,7 @@ from quant.compare import accuracy_table, compare
 from quant.convert import IntegerModel
 from quant.convert import convert as _convert
 from quant.engine import Engine
+from quant.equalize import equalize
 from quant.export import export
 from quant.fold import fold
 from quant.kernels import compile_all as compile_kernels
@@ -26,6 +27,7 @@ from quant.packed_model import load as load_packed
 from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
 from quant.qdq import check_onnx, export_onnx
+from quant.refine import refine
 from quant.report import report, report_line, report_table
 from quant.roles import roles
 from quant.runtimes import onnxruntime_engine, openvino_engine
@@ -79,6 +81,7 @@ def resolve(spec: QuantSettings) -> QuantSettings:
     if method is FLOAT:
         return spec
     _check_target(spec)
+    spec = method.fill(spec)
     for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
         _check_bits(f"quant.{key}", getattr(spec, key), allowed, spec.method)
     if spec.first_last_bits != "same":
@@ -202,5 +205,5 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
 
 __all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx"]
 __all__ += ["choose_layers", "compare", "compile_kernels", "convert", "draw_from", "ends_in_float", "engine"]
-__all__ += ["export", "export_onnx", "export_packed", "fold", "is_prepared", "learned", "load_packed", "measure"]
-__all__ += ["prepare", "quantizers", "report", "resolve", "sensitivity", "set_enabled", "trace"]
+__all__ += ["equalize", "export", "export_onnx", "export_packed", "fold", "is_prepared", "learned", "load_packed"]
+__all__ += ["measure", "prepare", "quantizers", "refine", "report", "resolve", "sensitivity", "set_enabled", "trace"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.convert import IntegerModel
+from quant.layers import Correction
 from quant.prepare import quantizers
 from quant.quantizer import Quantizer
 from quant.records import layer_bytes
@@ -54,8 +55,9 @@ def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches:
 
 
 def float_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
-    """The state of the float model within: no quantizer's buffers or parameters."""
-    inside = tuple(f"{name}." for name, module in prepared.named_modules() if isinstance(module, Quantizer))
+    """The state of the float model within: nothing of quantizers and corrections."""
+    added = Quantizer | Correction
+    inside = tuple(f"{name}." for name, module in prepared.named_modules() if isinstance(module, added))
     return {name: value for name, value in prepared.state_dict().items() if not name.startswith(inside)}
 
 

@@ -18,10 +18,11 @@ class Grid:
     q_min: int
     q_max: int
 
-    def to_int(self, x: Tensor) -> Tensor:
-        """q = clamp(round(x / scale) + zero_point, q_min, q_max), ties to even; fp32, of x's shape."""
+    def to_int(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        """q = clamp(round(x / scale) + zero_point + offset, q_min, q_max), ties to even; fp32, of x's shape."""
         inverse = along_channels(1.0 / self.scale, x)
-        return (x * inverse).round_().add_(along_channels(self.zero_point, x)).clamp_(self.q_min, self.q_max)
+        q = (x * inverse).round_().add_(along_channels(self.zero_point, x))
+        return (q if offset is None else q.add_(offset)).clamp_(self.q_min, self.q_max)
 
     def centred(self, x: Tensor) -> Tensor:
         """q - zero_point."""

@@ -9,8 +9,8 @@ exactly. The bias is rounded to an integer B_c on the grid s_x s_c |g_c|, and
 
     q_y = clamp(round(m_c (sum n q + B_c)) + z_y, lo, hi),     m_c = s_x s_c |g_c| / s_y,     ties to even.
 
-ReLU and ReLU6 are nothing but lo and hi; the line of a hard-sigmoid is absorbed like a batch norm's. Sums are exact;
-m_c and the product are fp32, as in fbgemm and qnnpack.
+ReLU and ReLU6 are nothing but lo and hi; the lines of a correction (quant/correct.py) and of a hard-sigmoid are
+absorbed like a batch norm's. Sums are exact; m_c and the product are fp32, as in fbgemm and qnnpack.
 
 m_c is moved, by less than 1 / 2,000 of itself, to a fraction with an odd denominator d <= 4,095. Then no
 (sum + B) m_c is nearer than 1 / 2 d to a tie, and kernels that multiply, divide or add the bias in another order in
@@ -38,6 +38,13 @@ class Bounds(NamedTuple):
     high: float
     gain: float = 1.0
     offset: float = 0.0
+
+
+class Line(NamedTuple):
+    """gain x + shift, a value each for every output channel; fp32 [C]."""
+
+    gain: Tensor
+    shift: Tensor
 
 
 UNBOUNDED = Bounds(float("-inf"), float("inf"))
@@ -145,11 +152,13 @@ def absorb(
     y: Grid | None,
     bounds: Bounds,
     limit: int,
+    correction: Line | None = None,
 ) -> IntegerLayer:
     """Build the integer layer of a float layer.
 
     weight: its integers, on `grid` (zero_point 0). bias: its float bias or None. norm: the batch norm behind it or
-    None. bounds: its activation. limit: the largest integer to store.
+    None. correction: a line with positive gains behind that, or None. bounds: its activation. limit: the largest
+    integer to store.
     """
     factor = refinement(grid, limit)
     q = weight.double() * factor
@@ -159,6 +168,9 @@ def absorb(
         gain, shift = _norm(norm, shift)
         q = q * torch.sign(gain).view(-1, *[1] * (q.ndim - 1))
         scale = scale * gain.abs()
+    if correction is not None:
+        gain, offset = (value.double() for value in correction)
+        scale, shift = scale * gain, shift * gain + offset
     scale, shift = scale * bounds.gain, shift * bounds.gain + bounds.offset
     q, scale = _raised(q, scale, shift, x.scale.double())
     if y is not None:

@@ -94,7 +94,7 @@ def _ladder(placed: Placed, spec: QuantSettings, allowed: Collection[int]) -> li
 
 def _found(weight: Tensor, spec: QuantSettings, bits: int) -> Quantizer:
     """A quantizer of so many bits with the ranges of this weight."""
-    quantizer = ptq.weight(spec, bits, len(weight)).eval()
+    quantizer = ptq.weight(spec, bits, tuple(weight.shape)).eval()
     quantizer.observing = True
     quantizer(weight)
     quantizer.finish_observing()

@@ -5,6 +5,7 @@ the usual fake-quantized computation, batch norm live and unfolded. In eval, wit
 integer layer (quant/integer.py), computed on integers held in fp32. Operators without weights are prepared alike.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,16 +14,50 @@ from torch import Tensor, nn
 
 from quant.elementwise import bounded
 from quant.grid import Grid
-from quant.integer import UNBOUNDED, Bounds, Geometry, IntegerLayer, absorb
+from quant.integer import UNBOUNDED, Bounds, Geometry, IntegerLayer, Line, absorb
 from quant.operators import IntegerOperator, integer_operator
 from quant.quantizer import Quantizer
+
+
+class Correction(nn.Module):
+    """gain y + shift: what puts back what rounding took from the statistics of a layer's output (quant/correct.py)."""
+
+    def __init__(self, channels: int, linear: bool):
+        super().__init__()
+        self.register_buffer("gain", torch.ones(channels))
+        self.register_buffer("shift", torch.zeros(channels))
+        self.shape = (-1,) if linear else (-1, 1, 1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * self.gain.view(self.shape) + self.shift.view(self.shape)
+
+    def set(self, gain: Tensor | float, shift: Tensor | float) -> None:
+        self.gain.copy_(torch.as_tensor(gain))
+        self.shift.copy_(torch.as_tensor(shift))
+
+    @torch.no_grad()
+    def behind(
+        self, weight: Tensor, bias: Tensor | None, norm: nn.Module | None
+    ) -> tuple[Tensor, Tensor | None, nn.Module | None]:
+        """Weight, bias and batch norm of a layer that has the line in its norm, or in itself."""
+        if norm is None:
+            shift = self.shift if bias is None else bias * self.gain + self.shift
+            return weight * self.gain.view(-1, *[1] * (weight.ndim - 1)), shift, None
+        norm = copy.deepcopy(norm)
+        gamma = torch.ones_like(self.gain) if norm.weight is None else norm.weight
+        beta = torch.zeros_like(self.gain) if norm.bias is None else norm.bias
+        norm.weight, norm.bias = nn.Parameter(gamma * self.gain), nn.Parameter(beta * self.gain + self.shift)
+        return weight, bias, norm
+
+    def line(self) -> Line:
+        return Line(self.gain, self.shift)
 
 
 class QuantLayer(nn.Module):
     """weight and bias are those of `layer`.
 
-    `weight_quantizer`, `gradient` (what quantizes the gradient of its sums) and `output` (the quantizer of what leaves)
-    may be None.
+    `weight_quantizer`, `gradient` (what quantizes the gradient of its sums), `correction` (on where the weights'
+    quantizer is) and `output` (the quantizer of what leaves) may be None.
 
     forward(x, source, norm): `source` is the quantizer whose grid x lies on, `norm` the batch norm; both live
     elsewhere in the model under their own names and are passed in by the graph, or are None.
@@ -33,12 +68,13 @@ class QuantLayer(nn.Module):
         layer: nn.Conv2d | nn.Linear,
         weight_quantizer: Quantizer | None,
         gradient: nn.Module | None,
+        correction: Correction | None,
         limit: int,
     ):
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.geometry = geometry_of(layer)
-        self.weight_quantizer, self.gradient = weight_quantizer, gradient
+        self.weight_quantizer, self.gradient, self.correction = weight_quantizer, gradient, correction
         self.output: Quantizer | None = None
         self.bounds: Bounds = UNBOUNDED
         self.limit = limit
@@ -53,20 +89,37 @@ class QuantLayer(nn.Module):
 
     def simulate(self, x: Tensor, norm: nn.Module | None) -> Tensor:
         """The fake-quantized computation in float."""
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        y = self._summed(x, weight)
-        if self.output is None:
-            return bounded(y if norm is None else norm(y), self.bounds)
-        return self.output.forward_normed(y, norm, self.bounds)
+        weight = self.used_weight()
+        if self.output is None or self.corrects():
+            y = self.in_float(x, weight, norm)
+            return y if self.output is None else self.output(y)
+        return self.output.forward_normed(self._summed(x, weight), norm, self.bounds)
 
     def frozen(self, norm: nn.Module | None) -> "FloatLayer":
         """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
-        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
-        return FloatLayer(self.geometry, weight.detach(), self.bias, norm, self.bounds)
+        weight, bias = self.used_weight().detach(), self.bias
+        if self.corrects():
+            weight, bias, norm = self.correction.behind(weight, bias, norm)
+        return FloatLayer(self.geometry, weight, bias, norm, self.bounds)
+
+    def in_float(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
+        """Its output before its quantizer, with these weights."""
+        return bounded(self.before_activation(x, weight, norm), self.bounds)
+
+    def before_activation(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
+        y = self._summed(x, weight)
+        y = y if norm is None else norm(y)
+        return self.correction(y) if self.corrects() else y
 
     def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
         y = self.geometry(x, weight, self.bias)
         return y if self.gradient is None else self.gradient(y)
+
+    def used_weight(self) -> Tensor:
+        return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+
+    def corrects(self) -> bool:
+        return self.correction is not None and bool(self.weight_quantizer.enabled)
 
     def runs_in_integers(self, source: Quantizer | None) -> bool:
         """Whether weights and input are on integer grids, and those quantizers are enabled."""
@@ -79,7 +132,8 @@ class QuantLayer(nn.Module):
         grid = self.weight_quantizer.grid()
         q = self.weight_quantizer.to_int(self.weight.float())
         y = None if self.output is None else self.output.grid()
-        return absorb(self.geometry, q, grid, self.bias, norm, x, y, self.bounds, self.limit)
+        line = None if self.correction is None else self.correction.line()
+        return absorb(self.geometry, q, grid, self.bias, norm, x, y, self.bounds, self.limit, line)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {self.geometry}, bounds={self.bounds}"

@@ -5,13 +5,13 @@ from torch import Tensor
 
 from quant.grid import Grid
 from quant.observers import OBSERVERS
-from quant.quantizer import TINY, ObservedQuantizer, Quantizer
+from quant.quantizer import TINY, ObservedQuantizer, Quantizer, Shape
 from utils.config import QuantSettings
 
 
-def symmetric(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
+def symmetric(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
     """Weights within +-max|w| of each output channel, or of the tensor, as they are at each training step."""
-    count = channels if spec.granularity == "per_channel" else None
+    count = shape[0] if spec.granularity == "per_channel" else None
     return ObservedQuantizer(bits, True, count, "last_minmax", 100.0, q_limit=spec.weight_limit)
 
 

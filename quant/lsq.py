@@ -23,7 +23,7 @@ from quant.elementwise import Rounding
 from quant.grid import Grid
 from quant.linear import best_clip
 from quant.method import Method
-from quant.quantizer import TINY, Quantizer, StartedQuantizer
+from quant.quantizer import TINY, Quantizer, Shape, StartedQuantizer
 from utils.config import QuantSettings
 
 
@@ -53,8 +53,8 @@ class LearnedStep(StartedQuantizer):
         self.s.copy_(s.clamp(min=TINY))
 
 
-def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
-    half, count = 2 ** (bits - 1), channels if spec.granularity == "per_channel" else None
+def weight(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
+    half, count = 2 ** (bits - 1), shape[0] if spec.granularity == "per_channel" else None
     return LearnedStep(
         bits, min(half, spec.weight_limit), min(half - 1, spec.weight_limit), True, count, spec.step_init
     )

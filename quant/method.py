@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quant.quantizer import Quantizer
+from quant.quantizer import Quantizer, Shape
 from utils.config import QuantSettings
 
 
@@ -13,8 +13,8 @@ from utils.config import QuantSettings
 class Method:
     """A row of quant.METHODS."""
 
-    weight: Callable[[QuantSettings, int, int], Quantizer] | None
-    """(spec, bits, channels) -> the quantizer of a weight tensor whose axis 0 is the output channels."""
+    weight: Callable[[QuantSettings, int, Shape], Quantizer] | None
+    """(spec, bits, shape) -> the quantizer of a weight tensor of that shape, whose axis 0 is the output channels."""
     activation: Callable[[QuantSettings, int, bool], Quantizer] | None
     """(spec, bits, signed) -> the quantizer of what hidden layers read."""
     residual: Callable[[QuantSettings, int, bool], Quantizer] | None
@@ -29,6 +29,8 @@ class Method:
     """Keys of the quant section that only some methods read, and this one does."""
     gradient: Callable[[QuantSettings], nn.Module | None] = lambda spec: None
     """(spec) -> what quantizes the gradient of a hidden layer's output, if anything does."""
+    fill: Callable[[QuantSettings], QuantSettings] = lambda spec: spec
+    """(spec) -> the spec with the method's own defaults in the place of nulls."""
     check: Callable[[QuantSettings], None] = lambda spec: None
     """Raises UserError for what the method cannot do for a reason of its own."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quant.grid import Grid, along_channels
 from quant.linear import symmetric
-from quant.quantizer import TINY, Quantizer
+from quant.quantizer import TINY, Quantizer, Shape
 from utils.config import QuantSettings
 from utils.errors import UserError
 
@@ -115,10 +115,10 @@ class SignWeights(Quantizer):
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -1, 1)
 
 
-def tanh_weights(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
+def tanh_weights(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
     """DoReFa's weights of so many bits; at 8, which only first and last layers have, linear ones."""
     if bits == 8:
-        return symmetric(spec, bits, channels)
+        return symmetric(spec, bits, shape)
     if bits == 1:
-        return SignWeights(channels if spec.granularity == "per_channel" else None)
+        return SignWeights(shape[0] if spec.granularity == "per_channel" else None)
     return TanhWeights(bits, spec.granularity == "per_channel")

@@ -22,7 +22,7 @@ from quant.integer import Bounds
 from quant.linear import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.method import Method
 from quant.odd import refuse_too_wide, tanh_weights
-from quant.quantizer import TINY, Quantizer, StartedQuantizer
+from quant.quantizer import TINY, Quantizer, Shape, StartedQuantizer
 from quant.sawb import Sawb
 from utils.config import QuantSettings
 
@@ -58,10 +58,10 @@ class LearnedClip(StartedQuantizer):
         return clip_grid(self.alpha, self.q_min, self.q_max)
 
 
-def weight(spec: QuantSettings, bits: int, channels: int) -> Quantizer:
+def weight(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
     if spec.weights == "sawb":
-        return Sawb(bits, channels if spec.granularity == "per_channel" else None, spec.weight_limit)
-    return tanh_weights(spec, bits, channels)
+        return Sawb(bits, shape[0] if spec.granularity == "per_channel" else None, spec.weight_limit)
+    return tanh_weights(spec, bits, shape)
 
 
 def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:

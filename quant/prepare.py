@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.integer import UNBOUNDED
-from quant.layers import QuantLayer, QuantOperator, share_output
+from quant.layers import Correction, QuantLayer, QuantOperator, share_output
 from quant.method import Method
 from quant.plan import FLOAT, OPERATORS, Decision, Edge, Plan
 from quant.quantizer import Quantizer
@@ -109,10 +109,12 @@ class _Editor:
 
     def _layer(self, name: str, decision: Decision) -> QuantLayer:
         layer, bits, gradient = self.traced.get_submodule(name), decision.weight_bits, None
-        weight = None if bits == FLOAT else self.method.weight(self.spec, bits, len(layer.weight))
+        weight = None if bits == FLOAT else self.method.weight(self.spec, bits, tuple(layer.weight.shape))
         if decision.hidden and min(bits, decision.read.bits) < FLOAT:
             gradient = self.method.gradient(self.spec)
-        return QuantLayer(layer, weight, gradient, self.spec.weight_limit)
+        corrects = weight is not None and self.spec.correct in ("bias", "norm")
+        correction = Correction(len(layer.weight), isinstance(layer, nn.Linear)) if corrects else None
+        return QuantLayer(layer, weight, gradient, correction, self.spec.weight_limit)
 
     def _quantizer(self, edge: Edge, signed: bool) -> Quantizer:
         return (self.method.activation if edge.hidden else self.method.residual)(self.spec, edge.bits, signed)

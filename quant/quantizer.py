@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from quant.elementwise import Rounding, bounded, fits, norm_rounded, normed, rounded
-from quant.grid import Grid
+from quant.grid import Grid, along_channels
 from quant.integer import UNBOUNDED, Bounds
 from quant.observers import OBSERVERS
 from utils import ranks
 
 TINY = 2.0**-24
+Shape = tuple[int, ...]
 
 
 class Quantizer(nn.Module):
@@ -124,9 +125,19 @@ class ObservedQuantizer(Quantizer):
     affine (activations): the range is stretched to hold 0, scale = (high - low) / (2^bits - 1), q in [0, 2^bits - 1],
     and zero_point = round(-low / scale): zero, and so padding, is exact.
     In train mode every batch is observed first; in eval the observer rests unless `observing` is set.
+    offset: what learned rounding (quant/rounding.py) adds to the nearest integer of each weight, int8; None: nothing.
     """
 
-    def __init__(self, bits: int, symmetric: bool, channels: int | None, observer: str, percentile: float, q_limit=127):
+    def __init__(
+        self,
+        bits: int,
+        symmetric: bool,
+        channels: int | None,
+        observer: str,
+        percentile: float,
+        q_limit: int = 127,
+        rounds: Shape | None = None,
+    ):
         super().__init__(bits)
         self.symmetric = symmetric
         q_max = min(2 ** (bits - 1) - 1, q_limit) if symmetric else 2**bits - 1
@@ -135,7 +146,14 @@ class ObservedQuantizer(Quantizer):
         self.register_buffer("low", torch.zeros(shape))
         self.register_buffer("high", torch.zeros(shape))
         self.register_buffer("observed", torch.tensor(False))
+        self.register_buffer("offset", None if rounds is None else torch.zeros(rounds, dtype=torch.int8))
         self.observer = OBSERVERS[observer](percentile)
+
+    def forward(self, x: Tensor, bounds: Bounds = UNBOUNDED) -> Tensor:
+        if self.offset is None or not self.enabled:
+            return super().forward(x, bounds)
+        grid = self.grid()
+        return grid.value(self.to_int(x.float()).sub_(along_channels(grid.zero_point, x)))
 
     @torch.no_grad()
     def look(self, x: Tensor, bounds: Bounds) -> None:
@@ -161,6 +179,9 @@ class ObservedQuantizer(Quantizer):
     def grid(self) -> Grid:
         return self._grid(self.low, self.high)
 
+    def to_int(self, x: Tensor) -> Tensor:
+        return self.grid().to_int(x, self.offset)
+
     def _grid(self, low: Tensor, high: Tensor) -> Grid:
         low, high = low.clamp(max=0), high.clamp(min=0)
         if self.symmetric:
@@ -171,7 +192,10 @@ class ObservedQuantizer(Quantizer):
         return Grid(scale, zero_point, self.q_min, self.q_max)
 
     def finish_observing(self) -> None:
+        """Offsets belong to the range that they were learned on."""
         self._set(self.observer.settle(self._fit))
+        if self.offset is not None:
+            self.offset.zero_()
 
     @torch.no_grad()
     def _set(self, found: tuple[Tensor, Tensor] | None) -> None:

@@ -175,7 +175,7 @@ def test_evaluate_on_other_images(trained, tmp_path):
 
 
 EXTRA = {
-    "ptq": ["quant.observer=mse", "quant.act_bits=6"],
+    "ptq": ["quant.recipe=best", "quant.act_bits=6", "quant.rounding_steps=2", "quant.calibration_images=64"],
     "dorefa": ["quant.weight_bits=4", "quant.grad_bits=6"],
     "pact": ["quant.weight_bits=3", "quant.act_bits=3"],
     "lsq": ['quant.layers={"layer1.*":{"weight_bits":4},"fc":"float"}'],

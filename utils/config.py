@@ -124,7 +124,19 @@ class QuantSettings(Section):
     percentile: float = Field(99.99, gt=50.0, le=100.0)
     """Observer percentile: values beyond this percentile are clipped, at either end of the range."""
     calibration_images: int = Field(1024, ge=1)
-    """Training images, without augmentation, that post-training ranges are found on."""
+    """Training images, without augmentation, that post-training ranges, roundings and corrections are found on."""
+    recipe: Literal["plain", "best"] = "plain"
+    """PTQ: what the keys of these options that are null stand for: a row of quant.ptq.RECIPES."""
+    equalize: bool | None = None
+    """PTQ: even out the ranges of channels across layers, where that leaves the float net as it is."""
+    rounding: Literal["nearest", "adaround", "brecq"] | None = None
+    """PTQ: weights to the nearest integer, or up or down as is learned, layer by layer or block by block."""
+    rounding_steps: int | None = Field(None, ge=1)
+    """PTQ: optimiser steps of learned rounding, for each layer (adaround) or block (brecq)."""
+    drop: float | None = Field(None, ge=0, le=1)
+    """PTQ, brecq: share of the activations that each step of learned rounding leaves in float, as QDrop does."""
+    correct: Literal["none", "bias", "norm"] | None = None
+    """PTQ: match the mean (bias), or mean and variance (norm), of each channel to the float net's."""
     step_init: Literal["paper", "mse"] = "paper"
     """LSQ: where steps start: from the mean of |v| as in the paper, or at the least squared error."""
     act_clip: Literal["calibration"] | PositiveFloat = 1.0

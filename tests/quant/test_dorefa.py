@@ -29,7 +29,7 @@ def numpy_weights(w, k, upstream):
 
 @pytest.mark.parametrize("k", range(2, 8))
 def test_weights_against_the_equations(k):
-    quantizer = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=4, granularity="per_tensor"), k, 6)
+    quantizer = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=4, granularity="per_tensor"), k, (6, 40))
     w, upstream = torch.randn(6, 40).mul_(0.3).requires_grad_(), torch.randn(6, 40)
     out = quantizer(w)
     out.backward(upstream)
@@ -42,14 +42,14 @@ def test_weights_against_the_equations(k):
 
 def test_a_maximum_a_channel_is_the_paper_on_each_channel():
     w = torch.randn(3, 4, 3, 3)
-    whole = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=4), 4, 3)(w)
-    single = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=4, granularity="per_tensor"), 4, 3)
+    whole = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=4), 4, (3, 4, 3, 3))(w)
+    single = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=4, granularity="per_tensor"), 4, (1, 4, 3, 3))
     assert torch.equal(whole, torch.cat([single(row[None]) for row in w]))
 
 
 def test_one_bit_weights_are_signs_times_the_mean():
     w = torch.randn(5, 8).requires_grad_()
-    quantizer = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=1, granularity="per_tensor"), 1, 5).train()
+    quantizer = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=1, granularity="per_tensor"), 1, (5, 8)).train()
     out, upstream = quantizer(w), torch.randn(5, 8)
     out.backward(upstream)
     assert numpy.allclose(out.detach().numpy(), numpy.sign(w.detach().numpy()) * w.detach().abs().mean().numpy())

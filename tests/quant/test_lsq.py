@@ -76,7 +76,7 @@ def test_steps_of_least_error(bits):
 
 def test_ranges_are_those_of_the_paper():
     settings = spec(method="lsq", reduce_range=False)
-    ranges = {bits: (q.Q_N, q.Q_P) for bits in (2, 4, 8) for q in [lsq.weight(settings, bits, 4)]}
+    ranges = {bits: (q.Q_N, q.Q_P) for bits in (2, 4, 8) for q in [lsq.weight(settings, bits, (4, 10))]}
     assert ranges == {2: (2, 1), 4: (8, 7), 8: (127, 127)}
     assert [(q.Q_N, q.Q_P) for q in (lsq.activation(settings, 2, False), lsq.activation(settings, 2, True))] == [
         (0, 3),

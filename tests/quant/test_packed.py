@@ -20,6 +20,7 @@ from utils.errors import UserError
 INFO = {"classes": ["a", "b"], "mean": [0.5] * 3, "std": [0.25] * 3, "image_size": 32}
 EVERY_METHOD = [
     {"method": "ptq", "weight_bits": 5, "act_bits": 3, "granularity": "per_tensor"},
+    {"method": "ptq", "weight_bits": 3, "act_bits": 4, "rounding": "adaround", "rounding_steps": 3, "correct": "norm"},
     {"method": "lsq", "weight_bits": 2, "act_bits": 2},
     {"method": "dorefa", "weight_bits": 1, "act_bits": 2},
     {"method": "dorefa", "weight_bits": 3, "act_bits": 4},
@@ -39,6 +40,7 @@ def prepared_net(name: str, options: dict, keys: dict):
         prepared.train()(photos(16, 32))
     if keys["method"] == "ptq":
         quant.calibrate(prepared, [photos(16, 32)])
+        quant.refine(prepared, [photos(16, 32)], spec(**keys))
     return prepared.eval()
 
 

@@ -50,3 +50,29 @@ def test_mse_is_far_better_than_minmax_at_two_bits(float_net, digits32):
         with torch.inference_mode():
             error[observer] = (prepared(images) - float_net(images)).square().mean()
     assert error["mse"] < error["minmax"] / 2
+
+
+@pytest.mark.parametrize("observer", ["percentile", "mse"])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_weights_of_few_bits_have_the_range_that_was_asked_for(float_net, digits32, observer, bits):
+    """In the whole net: hidden layers on `bits`, each channel's range its own; first and last on 8, sums on 8."""
+    settings = spec(method="ptq", observer=observer, weight_bits=bits, act_bits=4, percentile=95.0)
+    prepared = quant.prepare(copy.deepcopy(float_net), settings)
+    quant.calibrate(prepared, [x for x, _ in digits32[0]][:1])
+    layers = {name: m for name, m in prepared.named_modules() if hasattr(m, "weight_quantizer")}
+    for name, layer in layers.items():
+        ends = name in ("conv1", "fc")
+        q, rows = layer.weight_quantizer, layer.weight.detach().flatten(1)
+        assert q.grid().q_max == min(2 ** ((8 if ends else bits) - 1) - 1, settings.weight_limit)
+        assert layer.output is None or layer.output.bits == (4 if name.endswith("conv1") and not ends else 8)
+        if observer == "percentile":
+            ordered = rows.sort(1).values
+            last = rows.shape[1] - 1
+            assert torch.equal(q.low, ordered[:, round(last * 0.05)])
+            assert torch.equal(q.high, ordered[:, round(last * 0.95)])
+        else:
+            most = rows.abs().amax(1, keepdim=True)
+            tried = torch.linspace(0.2, 1, 33)[:, None, None] * most / q.q_max
+            errors = ((rows / tried).round().clamp(-q.q_max, q.q_max) * tried - rows).square().mean(2)
+            found = (q(layer.weight).detach().flatten(1) - rows).square().mean(1)
+            assert (found <= 1.02 * errors.amin(0) + 1e-12).all(), name

@@ -18,6 +18,7 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("dorefa", {"signed_edges": "affine"}),
     ("dorefa", {"act_clip": "calibration"}),
     ("lsq", {"step_init": "mse"}),
+    ("ptq", {"rounding": "adaround"}),
 ]
 CASES = [
     pytest.param(method, options, kind, bits, granularity, id="-".join([method, *map(str, options.values()), *rest]))
@@ -33,7 +34,7 @@ def make(method: str, options: dict, kind: str, bits: int, granularity: str):
     settings = spec(method=method, granularity=granularity, weight_bits=4, reduce_range=False, **options)
     row = quant.METHODS[method]
     if kind == "weight":
-        return row.weight(settings, bits, 6)
+        return row.weight(settings, bits, (6, 5, 4, 4))
     return row.activation(settings, bits, kind == "signed")
 
 

@@ -20,9 +20,16 @@ from utils.errors import UserError
         ),
         (
             {"method": "ptq", "float_epochs": 3},
-            r"quant.float_epochs: ptq has no such option; it has observer, perc",
+            r"quant.float_epochs: ptq has no such option; it has correct, drop, eq",
         ),
         ({"method": "statassist", "percentile": 99.0}, r"quant.percentile: statassist has no such option"),
+        ({"method": "lsq", "rounding": "brecq"}, r"quant.rounding: lsq has no such option; it has step_init$"),
+        ({"method": "statassist", "recipe": "best"}, r"quant.recipe: statassist has no such option; it has float_"),
+        (
+            {"method": "ptq", "rounding_steps": 5},
+            r"quant.rounding_steps: rounding nearest .*; it is adaround or brecq's$",
+        ),
+        ({"method": "ptq", "rounding": "adaround", "drop": 0.5}, r"quant.drop: rounding adaround .*; it is brecq's$"),
     ],
 )
 def test_refusals(keys, message):
@@ -39,10 +46,21 @@ def test_defaults_are_filled_in():
         assert spec(method="ptq", engine=runtime).reduce_range == spec(method="ptq", engine="x86").reduce_range
 
 
+def test_a_recipe_fills_in_what_is_null_and_nothing_else():
+    keys = ("observer", "equalize", "rounding", "rounding_steps", "drop", "correct")
+    assert [getattr(spec(method="ptq"), key) for key in keys] == ["minmax", False, "nearest", None, None, "none"]
+    best = spec(method="ptq", recipe="best")
+    assert (best.observer, best.rounding, best.drop) == ("mse", "brecq", 0.5)
+    own = spec(method="ptq", recipe="best", observer="percentile", rounding="nearest", correct="none", equalize=False)
+    assert [getattr(own, key) for key in keys] == ["percentile", False, "nearest", None, None, "none"]
+    assert spec(**best.model_dump()) == best, "what is resolved stays as it is"
+    assert spec(method="lsq").rounding is None
+
+
 def test_reduced_range_keeps_weights_within_63():
     import torch
 
-    quantizer = quant.METHODS["ptq"].weight(spec(method="ptq", reduce_range=True), 8, 4)
+    quantizer = quant.METHODS["ptq"].weight(spec(method="ptq", reduce_range=True), 8, (4, 10))
     quantizer(torch.randn(4, 10))
     assert (quantizer.grid().q_min, quantizer.grid().q_max) == (-63, 63)
 

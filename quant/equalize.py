@@ -1,0 +1,108 @@
+"""Cross-layer equalization (Nagel et al., arXiv 1906.04721, section 4.1), of a float net, in place and exactly.
+
+Between two layers a channel may be divided by any s_i > 0 and multiplied back, since f(s x) = s f(x) of a ReLU:
+
+    W1' = W1 / s,    b1' = b1 / s,    W2' = W2 s,    s_i = sqrt(r1_i r2_i) / r2_i
+
+makes the ranges r1_i = max |W1_i| of the producer's rows and r2_i = max |W2_:i| of the consumer's columns the same. All
+pairs take turns until nothing moves. A pair is a convolution or linear layer, its batch norm, a ReLU or nothing, then
+pools, dropouts or a flattening, and one layer that alone reads it. Where something bounds the value on both sides, or
+bends it otherwise (ReLU6, hard-swish), and where there is a second reader, nothing is done.
+
+Differs from the paper: batch norm is not folded: r1 is of the weights times |gamma| / sqrt(var + eps), and gamma and
+beta are divided. A depthwise layer is the consumer of one pair and the producer of the next.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from quant.roles import RELU, bounds_of, roles
+from quant.trace import trace
+
+SWEEPS = 20
+STILL = 1e-3
+"""Scales nearer to 1 than this do not count as movement."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    producer: nn.Conv2d | nn.Linear
+    norm: nn.BatchNorm2d | None
+    consumer: nn.Conv2d | nn.Linear
+
+
+@torch.no_grad()
+def equalize(model: nn.Module) -> int:
+    """Equalize a float model in place; its outputs stay what they are in eval. Returns how many pairs there are."""
+    found = pairs(trace(model))
+    for _ in range(SWEEPS):
+        moved = [_even_out(pair) for pair in found]
+        if max(moved, default=0.0) < STILL:
+            break
+    return len(found)
+
+
+def pairs(traced: fx.GraphModule) -> list[Pair]:
+    role, found = roles(traced), []
+    for node in traced.graph.nodes:
+        if role[node] != "layer":
+            continue
+        end = _only(node)
+        norm = traced.get_submodule(end.target) if end and role[end] == "norm" else None
+        end = _only(end) if norm is not None else end
+        end = _only(end) if end and bounds_of(traced, end) == RELU else end
+        while end and _keeps_channels(traced, role, end):
+            end = _only(end)
+        if end and role[end] == "layer":
+            pair = Pair(traced.get_submodule(node.target), norm, traced.get_submodule(end.target))
+            found += [pair] if _fits(pair) else []
+    return found
+
+
+def _only(node: fx.Node) -> fx.Node | None:
+    """The one reader of a node."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _keeps_channels(traced: fx.GraphModule, role: dict[fx.Node, str], node: fx.Node) -> bool:
+    """Whether f(s x) = s f(x) for a scale a channel: pools, dropouts, and [N, C, H, W] made flat, C first."""
+    if role[node] == "average":
+        return True
+    if node.op == "call_module":
+        module = traced.get_submodule(node.target)
+        flat = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+        return flat or isinstance(module, nn.MaxPool2d | nn.Dropout | nn.Dropout2d | nn.Identity)
+    return node.target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs
+
+
+def _fits(pair: Pair) -> bool:
+    """Whether the producer's channels are whole runs of the consumer's inputs, and the norm has a gamma to divide."""
+    outputs, columns = len(pair.producer.weight), _by_input(pair.consumer)
+    inputs = columns.shape[0] * columns.shape[2]
+    linear = isinstance(pair.producer, nn.Linear) and pair.norm is not None
+    return inputs % outputs == 0 and not linear and (pair.norm is None or pair.norm.affine)
+
+
+def _even_out(pair: Pair) -> float:
+    """One step for one pair; returns how far from 1 its largest scale was."""
+    norm, weight = pair.norm, pair.producer.weight
+    r1 = weight.flatten(1).abs().amax(1)
+    if norm is not None:
+        r1 = r1 * norm.weight.abs() / (norm.running_var + norm.eps).sqrt()
+    inputs = _by_input(pair.consumer)
+    r2 = inputs.abs().amax([axis for axis in range(inputs.ndim) if axis not in (0, 2)]).view(len(r1), -1).amax(1)
+    s = torch.where((r1 > 0) & (r2 > 0), (r1 / r2).sqrt(), 1.0)
+    owners = (weight, pair.producer.bias) if norm is None else (norm.weight, norm.bias)
+    for owner in owners:
+        if owner is not None:
+            owner.div_(s.view(-1, *[1] * (owner.ndim - 1)))
+    of_inputs = s.repeat_interleave(inputs.shape[0] * inputs.shape[2] // len(s))
+    inputs.mul_(of_inputs.view(len(inputs), 1, -1, *[1] * (inputs.ndim - 3)))
+    return float((s - 1).abs().max())
+
+
+def _by_input(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """A view of the weight [groups, outputs of a group, inputs of a group, ...]."""
+    return layer.weight.unflatten(0, (getattr(layer, "groups", 1), -1))
