@@ -27,8 +27,17 @@ _compiled: dict[Callable, Callable] = {}
 def run(kernel: Callable, *arguments: Any) -> Any:
     """kernel(*arguments), the first of which is the largest tensor."""
     if kernel in _compiled and arguments[0].numel() >= SMALL:
-        return _compiled[kernel](*map(_bare, arguments))
+        try:
+            return _compiled[kernel](*map(_bare, arguments))
+        except torch._dynamo.exc.TorchDynamoException as error:  # a compiler that fails in the middle of a run
+            _compiled.clear()
+            _say_uncompiled(error)
     return kernel(*map(_plain, arguments))
+
+
+def _say_uncompiled(error: Exception) -> None:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+    say(f"quantizers are not compiled ({reason}): training takes longer")
 
 
 def _bare(argument: Any) -> Any:
@@ -148,7 +157,7 @@ def compile_all() -> None:
             fast = {kernel: torch.compile(kernel, dynamic=True, fullgraph=True) for kernel in KERNELS}
             fast[forward](torch.zeros(SMALL), *map(torch.tensor, (1.0, 1.0, 0.0, 1.0)))
     except Exception as error:  # whatever the compiler has to say
-        say(f"quantizers are not compiled ({(str(error).splitlines() or ['?'])[0][:100]}): training takes longer")
+        _say_uncompiled(error)
         return
     _compiled.update(fast)
 

@@ -170,3 +170,16 @@ def test_without_a_compiler_a_line_says_so_and_all_goes_on(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "quantizers are not compiled (No working C++ compiler" in out
     assert out.count("\n") == 1
+
+
+def test_a_compiler_that_fails_in_the_middle_of_a_run_does_not_end_it(monkeypatch, capsys):
+    def broken(*_):
+        raise torch._dynamo.exc.TorchDynamoException("CppCompileError: no space left on device")
+
+    monkeypatch.setattr(kernels, "_compiled", {kernels.forward: broken})
+    x = torch.randn(8, 16, 18, 18)
+    quantizer = started("lsq", 4, True, x)
+    y = quantizer(x)
+    assert not kernels.compiled()
+    assert torch.equal(y, quantizer(x))
+    assert capsys.readouterr().out.count("not compiled (CppCompileError: no space left on device)") == 1
