@@ -107,7 +107,9 @@ class _Round(torch.autograd.Function):
     def forward(ctx, v: Tensor, learned: Tensor | None, r: Rounding) -> Tensor:
         ctx.save_for_backward(v)
         ctx.rounding = r
-        return _shaped(run(kernels.forward, _flat(v, r), *_rows(r.to_v_hat())), v)
+        return _shaped(
+            run(kernels.forward, _flat(v, r), *_rows(r.to_v_hat())), v
+        ).data  # no view: it may be overwritten
 
     @staticmethod
     def backward(ctx, g: Tensor):
@@ -163,7 +165,7 @@ class _NormRound(torch.autograd.Function):
     def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, learned: Tensor | None, n: Normed, r: Rounding) -> Tensor:
         ctx.save_for_backward(x)
         ctx.normed, ctx.rounding = n, r
-        return _shaped(run(kernels.norm_forward, _positions(x), n.a, n.b, *r.to_v_hat()), x)
+        return _shaped(run(kernels.norm_forward, _positions(x), n.a, n.b, *r.to_v_hat()), x).data
 
     @staticmethod
     def backward(ctx, g: Tensor):

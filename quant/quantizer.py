@@ -10,7 +10,7 @@ The engines read grid() and to_int() and nothing else, so a new method runs in i
 import torch
 from torch import Tensor, nn
 
-from quant.elementwise import Rounding, bounded, fits, norm_rounded, normed, rounded
+from quant.elementwise import Rounding, bounded, fits, is_clamp, norm_rounded, normed, rounded
 from quant.grid import Grid, along_channels
 from quant.integer import UNBOUNDED, Bounds
 from quant.observers import OBSERVERS
@@ -53,6 +53,8 @@ class Quantizer(nn.Module):
         return self.members > 1 and not self.ready()
 
     def forward(self, x: Tensor, bounds: Bounds = UNBOUNDED) -> Tensor:
+        if not is_clamp(bounds):
+            x, bounds = bounded(x, bounds), UNBOUNDED
         self.look(x, bounds)
         if not self.enabled or self.waits():
             return bounded(x, bounds)
@@ -152,6 +154,7 @@ class ObservedQuantizer(Quantizer):
     def forward(self, x: Tensor, bounds: Bounds = UNBOUNDED) -> Tensor:
         if self.offset is None or not self.enabled:
             return super().forward(x, bounds)
+        self.look(x, bounds)
         grid = self.grid()
         return grid.value(self.to_int(x.float()).sub_(along_channels(grid.zero_point, x)))
 

@@ -11,6 +11,7 @@ import models
 import quant
 from quant import elementwise, kernels
 from quant.integer import UNBOUNDED, Bounds
+from quant.roles import HARD_SIGMOID
 from tests.conftest import spec
 
 RELU, RELU6 = Bounds(0.0, float("inf")), Bounds(0.0, 6.0)
@@ -115,6 +116,15 @@ def test_behind_a_batch_norm(method, bits, bounds, way):
     assert terms is None or close(rounding.learned.grad, terms.sum(), terms.abs().sum())
     for name, buffer in apart.named_buffers():
         assert torch.allclose(norm.get_buffer(name), buffer, rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_activation_that_is_a_line_comes_first(method, bits):
+    """Hard-sigmoid: it scales and shifts before it clamps."""
+    x = torch.randn(8, 16, 18, 18) * 4
+    quantizer = started(method, bits, False, elementwise.bounded(x, HARD_SIGMOID))
+    assert torch.equal(quantizer(x, HARD_SIGMOID), quantizer(F.hardsigmoid(x)))
 
 
 def test_extremes_behind_a_norm_are_those_of_its_values(way):
