@@ -18,6 +18,7 @@ from quant.forced import forced
 from quant.verify import choose_kernel, input_shape, layer_difference, with_full_range_weights
 from tests.conftest import KERNELS as ENGINES
 from tests.conftest import spec
+from utils.environment import environment
 
 VNNI = torch.cpu._is_vnni_supported() and "ONEDNN_MAX_CPU_ISA" not in os.environ
 
@@ -249,11 +250,12 @@ def test_a_wrong_or_absent_kernel_is_passed_over():
 
 @pytest.mark.skipif("ONEDNN_MAX_CPU_ISA" in os.environ, reason="this is that run")
 @pytest.mark.skipif("onednn" not in ENGINES, reason="this build of torch lacks onednn")
+@pytest.mark.skipif(not any("vnni" in flag for flag in environment()["cpu_flags"]), reason="so does this CPU")
 def test_all_of_this_holds_without_vnni(nets_folder):
     """oneDNN held to AVX2, whose int8 kernels saturate: the same tests, in a process of their own."""
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "TRAINED_NETS": str(nets_folder)}
+    held = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "TRAINED_NETS": str(nets_folder)}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=held, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
