@@ -122,6 +122,19 @@ class _Round(torch.autograd.Function):
         return _shaped(of_v, v), r.of_t(of_log_t), None
 
 
+class Straight(torch.autograd.Function):
+    """Integers, or what else stands in place of n x, with the gradient of n x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, integers: Tensor, n: int) -> Tensor:
+        ctx.n = n
+        return integers
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient * ctx.n, None, None
+
+
 def fits(x: Tensor, norm: nn.Module | None, bounds: Bounds) -> bool:
     """Whether norm_rounded can do it: a batch norm that is training, on channels_last, with compiled kernels."""
     plain = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None

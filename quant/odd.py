@@ -8,6 +8,7 @@ int8 holds up to k = 7.
 import torch
 from torch import Tensor
 
+from quant.elementwise import Straight
 from quant.grid import Grid, along_channels
 from quant.linear import symmetric
 from quant.quantizer import TINY, Quantizer, Shape
@@ -33,19 +34,6 @@ def refuse_too_wide(spec: QuantSettings, method: str, instead: str) -> None:
 def odd(x: Tensor, n: int) -> Tensor:
     """The nearest odd integers of -n .. n to n x, x in [-1, 1]."""
     return ((x + 1) * (n / 2)).round_().mul_(2).sub_(n).clamp_(-n, n)
-
-
-class Straight(torch.autograd.Function):
-    """integers in place of n x, with the gradient of n x."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, integers: Tensor, n: int) -> Tensor:
-        ctx.n = n
-        return integers
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        return gradient * ctx.n, None, None
 
 
 class TanhWeights(Quantizer):

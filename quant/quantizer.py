@@ -10,7 +10,7 @@ The engines read grid() and to_int() and nothing else, so a new method runs in i
 import torch
 from torch import Tensor, nn
 
-from quant.elementwise import Rounding, bounded, fits, is_clamp, norm_rounded, normed, rounded
+from quant.elementwise import Rounding, Straight, bounded, fits, is_clamp, norm_rounded, normed, rounded
 from quant.grid import Grid, along_channels
 from quant.integer import UNBOUNDED, Bounds
 from quant.observers import OBSERVERS
@@ -155,8 +155,9 @@ class ObservedQuantizer(Quantizer):
         if self.offset is None or not self.enabled:
             return super().forward(x, bounds)
         self.look(x, bounds)
-        grid = self.grid()
-        return grid.value(self.to_int(x.float()).sub_(along_channels(grid.zero_point, x)))
+        grid, x = self.grid(), x.float()
+        chosen = grid.value(self.to_int(x.detach()).sub_(along_channels(grid.zero_point, x)))
+        return Straight.apply(rounded(x, self.rounding(x)), chosen, 1)
 
     @torch.no_grad()
     def look(self, x: Tensor, bounds: Bounds) -> None:

@@ -14,8 +14,9 @@ and never less than 2 (1 - 2^-k) E|w|, the best range of uniform weights: the re
 import torch
 from torch import Tensor
 
+from quant.elementwise import Straight
 from quant.grid import Grid, along_channels
-from quant.odd import Straight, odd
+from quant.odd import odd
 from quant.quantizer import TINY, Quantizer
 
 SAWB = {
