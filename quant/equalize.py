@@ -10,8 +10,8 @@ pools, dropouts or a flattening, and one layer that alone reads it. Where someth
 bends it otherwise (ReLU6, hard-swish), and where there is a second reader, nothing is done.
 
 Differs from the paper: batch norm is not folded: r1 is of the weights times |gamma| / sqrt(var + eps), and gamma and
-beta are divided. r1 is never less than |b1| (|beta|), or a channel that is all bias would be blown up. A depthwise layer
-is the consumer of one pair and the producer of the next.
+beta are divided. r1 is never less than |b1| (|beta|), or a channel that is all bias would be blown up. A depthwise
+layer is the consumer of one pair and the producer of the next.
 """
 
 from collections import Counter
