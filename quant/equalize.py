@@ -10,9 +10,11 @@ pools, dropouts or a flattening, and one layer that alone reads it. Where someth
 bends it otherwise (ReLU6, hard-swish), and where there is a second reader, nothing is done.
 
 Differs from the paper: batch norm is not folded: r1 is of the weights times |gamma| / sqrt(var + eps), and gamma and
-beta are divided. A depthwise layer is the consumer of one pair and the producer of the next.
+beta are divided. r1 is never less than |b1| (|beta|), or a channel that is all bias would be blown up. A depthwise
+layer is the consumer of one pair and the producer of the next.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -45,17 +47,18 @@ def equalize(model: nn.Module) -> int:
 
 
 def pairs(traced: fx.GraphModule) -> list[Pair]:
-    role, found = roles(traced), []
+    role, found, calls = roles(traced), [], Counter(node.target for node in traced.graph.nodes)
     for node in traced.graph.nodes:
         if role[node] != "layer":
             continue
         end = _only(node)
-        norm = traced.get_submodule(end.target) if end and role[end] == "norm" else None
+        normed = end.target if end and role[end] == "norm" else None
+        norm = normed and traced.get_submodule(normed)
         end = _only(end) if norm is not None else end
         end = _only(end) if end and bounds_of(traced, end) == RELU else end
         while end and _keeps_channels(traced, role, end):
             end = _only(end)
-        if end and role[end] == "layer":
+        if end and role[end] == "layer" and (norm is None or calls[normed] == 1):
             pair = Pair(traced.get_submodule(node.target), norm, traced.get_submodule(end.target))
             found += [pair] if _fits(pair) else []
     return found
@@ -87,20 +90,24 @@ def _fits(pair: Pair) -> bool:
 
 def _even_out(pair: Pair) -> float:
     """One step for one pair; returns how far from 1 its largest scale was."""
-    norm, weight = pair.norm, pair.producer.weight
-    r1 = weight.flatten(1).abs().amax(1)
-    if norm is not None:
-        r1 = r1 * norm.weight.abs() / (norm.running_var + norm.eps).sqrt()
-    inputs = _by_input(pair.consumer)
+    owner = pair.producer if pair.norm is None else pair.norm
+    inputs, r1 = _by_input(pair.consumer), _range(pair)
     r2 = inputs.abs().amax([axis for axis in range(inputs.ndim) if axis not in (0, 2)]).view(len(r1), -1).amax(1)
     s = torch.where((r1 > 0) & (r2 > 0), (r1 / r2).sqrt(), 1.0)
-    owners = (weight, pair.producer.bias) if norm is None else (norm.weight, norm.bias)
-    for owner in owners:
-        if owner is not None:
-            owner.div_(s.view(-1, *[1] * (owner.ndim - 1)))
+    owner.weight.div_(s.view(-1, *[1] * (owner.weight.ndim - 1)))
+    if owner.bias is not None:
+        owner.bias.div_(s)
     of_inputs = s.repeat_interleave(inputs.shape[0] * inputs.shape[2] // len(s))
     inputs.mul_(of_inputs.view(len(inputs), 1, -1, *[1] * (inputs.ndim - 3)))
     return float((s - 1).abs().max())
+
+
+def _range(pair: Pair) -> Tensor:
+    """r1"""
+    norm, bias, r1 = pair.norm, pair.producer.bias, pair.producer.weight.flatten(1).abs().amax(1)
+    if norm is not None:
+        r1, bias = r1 * norm.weight.abs() / (norm.running_var + norm.eps).sqrt(), norm.bias
+    return r1 if bias is None else torch.maximum(r1, bias.abs())
 
 
 def _by_input(layer: nn.Conv2d | nn.Linear) -> Tensor:

@@ -55,7 +55,7 @@ def test_ranges_of_a_pair_become_the_same():
     before = copy.deepcopy(model)
     assert quant.equalize(model) == 3, "the linear layer reads the third convolution through a pool and a flattening"
     for producer, consumer in ((model[0], model[2]), (model[2], model[4]), (model[4], model[8])):
-        rows = producer.weight.flatten(1).abs().amax(1)
+        rows = torch.maximum(producer.weight.flatten(1).abs().amax(1), producer.bias.abs())
         columns = consumer.weight.transpose(0, 1).flatten(1).abs().amax(1)
         assert torch.allclose(rows, columns, rtol=0.01)
     x = photos(4, 32)
@@ -89,6 +89,15 @@ class Chain(nn.Module):
 )
 def test_only_where_it_is_exact(between, twice, count):
     assert len(pairs(quant.trace(Chain(between, twice)))) == count
+
+
+def test_a_channel_that_is_all_bias_is_not_blown_up():
+    model, images = build("resnet20")
+    with torch.no_grad():
+        model.layer1[0].bn1.weight[3], model.layer1[0].bn1.bias[3] = 1e-12, 0.5
+        quant.equalize(model)
+    assert model.layer1[0].bn1.bias.abs().max() < 5
+    assert torch.isfinite(model(images)).all()
 
 
 def test_dead_channels_are_left_alone():
