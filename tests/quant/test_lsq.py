@@ -34,7 +34,7 @@ def numpy_lsq(v, s, Q_N, Q_P, upstream):
 def test_forward_and_gradients_against_the_equations(bits, kind):
     settings = spec(method="lsq", granularity="per_tensor")
     if kind == "weight":
-        quantizer, N = lsq.weight(settings, bits, 6), 6 * 40
+        quantizer, N = lsq.weight(settings, bits, (6, 40)), 6 * 40
     else:
         quantizer, N = lsq.activation(settings, bits, kind == "signed"), 40
     v = torch.randn(6, 40)
@@ -63,7 +63,7 @@ def test_forward_and_gradients_against_the_equations(bits, kind):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_steps_of_least_error(bits):
     w = torch.randn(3, 500) * torch.tensor([[0.1], [1.0], [5.0]])
-    quantizer = lsq.weight(spec(method="lsq", step_init="mse"), bits, 3).train()
+    quantizer = lsq.weight(spec(method="lsq", step_init="mse"), bits, (3, 500)).train()
     quantizer(w)
 
     def error(row, s):
@@ -86,10 +86,10 @@ def test_ranges_are_those_of_the_paper():
 
 def test_a_step_a_channel_has_its_own_gradient_and_scale():
     weight = torch.randn(3, 4, 3, 3)
-    whole, single = lsq.weight(spec(method="lsq"), 4, 3), []
+    whole, single = lsq.weight(spec(method="lsq"), 4, (3, 4, 3, 3)), []
     whole.train()(weight).square().sum().backward()
     for row in weight:
-        one = lsq.weight(spec(method="lsq", granularity="per_tensor"), 4, 1)
+        one = lsq.weight(spec(method="lsq", granularity="per_tensor"), 4, (1, 4, 3, 3))
         one.train()(row[None]).square().sum().backward()
         single.append(one)
     assert torch.allclose(whole.s, torch.stack([one.s for one in single]))
