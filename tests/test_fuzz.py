@@ -18,6 +18,7 @@ import latency
 import models
 import quant
 import train
+from tests.conftest import spec
 from utils import checkpoint, config, errors, tensors
 
 SCRIPTS = {"train": train.main, "evaluate": evaluate.main, "latency": latency.main}
@@ -180,3 +181,32 @@ def test_a_pickle_that_would_run_code_does_not(inside, evil, protocol, folder):
         torch.save(whole, buffer, pickle_protocol=protocol)
         content = buffer.getvalue()
     assert measured(content, folder) == 2
+
+
+METHODS = [name for name, method in quant.METHODS.items() if method.activation is not None]
+NUMBERS = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, -0.0, 1e-38, -1e-45, 1e-30, 0.5, -0.5])
+
+
+@settings(max_examples=200, **FUZZ)
+@given(
+    method=st.sampled_from(METHODS),
+    bits=st.integers(2, 8),
+    signed=st.booleans(),
+    first=st.lists(NUMBERS, min_size=4, max_size=24),
+    then=st.lists(NUMBERS, min_size=1, max_size=24),
+)
+def test_a_quantizer_puts_any_numbers_on_its_grid(method, bits, signed, first, then):
+    """Started on some and given others: finite, on the grid, exactly scale (q - zero_point), and so again."""
+    given = [torch.tensor(values) if signed else torch.tensor(values).abs() for values in (first, then)]
+    quantizer = quant.METHODS[method].activation(spec(method=method, weight_bits=4), bits, signed)
+    quantizer.train()(given[0])
+    quantizer.finish_observing()
+    quantizer.eval()
+    grid = quantizer.grid()
+    for x in given:
+        y, q = quantizer(x), quantizer.to_int(x)
+        assert torch.isfinite(y).all()
+        assert torch.equal(q, q.round())
+        assert grid.q_min <= q.min() <= q.max() <= grid.q_max
+        assert torch.equal(y, grid.scale * (q - grid.zero_point))
+        assert torch.equal(quantizer(y), y)
