@@ -107,9 +107,8 @@ class _Round(torch.autograd.Function):
     def forward(ctx, v: Tensor, learned: Tensor | None, r: Rounding) -> Tensor:
         ctx.save_for_backward(v)
         ctx.rounding = r
-        return _shaped(
-            run(kernels.forward, _flat(v, r), *_rows(r.to_v_hat())), v
-        ).data  # no view: it may be overwritten
+        flat = run(kernels.forward, _flat(v, r), *_rows(r.to_v_hat()))
+        return _shaped(flat, v).data  # no view: what reads it may work in place
 
     @staticmethod
     def backward(ctx, g: Tensor):
