@@ -144,7 +144,7 @@ def fits(x: Tensor, norm: nn.Module | None, bounds: Bounds) -> bool:
 
 @dataclass(frozen=True)
 class Normed:
-    """A batch norm's line a x + b on a batch [positions, channels], and the least and greatest value of v."""
+    """A batch norm's line a x + b on a batch [images, positions, channels], and the least and greatest value of v."""
 
     mean: Tensor
     deviation: Tensor
@@ -156,11 +156,11 @@ class Normed:
 @torch.no_grad()
 def normed(x: Tensor, norm: nn.BatchNorm2d) -> Normed:
     """Measure a batch and update the norm's running statistics, as F.batch_norm does."""
-    rows = _positions(x)
-    mean, variance, least, greatest = run(kernels.statistics, rows)
+    mean, variance, least, greatest = run(kernels.statistics, _positions(x))
+    count = x.numel() // x.shape[1]
     norm.num_batches_tracked.add_(1)
     norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance * (len(rows) / (len(rows) - 1)), norm.momentum)
+    norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
     deviation = (variance + norm.eps).sqrt()
     a = norm.weight / deviation
     b = norm.bias - a * mean
@@ -187,8 +187,9 @@ class _NormRound(torch.autograd.Function):
         sums = run(kernels.norm_sums, *pair, *line, n.mean, *passing, *(r.to_t() if learns else ()))
         of_beta, along, *of_log_t = sums
         of_gamma = along / n.deviation
-        p = -n.a * of_gamma / (n.deviation * len(pair[1]))
-        q = -n.a * of_beta / len(pair[1]) - p * n.mean
+        count = x.numel() // x.shape[1]
+        p = -n.a * of_gamma / (n.deviation * count)
+        q = -n.a * of_beta / count - p * n.mean
         of_x = _shaped(run(kernels.norm_backward, *pair, *line, *passing, p, q), x)
         return of_x, of_gamma, of_beta, r.of_t(of_log_t[0].sum()) if learns else None, None, None
 
@@ -209,8 +210,8 @@ def _flat(v: Tensor, rounding: Rounding) -> Tensor:
 
 
 def _positions(x: Tensor) -> Tensor:
-    """A view [positions, channels] of what lies in channels_last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    """A view [images, positions, channels] of what lies in channels_last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _rows(numbers: tuple) -> list:
