@@ -55,7 +55,7 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     if settings.export:
         target = Path(settings.export)
         files.make_folder(target.parent if target.suffix in FILES else target, "export")
-    dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, train=False)
+    dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, train=False, cache=d.cache)
     data.check_classes(dataset.classes, state["classes"])
     batches = functools.partial(data.batches, mean=state["mean"], std=state["std"], image_size=d.image_size)
     test = batches(dataset.test, data.evaluation_batch(d.image_size), workers=d.workers)

@@ -120,12 +120,16 @@ def check_model(asked: config.ModelSettings, image_size: int, spec: config.Quant
         checkpoint.check_weights(trial, asked.weights, asked.name)
 
 
-@functools.lru_cache(maxsize=1)
-def load_dataset(
-    name: str, root: str, image_size: int, limit: int | None, workers: int, val_fraction: float, on_error: str
-) -> data.Dataset:
+def load_dataset(d: config.DataSettings) -> data.Dataset:
     """The dataset, read once for all runs of a sweep."""
-    return data.split(data.DATASETS[name](root, image_size, limit, workers, on_error=on_error), val_fraction)
+    return _read(d.name, d.root, d.image_size, d.limit, d.workers, d.on_error, d.cache, d.val_fraction)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(
+    name: str, root: str, image_size: int, limit: int | None, workers: int, on_error: str, cache: str, val: float
+):
+    return data.split(data.DATASETS[name](root, image_size, limit, workers, True, on_error, cache), val)
 
 
 def train(settings: config.TrainSettings, ranks: Ranks) -> None:
@@ -168,7 +172,7 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
     d, q, r = settings.data, settings.quant, settings.run
     log = runlog.RunLog(folder, r.epochs, ranks.first, r.tensorboard)
     seed.seed_all(r.seed, r.deterministic)
-    dataset = load_dataset(d.name, d.root, d.image_size, d.limit, d.workers, d.val_fraction, d.on_error)
+    dataset = load_dataset(d)
     batches = functools.partial(
         data.batches,
         mean=dataset.mean,
@@ -235,7 +239,7 @@ def float_score(runs: list[config.TrainSettings]) -> dict[str, float] | None:
     same = all(run.data == d and run.model == asked for run in runs)
     if not same or not asked.weights or any(quant.ends_in_float(run.quant, 1) and run.run.epochs for run in runs):
         return None
-    dataset = load_dataset(d.name, d.root, d.image_size, d.limit, d.workers, d.val_fraction, d.on_error)
+    dataset = load_dataset(d)
     model = models.build(asked.name, len(dataset.classes), d.image_size, asked.options)
     checkpoint.load_weights(model, asked.weights)
     side = data.evaluation_batch(d.image_size)

@@ -19,26 +19,39 @@ MEMORY_BYTES = 2**31
 
 
 def imagefolder(
-    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+    root: str,
+    image_size: int,
+    limit: int | None,
+    workers: int,
+    train: bool = True,
+    on_error: str = "fail",
+    cache: str = "auto",
 ) -> Dataset:
     """One's own images: root/train/<class>/* and root/test/<class>/* (or val/).
 
-    Kept in memory when they fit in 2 GB at image_size; else decoded a batch at a time.
+    Kept in memory (cache auto: when all fit in 2 GB at image_size), or decoded a batch at a time.
     """
     training, held_out = Path(root) / "train", _held_out(Path(root))
     classes = class_names(training if train or training.is_dir() else held_out)
     every = [_files(part, classes) for part in (training, held_out) if part.is_dir()]
     fits = sum(map(len, every)) * 3 * image_size**2 <= MEMORY_BYTES  # decided alike whatever part or limit is asked for
+    kept = fits if cache == "auto" else cache == "always"
     parts = [first(part, limit) for part in (every if train else every[-1:])]
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    if fits:
+    if kept:
         parts = [_decode(part, image_size, workers, on_error == "skip") for part in parts]
         mean, std = statistics(parts[0].pixels)
     return Dataset(parts[0] if train else None, parts[-1], classes, mean, std, flip=True)
 
 
 def imagenet(
-    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+    root: str,
+    image_size: int,
+    limit: int | None,
+    workers: int,
+    train: bool = True,
+    on_error: str = "fail",
+    cache: str = "auto",
 ) -> Dataset:
     """ImageNet-1K: root/train/<wnid>/* and root/val/<wnid>/*, or the ILSVRC2015 archive as it unpacks.
 

@@ -1,7 +1,8 @@
-"""Where images come from. A loader takes (root, image_size, limit, workers, train, on_error) and returns a Dataset.
+"""Where images come from.
 
-train=False leaves the training images alone: to measure, the test images are enough. on_error: what becomes of an image
-file that cannot be read, fail or skip.
+A loader takes (root, image_size, limit, workers, train, on_error, cache) and returns a Dataset. train=False leaves the
+training images alone: to measure, the test images are enough. on_error: what becomes of an image file that cannot be
+read, fail or skip. cache: whether image files are kept in memory, auto, always or never.
 """
 
 import contextlib
@@ -18,7 +19,13 @@ from utils.errors import UserError
 
 
 def digits(
-    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+    root: str,
+    image_size: int,
+    limit: int | None,
+    workers: int,
+    train: bool = True,
+    on_error: str = "fail",
+    cache: str = "auto",
 ) -> Dataset:
     """1,797 real handwritten digits of 8 x 8 (scikit-learn's, no file needed): 1,437 to train, 360 to test."""
     from sklearn.datasets import load_digits  # here: seconds to import, and only this needs it
@@ -34,7 +41,13 @@ def digits(
 
 
 def fake(
-    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+    root: str,
+    image_size: int,
+    limit: int | None,
+    workers: int,
+    train: bool = True,
+    on_error: str = "fail",
+    cache: str = "auto",
 ) -> Dataset:
     """Seeded noise over a colour and a brightness gradient per class: learnable, for trials and tests."""
     generator = torch.Generator().manual_seed(0)
@@ -55,7 +68,13 @@ def fake(
 
 
 def cifar10(
-    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+    root: str,
+    image_size: int,
+    limit: int | None,
+    workers: int,
+    train: bool = True,
+    on_error: str = "fail",
+    cache: str = "auto",
 ) -> Dataset:
     """CIFAR-10: 50,000 and 10,000 images of 32 x 32."""
     from torchvision.datasets import CIFAR10  # here: seconds to import, and only this needs it
@@ -66,7 +85,13 @@ def cifar10(
 
 
 def cifar100(
-    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+    root: str,
+    image_size: int,
+    limit: int | None,
+    workers: int,
+    train: bool = True,
+    on_error: str = "fail",
+    cache: str = "auto",
 ) -> Dataset:
     """CIFAR-100: as CIFAR-10, with 100 classes."""
     from torchvision.datasets import CIFAR100
@@ -77,7 +102,13 @@ def cifar100(
 
 
 def svhn(
-    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+    root: str,
+    image_size: int,
+    limit: int | None,
+    workers: int,
+    train: bool = True,
+    on_error: str = "fail",
+    cache: str = "auto",
 ) -> Dataset:
     """Street View House Numbers, cropped: 73,257 and 26,032 digits of 32 x 32. Not mirrored: digits are not."""
     from torchvision.datasets import SVHN
@@ -92,7 +123,13 @@ def svhn(
 
 
 def fashion_mnist(
-    root: str, image_size: int, limit: int | None, workers: int, train: bool = True, on_error: str = "fail"
+    root: str,
+    image_size: int,
+    limit: int | None,
+    workers: int,
+    train: bool = True,
+    on_error: str = "fail",
+    cache: str = "auto",
 ) -> Dataset:
     """Fashion-MNIST: 60,000 and 10,000 grey images of 28 x 28, shown to the net as RGB."""
     from torchvision.datasets import FashionMNIST

@@ -66,6 +66,9 @@ class DataSettings(Section):
     """Take only this many images (of a fixed shuffle) of the training and of the test set, for trials."""
     on_error: Literal["fail", "skip"] = "fail"
     """An image file that cannot be read: it is named, and the run ends, or goes on without it."""
+    cache: Literal["auto", "always", "never"] = "auto"
+    """imagefolder: decode images once, to image_size, and keep them in memory, or anew each epoch, with random resized
+    crops of the files as they are. auto: kept where all fit in 2 GB."""
     val_fraction: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of the training images held out to choose best.pt by. 0: no best.pt; the test set never chooses."""
 

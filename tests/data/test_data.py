@@ -69,11 +69,13 @@ def test_imagefolder_in_memory(folder):
     assert dataset.train.pixels.shape == (12, 32, 32, 3)
     assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6
     assert 0.4 < dataset.mean[0] < 0.6
+    assert type(data.DATASETS["imagefolder"](str(folder), 32, None, 2, cache="never").train) is data.Files
 
 
 def test_imagefolder_too_large_for_memory_is_read_by_the_batch(folder, monkeypatch):
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
     dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 2)
+    assert type(data.DATASETS["imagefolder"](str(folder), 32, None, 2, cache="always").train) is data.Images
     for draw in (None, data.Draw(seed=0, augment=True, flip=True)):
         batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, 0, draw)
         assert isinstance(batches, FileBatches)
