@@ -8,6 +8,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from filelock import FileLock
 
 import data
 import models
@@ -90,10 +91,10 @@ def with_real_statistics(model: torch.nn.Module, images: torch.Tensor) -> torch.
     return model.eval()
 
 
-def trained(digits32, name: str, options: dict, epochs: int, settings: QuantSettings):
+def trained(digits, name: str, options: dict, epochs: int, settings: QuantSettings):
     """A net trained on digits: one float epoch, then prepared with `settings` if they train, else calibrated after."""
-    batches = digits32[0]
-    model = models.build(name, 10, 32, options).to(memory_format=torch.channels_last)
+    batches, images, _ = digits
+    model = models.build(name, 10, images.shape[-1], options).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
     late = quant.ends_in_float(settings, epochs)
     for epoch in range(epochs):
@@ -118,8 +119,10 @@ NETS = {"resnet20": ("resnet20", {}, 6), "mobilenet_v2": ("mobilenet_v2", {"form
 
 @pytest.fixture(scope="session")
 def nets_folder(tmp_path_factory) -> Path:
-    """Where trained nets are kept for a child process of the suite, which is given it as TRAINED_NETS."""
-    return Path(os.environ.get("TRAINED_NETS") or tmp_path_factory.mktemp("nets"))
+    """Where trained nets are kept for the suite's other processes; a child process is given it as TRAINED_NETS."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return Path(os.environ.get("TRAINED_NETS") or shared)
 
 
 @pytest.fixture(scope="session", params=list(NETS))
@@ -127,14 +130,13 @@ def net(request, digits32, nets_folder):
     """resnet20 and the ImageNet-stride mobilenet_v2 after quantization-aware training at 8/8 on digits."""
     name, options, epochs = NETS[request.param]
     file = nets_folder / f"{request.param}.pt"
-    if file.is_file():
-        model = quant.prepare(models.build(name, 10, 32, options), spec(method="statassist"))
-        model.load_state_dict(torch.load(file, weights_only=True))
-        return model.to(memory_format=torch.channels_last).eval()
-    torch.manual_seed(0)
-    model = trained(digits32, name, options, epochs, spec(method="statassist"))
-    torch.save(model.state_dict(), file)
-    return model
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            torch.manual_seed(0)
+            torch.save(trained(digits32, name, options, epochs, spec(method="statassist")).state_dict(), file)
+    model = quant.prepare(models.build(name, 10, 32, options), spec(method="statassist"))
+    model.load_state_dict(torch.load(file, weights_only=True))
+    return model.to(memory_format=torch.channels_last).eval()
 
 
 def a_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -144,9 +146,9 @@ def a_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 @torch.inference_mode()
-def agrees_in_integers(model, digits32, least: float) -> None:
+def agrees_in_integers(model, digits, least: float) -> None:
     """The net is at least so good (top-1, %) on the test digits, and on every engine predicts what it simulates."""
-    _, images, labels = digits32
+    _, images, labels = digits
     simulated = model(images)
     assert 100 * (simulated.argmax(1) == labels).float().mean() >= least
     for engine in KERNELS:

@@ -11,10 +11,10 @@ from tests.conftest import spec
 
 
 @pytest.fixture(scope="module")
-def float_net(digits32):
-    batches, _, _ = digits32
+def float_net(digits16):
+    batches, _, _ = digits16
     torch.manual_seed(0)
-    model = models.build("resnet20", 10, 32, {}).to(memory_format=torch.channels_last)
+    model = models.build("resnet20", 10, 16, {}).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
     for epoch in range(6):
         for group in optimizer.param_groups:
@@ -28,8 +28,8 @@ def float_net(digits32):
 
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
 @pytest.mark.parametrize("observer", ["minmax", "moving_average", "percentile", "mse"])
-def test_eight_bits_cost_nothing(float_net, digits32, observer, granularity):
-    batches, images, labels = digits32
+def test_eight_bits_cost_nothing(float_net, digits16, observer, granularity):
+    batches, images, labels = digits16
     settings = spec(method="ptq", observer=observer, granularity=granularity)
     prepared = quant.prepare(copy.deepcopy(float_net), settings)
     quant.calibrate(prepared, (x for x, _ in batches))
@@ -40,8 +40,8 @@ def test_eight_bits_cost_nothing(float_net, digits32, observer, granularity):
     assert simulated >= plain - 0.015
 
 
-def test_mse_is_far_better_than_minmax_at_two_bits(float_net, digits32):
-    batches, images, _ = digits32
+def test_mse_is_far_better_than_minmax_at_two_bits(float_net, digits16):
+    batches, images, _ = digits16
     error = {}
     for observer in ("minmax", "mse"):
         settings = spec(method="ptq", observer=observer, act_bits=2)
@@ -54,11 +54,11 @@ def test_mse_is_far_better_than_minmax_at_two_bits(float_net, digits32):
 
 @pytest.mark.parametrize("observer", ["percentile", "mse"])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_weights_of_few_bits_have_the_range_that_was_asked_for(float_net, digits32, observer, bits):
+def test_weights_of_few_bits_have_the_range_that_was_asked_for(float_net, digits16, observer, bits):
     """In the whole net: hidden layers on `bits`, each channel's range its own; first and last on 8, sums on 8."""
     settings = spec(method="ptq", observer=observer, weight_bits=bits, act_bits=4, percentile=95.0)
     prepared = quant.prepare(copy.deepcopy(float_net), settings)
-    quant.calibrate(prepared, [x for x, _ in digits32[0]][:1])
+    quant.calibrate(prepared, [x for x, _ in digits16[0]][:1])
     layers = {name: m for name, m in prepared.named_modules() if hasattr(m, "weight_quantizer")}
     for name, layer in layers.items():
         ends = name in ("conv1", "fc")
