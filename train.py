@@ -8,7 +8,7 @@ python train.py --list models
 import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -19,9 +19,11 @@ import models
 import quant
 from setting.names import TABLES
 from utils import (
+    average,
     checkpoint,
     config,
     device,
+    distill,
     files,
     gradboost,
     interrupt,
@@ -95,6 +97,12 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
             f"optim.name: {settings.optim.name} adds its noise from where quantized training begins, and "
             f"{quant_settings.method} has none; take {settings.optim.name[1:]}"
         )
+    if quant_settings.norm_images and quant.ends_in_float(quant_settings, settings.run.epochs):
+        raise UserError(
+            "quant.norm_images: nothing is trained quantized here; quant.correct=norm is ptq's way to do it"
+        )
+    if quant_settings.teacher:
+        tensors.check_exists(quant_settings.teacher)
     engines = [quant_settings.engine] if settings.run.engines is None else settings.run.engines
     if quant_settings.method != "float":
         for engine in engines:
@@ -197,7 +205,12 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
         settings = chosen(settings, model, dataset, batches, ranks, folder)
     if worth_compiling(settings, macs, len(dataset.train)):
         quant.compile_kernels()
-    model = fit(model, settings, dataset, batches, ranks, log, state)
+    loss_of = distill.loss(
+        settings.optim.label_smoothing, teacher(settings, dataset, ranks), q.teacher_share, q.temperature
+    )
+    few = data.first(dataset.train, q.norm_images or q.calibration_images)
+    sample = batches(few, data.evaluation_batch(d.image_size), draw=data.Draw(r.seed, d.augment, dataset.flip))
+    model = fit(model, settings, dataset, batches, sample, loss_of, ranks, log, state)
     settings = chosen(settings, model, dataset, batches, ranks, folder)
     model = quantized(model, settings, dataset, batches, ranks)
     if not ranks.first:
@@ -205,7 +218,8 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
     kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), r.epochs, {"log": log.state()})
     if log.best is not None:
         tensors.save(folder / "best.pt", kept)
-    if in_float:  # then every checkpoint so far is of the float net
+    retold = settings.optim.average or q.norm_images
+    if in_float or (retold and log.best is None):  # then every checkpoint so far is of another net
         tensors.save(folder / "last.pt", kept)
 
     test = batches(dataset.test, data.evaluation_batch(d.image_size))
@@ -252,6 +266,8 @@ def fit(
     settings: config.TrainSettings,
     dataset: data.Dataset,
     batches: Callable,
+    sample: Iterable,
+    loss_of: distill.Loss,
     ranks: Ranks,
     log: runlog.RunLog,
     state: dict | None,
@@ -259,9 +275,9 @@ def fit(
     """Train: float epochs, then fake-quantized ones, under one optimizer. Returns the best epoch's model, or the last.
 
     `batches(images, batch_size, ...)` makes batches of the dataset; the best epoch is that on the validation images.
-    state: the checkpoint to go on from, or None.
+    sample: batches of the images that batch norms are measured on anew. state: the checkpoint to go on from, or None.
     """
-    d, o, r = settings.data, settings.optim, settings.run
+    d, q, o, r = settings.data, settings.quant, settings.optim, settings.run
     draw = data.Draw(r.seed, d.augment, dataset.flip, ranks.rank, ranks.world)
     training = batches(dataset.train, d.batch_size, draw=draw)
     side = data.evaluation_batch(d.image_size)
@@ -269,6 +285,8 @@ def fit(
     model = model.to(ranks.device, memory_format=torch.channels_last)
     arithmetic = precision_of(settings, model, ranks, state)
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
+    averaged = average.Average(optimizer, o.average) if o.average else None
+    dampings: list[quant.Damping] = []
     noise = seed.Noise(r.seed, ranks.rank, ranks.device)
     if o.name in optim.BOOSTED:
         gradboost.GradBoost(optimizer, o.mode, o.clip_by, o.noise_decay, o.toss_coin, noise.shared)
@@ -278,7 +296,17 @@ def fit(
         quant.draw_from(prepared, noise.own)
         optim.add_learned(optimizer, quant.learned(prepared), o.learned_lr)
         gradboost.end_warm_up(optimizer)
+        if q.damping:
+            dampings.append(quant.Damping(optimizer, prepared, q.damping))
         return prepared
+
+    @contextlib.contextmanager
+    def at_rest() -> Iterator[None]:
+        """The model as it would be if training ended here."""
+        with averaged.in_place(model) if averaged else contextlib.nullcontext():
+            if averaged:
+                quant.renorm(model, (images for images, _ in sample))
+            yield
 
     if state and state["prepared"]:
         model = quantize(model)
@@ -304,6 +332,8 @@ def fit(
         def before(step: int, epoch: int = epoch) -> None:
             noise.at(epoch, step)
             done = epoch + step / len(training)
+            for damping in dampings:
+                damping.progress = (done - in_float_until) / (r.epochs - in_float_until)
             optim.set_rate(optimizer, o.lr * schedule.factor(o.schedule, done, r.epochs, o.warmup_epochs, o.milestones))
 
         with interrupt.listening():  # and answering after the step, or once the epoch is saved
@@ -316,7 +346,7 @@ def fit(
                     optimizer,
                     before,
                     at.score,
-                    o.label_smoothing,
+                    loss_of,
                     o.clip_norm,
                     arithmetic == "bf16",
                     ranks,
@@ -325,19 +355,39 @@ def fit(
                     lambda step, score, epoch=epoch: saves.keep(keeper.Position(epoch, step, score), optimizer, log),
                 )
             ranks.agree(model.buffers())
-            held = held_out and metrics.of_all(metrics.score(model.eval(), held_out, ranks.device), ranks)
-            stage = "float" if epoch < in_float_until else settings.quant.method
+            stage = "float" if epoch < in_float_until else q.method
             best, total = log.best, metrics.of_all(score, ranks)
-            better = log.record(stage, total, held, optimizer.param_groups[0]["lr"], stage != "float" or in_float)
-            if better and not saves.keep_best(epoch + 1, log):
-                log.best = best
+            with at_rest() if held_out else contextlib.nullcontext():
+                held = held_out and metrics.of_all(metrics.score(model.eval(), held_out, ranks.device), ranks)
+                better = log.record(stage, total, held, optimizer.param_groups[0]["lr"], stage != "float" or in_float)
+                if better and not saves.keep_best(epoch + 1, log):
+                    log.best = best
             at = keeper.Position(epoch + 1)
             saves.keep(at, optimizer, log)
     saves.settle()
     log.best = ranks.share(log.best)
     if log.best is not None:
-        model = load_best(model, log.folder, settings.quant, ranks)
+        model = load_best(model, log.folder, q, ranks)
+    elif averaged:
+        averaged.swap()
+    if averaged or q.norm_images:
+        quant.renorm(model, (images for images, _ in sample))
     return model.cpu().eval()
+
+
+def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks) -> Callable | None:
+    """The net that quant.teacher names, for the images of this run; None if there is none to be."""
+    path = settings.quant.teacher
+    if path is None:
+        return None
+    model, state, trained = checkpoint.rebuild(
+        path, models.build, quant.prepare, functools.partial(models.check_trusted, trust=False)
+    )
+    data.check_classes(dataset.classes, state["classes"])
+    seen = trained.data.image_size, list(state["mean"]), list(state["std"])
+    if seen != (settings.data.image_size, list(dataset.mean), list(dataset.std)):
+        raise UserError(f"quant.teacher: {path} was trained on images of another size, or normalised otherwise")
+    return model.to(ranks.device, memory_format=torch.channels_last).eval()
 
 
 def precision_of(settings: config.TrainSettings, model: nn.Module, ranks: Ranks, state: dict | None) -> str:

@@ -15,6 +15,7 @@ from quant.calibrate import calibrate
 from quant.compare import accuracy_table, compare
 from quant.convert import IntegerModel
 from quant.convert import convert as _convert
+from quant.dampen import Damping
 from quant.engine import Engine
 from quant.equalize import equalize
 from quant.export import export
@@ -28,6 +29,7 @@ from quant.prepare import prepare as _prepare
 from quant.prepare import quantizers
 from quant.qdq import check_onnx, export_onnx
 from quant.refine import refine
+from quant.renorm import renorm
 from quant.report import report, report_line, report_table
 from quant.roles import roles
 from quant.runtimes import onnxruntime_engine, openvino_engine
@@ -203,7 +205,18 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
     return result, "\n".join(tables) if tables else "float: nothing is quantized\n"
 
 
-__all__ = ["ENGINES", "METHODS", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx"]
+__all__ = ["ENGINES", "METHODS", "Damping", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx"]
 __all__ += ["choose_layers", "compare", "compile_kernels", "convert", "draw_from", "ends_in_float", "engine"]
 __all__ += ["equalize", "export", "export_onnx", "export_packed", "fold", "is_prepared", "learned", "load_packed"]
-__all__ += ["measure", "prepare", "quantizers", "refine", "report", "resolve", "sensitivity", "set_enabled", "trace"]
+__all__ += [
+    "measure",
+    "prepare",
+    "quantizers",
+    "refine",
+    "renorm",
+    "report",
+    "resolve",
+    "sensitivity",
+    "set_enabled",
+    "trace",
+]

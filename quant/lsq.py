@@ -73,5 +73,5 @@ METHOD = Method(
     weight_bits=range(2, 9),
     act_bits=range(2, 9),
     observers=(),
-    options=frozenset({"step_init"}),
+    options=frozenset({"step_init", "damping"}),
 )

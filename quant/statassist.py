@@ -26,5 +26,5 @@ METHOD = Method(
     weight_bits=range(2, 9),
     act_bits=range(1, 9),
     observers=("moving_average", "minmax"),
-    options=frozenset({"float_epochs", "observer"}),
+    options=frozenset({"float_epochs", "observer", "damping"}),
 )

@@ -21,6 +21,16 @@ SHORT = ["data.image_size=16", "data.batch_size=64", "data.limit=300", "run.epoc
 SHORT += ["data.val_fraction=0.2", "run.checkpoint_minutes=0.00001"]
 RECIPES = {
     "lsq": ["quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4"],
+    "lsq, all extras": [
+        "quant.method=lsq",
+        "quant.weight_bits=3",
+        "quant.act_bits=3",
+        "quant.damping=0.01",
+        "quant.norm_images=64",
+        "optim.average=0.9",
+        "optim.name=adam",
+        "optim.lr=0.01",
+    ],
     "pact": ["quant.method=pact", "quant.weight_bits=4", "quant.act_bits=4"],
     "dorefa": ["quant.method=dorefa", "quant.weight_bits=4", "quant.act_bits=4", "quant.grad_bits=6"],
     "statassist": ["quant.method=statassist", "optim.name=qsgd"],

@@ -201,6 +201,23 @@ def test_ptq_of_a_checkpoint(trained, tmp_path):
     assert "float" in done.stdout
 
 
+def test_a_net_learns_from_a_teacher_and_from_a_net_of_more_bits(trained, tmp_path):
+    """The best of the run before, at 8 bits, is where a 4-bit net starts, and what it is taught by."""
+    best = trained[0] / "best.pt"
+    bits = ["quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4", f"model.weights={best}"]
+    scores = {}
+    for share in (0.01, 1.0):
+        name, taught = f"run.name=share{share}", [f"quant.teacher={best}", f"quant.teacher_share={share}"]
+        train.main([*TINY, *bits, *taught, "optim.lr=0.01", f"run.dir={tmp_path}", name])
+        scores[share] = json.loads((tmp_path / f"share{share}" / "summary.json").read_text())
+    before = json.loads((trained[0] / "summary.json").read_text())["accuracy"]["fake_quant"]["loss"]
+    assert all(score["agreement"]["reference"] == 100 for score in scores.values())
+    assert all(score["accuracy"]["fake_quant"]["loss"] < 2 * before + 1 for score in scores.values())
+    assert scores[0.01]["accuracy"] != scores[1.0]["accuracy"]
+    with pytest.raises(UserError, match="was trained on images of another size, or normalised otherwise"):
+        train.main([*TINY, "data.image_size=24", f"quant.teacher={best}", f"run.dir={tmp_path}", "run.name=other"])
+
+
 def test_same_seed_same_weights(tmp_path):
     for name in ("a", "b"):
         done = run("train.py", *TINY, f"run.dir={tmp_path}", f"run.name={name}", "data.limit=128", "run.engines=[]")
@@ -224,6 +241,8 @@ def test_same_seed_same_weights(tmp_path):
             ["quant.method=lqs"],
             "setting/train.json: quant.method: unknown 'lqs'; choose from float, ptq, dorefa, pact, lsq, statassist",
         ),
+        (["quant.teacher=nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (["quant.method=ptq", "quant.norm_images=9"], "quant.norm_images: nothing is trained quantized here"),
         (["run.device=tpu"], "run.device: 'tpu' is not to be had here"),
     ],
 )

@@ -140,6 +140,17 @@ class QuantSettings(Section):
     """PTQ, brecq: share of the activations that each step of learned rounding leaves in float, as QDrop does."""
     correct: Literal["none", "bias", "norm"] | None = None
     """PTQ: match the mean (bias), or mean and variance (norm), of each channel to the float net's."""
+    norm_images: int = Field(0, ge=0)
+    """Training images on which batch norm's statistics are found anew when quantized training ends; 0: as it left
+    them."""
+    teacher: str | None = None
+    """A checkpoint of train.py, of the float net, say, whose answers are learned beside the labels; null: none."""
+    teacher_share: float = Field(0.5, gt=0, le=1)
+    """Teacher: its share of the loss; the labels have the rest."""
+    temperature: float = Field(1.0, gt=0)
+    """Teacher: what both nets' logits are divided by before they are compared."""
+    damping: float = Field(0.0, ge=0)
+    """LSQ, StatAssist: how strongly, in the end, weights are drawn to the middle of their integer, against hopping."""
     step_init: Literal["paper", "mse"] = "paper"
     """LSQ: where steps start: from the mean of |v| as in the paper, or at the least squared error."""
     act_clip: Literal["calibration"] | PositiveFloat = 1.0
@@ -189,6 +200,8 @@ class OptimSettings(Section):
     """Schedule step: shares of the run after which the rate is divided by ten."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread over all classes."""
+    average: float = Field(0.0, ge=0, lt=1)
+    """Decay, 0.999, say, of the average of the weights over the steps, which the run ends with; 0: the last weights."""
     clip_norm: float | None = Field(None, gt=0)
     """Scale the gradients down to this norm of all together where they pass it; null: never."""
     mode: Literal["intended", "reference"] = "intended"

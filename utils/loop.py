@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable
 from signal import SIGTERM
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from utils import interrupt
+from utils.distill import Loss
 from utils.errors import UserError
 from utils.finite import first_not_finite
 from utils.metrics import Score
@@ -22,7 +22,7 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     before: Callable[[int], None],
     score: Score,
-    label_smoothing: float,
+    loss_of: Loss,
     clip_norm: float | None,
     bf16: bool,
     ranks: Ranks,
@@ -44,7 +44,7 @@ def train_epoch(
             images, labels = images.to(ranks.device), labels.to(ranks.device)
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=bf16):
                 logits = model(images)
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+            loss = loss_of(images, logits.float(), labels)
             flags = bool(request.number), due(), not torch.isfinite(loss)
             (stop, save, lost), images_of_all = ranks.told(flags, len(labels))
             if lost:
