@@ -210,9 +210,7 @@ def test_a_net_learns_from_a_teacher_and_from_a_net_of_more_bits(trained, tmp_pa
         name, taught = f"run.name=share{share}", [f"quant.teacher={best}", f"quant.teacher_share={share}"]
         train.main([*TINY, *bits, *taught, "optim.lr=0.01", f"run.dir={tmp_path}", name])
         scores[share] = json.loads((tmp_path / f"share{share}" / "summary.json").read_text())
-    before = json.loads((trained[0] / "summary.json").read_text())["accuracy"]["fake_quant"]["loss"]
     assert all(score["agreement"]["reference"] == 100 for score in scores.values())
-    assert all(score["accuracy"]["fake_quant"]["loss"] < 2 * before + 1 for score in scores.values())
     assert scores[0.01]["accuracy"] != scores[1.0]["accuracy"]
     with pytest.raises(UserError, match="was trained on images of another size, or normalised otherwise"):
         train.main([*TINY, "data.image_size=24", f"quant.teacher={best}", f"run.dir={tmp_path}", "run.name=other"])
