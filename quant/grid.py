@@ -35,6 +35,10 @@ class Grid:
         """x_hat of centred integers."""
         return centred * along_channels(self.scale, centred)
 
+    def value_(self, centred: Tensor) -> Tensor:
+        """The same, in place."""
+        return centred.mul_(along_channels(self.scale, centred))
+
 
 def along_channels(per_channel: Tensor, like: Tensor) -> Tensor:
     return per_channel.view(-1, *[1] * (like.ndim - 1)) if per_channel.ndim else per_channel

@@ -114,10 +114,10 @@ class IntegerLayer:
         """Centred output integers; float values where the layer has no output grid."""
         sums = self.accumulate(n)
         if self.y is None:
-            return sums * self.along_channels(self.accumulator_scale())
+            return sums.mul_(self.along_channels(self.accumulator_scale()))
         multiplier = self.along_channels(self.multiplier())
         zero_point = int(self.y.zero_point)
-        return (sums * multiplier).round_().clamp_(self.lo - zero_point, self.hi - zero_point)
+        return sums.mul_(multiplier).round_().clamp_(self.lo - zero_point, self.hi - zero_point)
 
     def along_channels(self, values: Tensor) -> Tensor:
         """A value an output channel, shaped to be multiplied with the layer's output."""

@@ -84,7 +84,7 @@ class QuantLayer(nn.Module):
             with torch.autocast(x.device.type, enabled=False):  # sums in bf16 would not be exact
                 layer = self.integer(source.grid(), norm)
                 n = layer(layer.x.centred(x.float()))
-                return n if layer.y is None else layer.y.value(n)
+                return n if layer.y is None else layer.y.value_(n)
         return self.simulate(x, norm)
 
     def simulate(self, x: Tensor, norm: nn.Module | None) -> Tensor:
