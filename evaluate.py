@@ -17,7 +17,7 @@ import data
 import models
 import quant
 from setting.names import TABLES
-from utils import checkpoint, config, files, sensitivity_table, tensors
+from utils import checkpoint, config, files, memory, sensitivity_table, tensors
 from utils.errors import UserError, choose, run
 
 FILES = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
@@ -98,4 +98,5 @@ def export(model: nn.Module, target: Path, state: dict, trained: config.TrainSet
 
 
 if __name__ == "__main__":
+    memory.keep()
     run(main)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 import models
 import quant
 from setting.names import TABLES
-from utils import checkpoint, config, files, tensors, timing
+from utils import checkpoint, config, files, memory, tensors, timing
 from utils.complexity import complexity
 from utils.environment import environment
 from utils.errors import run
@@ -187,4 +187,5 @@ def named(key: str, spread: timing.Spread) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    memory.keep()
     run(main)

@@ -29,6 +29,7 @@ from utils import (
     interrupt,
     keeper,
     loop,
+    memory,
     metrics,
     optim,
     plot,
@@ -480,4 +481,5 @@ def quantized(
 
 
 if __name__ == "__main__":
+    memory.keep()
     run(main)

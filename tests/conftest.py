@@ -15,8 +15,10 @@ import models
 import quant
 from quant.forced import forced
 from tests.nets import plain
+from utils import memory
 from utils.config import QuantSettings
 
+memory.keep()
 RUNTIMES = [name for name in ("onnxruntime", "openvino") if quant.ENGINES[name]().available()]
 KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in RUNTIMES]
 """Engines whose operators are ours to choose: all that are here but other people's runtimes."""

@@ -1,0 +1,23 @@
+"""The C library's memory: kept for what is allocated next, instead of given back.
+
+glibc hands every large tensor back to the kernel when it is freed, and asks for it again a moment later; the kernel then
+clears and maps each page anew. On two cores that took up to half of the time of a quantized net in eval.
+"""
+
+import contextlib
+import ctypes
+import os
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+NEVER, LARGEST = -1, 2**30
+
+
+def keep() -> None:
+    """From now on, freed memory stays with the process. Does nothing where the C library is not glibc, or was told
+    otherwise (MALLOC_* in the environment)."""
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, NEVER)
