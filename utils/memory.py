@@ -1,7 +1,7 @@
 """The C library's memory: kept for what is allocated next, instead of given back.
 
-glibc hands every large tensor back to the kernel when it is freed, and asks for it again a moment later; the kernel then
-clears and maps each page anew. On two cores that took up to half of the time of a quantized net in eval.
+glibc hands every large tensor back to the kernel when it is freed, and asks for it again a moment later; the kernel
+then clears and maps each page anew. On two cores that took up to half of the time of a quantized net in eval.
 """
 
 import contextlib
