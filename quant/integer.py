@@ -127,18 +127,30 @@ class IntegerLayer:
 def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias: Tensor) -> Tensor:
     """sum n * weight + bias of integers with |n| <= largest, computed exactly, then rounded once to fp32.
 
-    In fp32 where no partial sum can reach 2^24; else n is split in n = 16 high + low and two such sums are added in
-    fp64; else all of it runs in fp64.
+    In fp32 where no partial sum can reach 2^24; else over shares of the input channels that are so, which are added in
+    fp64; else (groups) all of it runs in fp64.
     """
-    reach = float(weight.flatten(1).abs().sum(1).max())
-    if reach * largest < EXACT:
+    count = shares(weight, largest, geometry.groups)
+    if count == 1:
         return geometry(n, weight).add_(bias)
-    if reach * 16 < EXACT:
-        high = torch.floor(n / 16)
-        sums = geometry(high, weight).double().mul_(16).add_(geometry(n - 16 * high, weight))
-    else:
-        sums = geometry(n.double(), weight.double())
+    if count is None:
+        return geometry(n.double(), weight.double()).add_(bias).float()
+    inputs, weights = n.tensor_split(count, -1 if geometry.linear else 1), weight.tensor_split(count, 1)
+    sums = sum(geometry(x, w).double() for x, w in zip(inputs, weights, strict=True))
     return sums.add_(bias).float()
+
+
+def shares(weight: Tensor, largest: int, groups: int) -> int | None:
+    """Into how many shares of the input channels sums are to be cut, so that none reaches 2^24; None: no cut does."""
+    sizes, count = weight.abs(), 1
+    sizes = sizes.flatten(2).sum(2) if sizes.ndim > 2 else sizes
+    while count <= sizes.shape[1]:
+        if all(float(part.sum(1).max()) * largest < EXACT for part in sizes.tensor_split(count, 1)):
+            return count
+        if groups > 1:
+            return None
+        count *= 2
+    return None
 
 
 @torch.no_grad()
@@ -161,12 +173,12 @@ def absorb(
     integer to store.
     """
     factor = refinement(grid, limit)
-    q = weight.double() * factor
+    q = weight.float() * factor
     scale = grid.scale.double().expand(len(q)) / factor
     shift = torch.zeros_like(scale) if bias is None else bias.double()
     if norm is not None:
         gain, shift = _norm(norm, shift)
-        q = q * torch.sign(gain).view(-1, *[1] * (q.ndim - 1))
+        q = q * torch.sign(gain).float().view(-1, *[1] * (q.ndim - 1))
         scale = scale * gain.abs()
     if correction is not None:
         gain, offset = (value.double() for value in correction)
@@ -178,7 +190,7 @@ def absorb(
     scale = scale.float()
     steps = (shift / (x.scale * scale).double()).round().float()
     lo, hi = (0, 0) if y is None else integer_bounds(y, bounds)
-    return IntegerLayer(geometry, q.float(), scale, steps, x, y, lo, hi)
+    return IntegerLayer(geometry, q, scale, steps, x, y, lo, hi)
 
 
 def refinement(grid: Grid, limit: int) -> int:
@@ -207,7 +219,9 @@ def _raised(q: Tensor, scale: Tensor, shift: Tensor, x_scale: Tensor) -> tuple[T
     floor = torch.maximum(shift.abs() / 2**30, torch.full_like(shift, 2.0**-64)) / x_scale
     raised = torch.maximum(scale, floor)
     keep = (scale / raised).view(-1, *[1] * (q.ndim - 1))
-    return torch.where(keep == 1, q, (q * keep).round()), raised
+    if not bool((keep == 1).all()):
+        q = torch.where(keep == 1, q, (q * keep).round()).float()
+    return q, raised
 
 
 def _off_ties(scale: Tensor, q: Tensor, unit: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The C library's memory: kept for what is allocated next, instead of given back.
 
 glibc hands every large tensor back to the kernel when it is freed, and asks for it again a moment later; the kernel
-then clears and maps each page anew. On two cores that took up to half of the time of a quantized net in eval.
+then clears and maps each page anew. What that costs depends on what else the machine does: a quantized net in eval took
+from as long to twice as long here.
 """
 
 import contextlib
@@ -9,7 +10,9 @@ import ctypes
 import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-NEVER, LARGEST = -1, 2**30
+NEVER = -1
+LARGEST = 2**26
+"""Bytes from which a tensor goes back all the same: holes of that size would not be filled again."""
 
 
 def keep() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from quant.grid import Grid
-from quant.integer import UNBOUNDED, Bounds, Geometry, _off_ties, absorb, exact_sums
+from quant.integer import UNBOUNDED, Bounds, Geometry, _off_ties, absorb, exact_sums, shares
 from quant.quantizer import ObservedQuantizer
 
 
@@ -109,14 +109,26 @@ def test_simulated_values_are_those_of_the_float_layer_within_half_a_step():
 
 @pytest.mark.parametrize("inputs", [3, 2000, 60_000])
 def test_sums_are_exact_whatever_their_size(inputs):
-    """The three branches: fp32, split in two, fp64."""
+    """In one piece, in 4 shares of the inputs, in 128."""
     n = torch.full((2, inputs), 255.0)
     n[1] = torch.randint(0, 256, (inputs,))
     w = torch.full((4, inputs), 127.0)
     w[1:] = torch.randint(-127, 128, (3, inputs))
     bias = torch.tensor([1.0, -7.0, 3e5, 0.0])
     exact = n.long() @ w.long().t() + bias.long()
+    assert shares(w, 255, 1) == {3: 1, 2000: 4, 60_000: 128}[inputs]
     assert torch.equal(exact_sums(Geometry(), n, w, 255, bias), exact.float())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_sums_of_wide_convolutions_are_exact(groups):
+    """1,152 channels: in shares, or where they are grouped in fp64."""
+    n, w = torch.full((1, 1152, 4, 4), 255.0), torch.full((2, 1152 // groups, 3, 3), 127.0)
+    w[1], n[0, ::3] = torch.randint(-127, 128, w[1].shape), 254.0
+    assert shares(w, 255, groups) == {1: 32, 2: None}[groups]
+    exact = torch.nn.functional.conv2d(n.double(), w.double(), None, 1, 1, 1, groups)
+    found = exact_sums(Geometry((1, 1), (1, 1), (1, 1), groups), n, w, 255, torch.tensor([3.0, -4.0]).view(-1, 1, 1))
+    assert torch.equal(found, (exact + torch.tensor([3.0, -4.0]).view(-1, 1, 1)).float())
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1e-45, 1e-30, 1e-12, -1e-30])
