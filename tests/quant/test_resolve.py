@@ -23,8 +23,8 @@ from utils.errors import UserError
             r"quant.float_epochs: ptq has no such option; it has correct, drop, eq",
         ),
         ({"method": "statassist", "percentile": 99.0}, r"quant.percentile: statassist has no such option"),
-        ({"method": "lsq", "rounding": "brecq"}, r"quant.rounding: lsq has no such option; it has step_init$"),
-        ({"method": "statassist", "recipe": "best"}, r"quant.recipe: statassist has no such option; it has float_"),
+        ({"method": "lsq", "rounding": "brecq"}, r"quant.rounding: lsq has no such option; it has damping, step_init$"),
+        ({"method": "statassist", "recipe": "best"}, r"quant.recipe: statassist has no such option; it has damping, float_"),
         (
             {"method": "ptq", "rounding_steps": 5},
             r"quant.rounding_steps: rounding nearest .*; it is adaround or brecq's$",
@@ -66,6 +66,6 @@ def test_reduced_range_keeps_weights_within_63():
 
 
 def test_a_method_without_observers_says_so():
-    with pytest.raises(UserError, match=r"quant.observer: lsq has no such option; it has step_init$"):
+    with pytest.raises(UserError, match=r"quant.observer: lsq has no such option; it has damping, step_init$"):
         spec(method="lsq", observer="mse")
     assert spec(method="lsq").observer is None
