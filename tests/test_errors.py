@@ -109,7 +109,7 @@ MISTAKES = {
     "an option of another method": (
         "train",
         ["quant.grad_bits=4"],
-        "quant.grad_bits: statassist has no such option; it has float_epochs, observer",
+        "quant.grad_bits: statassist has no such option; it has damping, float_epochs, observer",
     ),
     "noise for a float run": (
         "train",

@@ -24,7 +24,10 @@ from utils.errors import UserError
         ),
         ({"method": "statassist", "percentile": 99.0}, r"quant.percentile: statassist has no such option"),
         ({"method": "lsq", "rounding": "brecq"}, r"quant.rounding: lsq has no such option; it has damping, step_init$"),
-        ({"method": "statassist", "recipe": "best"}, r"quant.recipe: statassist has no such option; it has damping, float_"),
+        (
+            {"method": "statassist", "recipe": "best"},
+            r"quant.recipe: statassist has no such option; it has damping, float_",
+        ),
         (
             {"method": "ptq", "rounding_steps": 5},
             r"quant.rounding_steps: rounding nearest .*; it is adaround or brecq's$",

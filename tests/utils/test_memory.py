@@ -12,7 +12,7 @@ if sys.argv[1] == "kept":
     memory.keep()
 def maps():
     for _ in range(20):
-        torch.ones(2**24)
+        [torch.ones(2**22) for _ in range(8)]
 maps()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 maps()
