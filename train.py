@@ -385,10 +385,12 @@ def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks)
         path, models.build, quant.prepare, functools.partial(models.check_trusted, trust=False)
     )
     data.check_classes(dataset.classes, state["classes"])
-    seen = trained.data.image_size, list(state["mean"]), list(state["std"])
-    if seen != (settings.data.image_size, list(dataset.mean), list(dataset.std)):
-        raise UserError(f"quant.teacher: {path} was trained on images of another size, or normalised otherwise")
-    return model.to(ranks.device, memory_format=torch.channels_last).eval()
+    if trained.data.image_size != settings.data.image_size:
+        raise UserError(f"quant.teacher: {path} was trained on images of {trained.data.image_size} pixels")
+    model = model.to(ranks.device, memory_format=torch.channels_last).eval()
+    line = data.renormalized((dataset.mean, dataset.std), (state["mean"], state["std"]))
+    gain, shift = (values.to(ranks.device) for values in line)
+    return lambda images: model(images * gain + shift)
 
 
 def precision_of(settings: config.TrainSettings, model: nn.Module, ranks: Ranks, state: dict | None) -> str:

@@ -2,7 +2,7 @@
 
 from data.batches import Draw, batches, evaluation_batch, evaluation_side
 from data.folders import imagefolder, imagenet
-from data.images import Dataset, Files, Images, check_classes, first, split
+from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
 from data.sources import cifar10, cifar100, digits, fake, fashion_mnist, svhn
 
 DATASETS = {
@@ -17,4 +17,4 @@ DATASETS = {
 }
 
 __all__ = ["DATASETS", "Dataset", "Draw", "Files", "Images", "batches", "check_classes", "evaluation_batch"]
-__all__ += ["evaluation_side", "first", "split"]
+__all__ += ["evaluation_side", "first", "renormalized", "split"]

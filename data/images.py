@@ -60,6 +60,12 @@ def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(sample.mean(dim=(0, 1, 2)).tolist()), tuple(std.tolist())
 
 
+def renormalized(here: tuple, there: tuple) -> tuple[Tensor, Tensor]:
+    """(gain, shift), fp32 [3, 1, 1], from images normalised by (mean, std) `here` to the same images as `there`."""
+    (mean, std), (other_mean, other_std) = (map(torch.tensor, pair) for pair in (here, there))
+    return (std / other_std).view(3, 1, 1), ((mean - other_mean) / other_std).view(3, 1, 1)
+
+
 def first(images, limit: int | None, after: int = 0):
     """The first `limit` images of a fixed shuffle, or those that come `after` so many; all of them, in order, without a
     limit."""

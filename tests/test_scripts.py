@@ -212,7 +212,7 @@ def test_a_net_learns_from_a_teacher_and_from_a_net_of_more_bits(trained, tmp_pa
         scores[share] = json.loads((tmp_path / f"share{share}" / "summary.json").read_text())
     assert all(score["agreement"]["reference"] == 100 for score in scores.values())
     assert scores[0.01]["accuracy"] != scores[1.0]["accuracy"]
-    with pytest.raises(UserError, match="was trained on images of another size, or normalised otherwise"):
+    with pytest.raises(UserError, match="was trained on images of 16 pixels"):
         train.main([*TINY, "data.image_size=24", f"quant.teacher={best}", f"run.dir={tmp_path}", "run.name=other"])
 
 

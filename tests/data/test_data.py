@@ -99,6 +99,14 @@ def test_normalisation():
     assert (x.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
 
 
+def test_images_normalised_otherwise_are_the_same_pixels():
+    images = data.DATASETS["fake"]("", 12, 20, 0).train
+    here, there = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    (one, _), (other, _) = (next(iter(data.batches(images, 20, *norm, 12, 0))) for norm in (here, there))
+    gain, shift = data.renormalized(here, there)
+    assert torch.allclose(one * gain + shift, other, atol=1e-5)
+
+
 def test_every_augmented_image_is_a_crop_of_its_padded_self_or_its_mirror():
     images = data.DATASETS["fake"]("", 12, 60, 0).train
     draw = data.Draw(seed=3, augment=True, flip=True)
