@@ -9,7 +9,7 @@ import pytest
 import quant
 import train
 from setting.schema.generate import FOLDER, schemas
-from utils import config, sweep
+from utils import checkpoint, config, sweep, tensors
 
 SETTINGS = sorted([*Path("setting").glob("*.json"), *Path("setting/tables").glob("*.json")])
 
@@ -52,8 +52,12 @@ def test_a_schema_takes_other_libraries_models():
 @pytest.mark.parametrize(
     "path", [path for path in SETTINGS if "train.json" in json.loads(path.read_text())["$schema"]], ids=str
 )
-def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path):
-    settings = config.load(config.TrainSettings, str(path), ["model.weights=null"])
+def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, monkeypatch):
+    named = []  # the checkpoints it starts from, which need not be there: another setting trains them
+    monkeypatch.setattr(tensors, "check_exists", named.append)
+    monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: named.append(path))
+    settings = config.load(config.TrainSettings, str(path), [])
     assert settings.note
     runs = sweep.runs(settings, train.check) if settings.sweep else [(None, train.check(settings, path.stem))]
     assert all(one.quant.method in quant.METHODS for _, one in runs)
+    assert {Path(file).parts[1] for file in named} <= {setting.stem for setting in SETTINGS}
