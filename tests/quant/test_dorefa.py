@@ -149,4 +149,4 @@ def test_eight_bit_weights_are_refused_with_the_reason():
 @pytest.mark.parametrize(("weight_bits", "act_bits", "least"), [(1, 1, 50), (2, 2, 75), (7, 8, 90)])
 def test_a_net_learned_on_digits_is_the_same_in_integers(weight_bits, act_bits, least, digits16):
     settings = spec(method="dorefa", weight_bits=weight_bits, act_bits=act_bits, reduce_range=False)
-    agrees_in_integers(trained(digits16, "resnet20", {}, 6, settings), digits16, least)
+    agrees_in_integers(trained(digits16, "tests.nets:Residual", {}, 15, settings), digits16, least)

@@ -131,4 +131,4 @@ def test_a_step_starts_once_and_never_in_eval():
 @pytest.mark.parametrize("bits", [2, 4])
 def test_a_net_learned_on_digits_is_the_same_in_integers(bits, digits16):
     settings = spec(method="lsq", weight_bits=bits, act_bits=bits)
-    agrees_in_integers(trained(digits16, "resnet20", {}, 6, settings), digits16, {2: 85, 4: 95}[bits])
+    agrees_in_integers(trained(digits16, "tests.nets:Residual", {}, 15, settings), digits16, {2: 85, 4: 95}[bits])

@@ -130,4 +130,4 @@ def test_sawb_bounds_hold_where_the_line_falls_short():
 @pytest.mark.parametrize(("bits", "options"), [(2, {}), (8, {}), (4, {"weights": "dorefa"})])
 def test_a_net_learned_on_digits_is_the_same_in_integers(bits, options, digits16):
     settings = spec(method="pact", weight_bits=bits, act_bits=bits, **options)
-    agrees_in_integers(trained(digits16, "resnet20", {}, 6, settings), digits16, {2: 85, 4: 95, 8: 95}[bits])
+    agrees_in_integers(trained(digits16, "tests.nets:Residual", {}, 15, settings), digits16, {2: 85, 4: 95, 8: 95}[bits])
