@@ -8,7 +8,7 @@ python train.py --list models
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -28,7 +28,6 @@ from utils import (
     gradboost,
     interrupt,
     keeper,
-    loop,
     memory,
     metrics,
     optim,
@@ -47,6 +46,7 @@ from utils.environment import environment
 from utils.errors import UserError, choose, run
 from utils.ranks import Ranks
 from utils.say import kept_in, quiet, say
+from utils.trainer import Trainer
 
 MANY_MACS = 1e12
 """Multiply-accumulates of a training from which compiled quantizers gain more than they cost: minutes on two cores."""
@@ -206,12 +206,7 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
         settings = chosen(settings, model, dataset, batches, ranks, folder)
     if worth_compiling(settings, macs, len(dataset.train)):
         quant.compile_kernels()
-    loss_of = distill.loss(
-        settings.optim.label_smoothing, teacher(settings, dataset, ranks), q.teacher_share, q.temperature
-    )
-    few = data.first(dataset.train, q.norm_images or q.calibration_images)
-    sample = batches(few, data.evaluation_batch(d.image_size), draw=data.Draw(r.seed, d.augment, dataset.flip))
-    model = fit(model, settings, dataset, batches, sample, loss_of, ranks, log, state)
+    model = fit(model, settings, dataset, batches, ranks, log, state)
     settings = chosen(settings, model, dataset, batches, ranks, folder)
     model = quantized(model, settings, dataset, batches, ranks)
     if not ranks.first:
@@ -267,8 +262,6 @@ def fit(
     settings: config.TrainSettings,
     dataset: data.Dataset,
     batches: Callable,
-    sample: Iterable,
-    loss_of: distill.Loss,
     ranks: Ranks,
     log: runlog.RunLog,
     state: dict | None,
@@ -276,104 +269,71 @@ def fit(
     """Train: float epochs, then fake-quantized ones, under one optimizer. Returns the best epoch's model, or the last.
 
     `batches(images, batch_size, ...)` makes batches of the dataset; the best epoch is that on the validation images.
-    sample: batches of the images that batch norms are measured on anew. state: the checkpoint to go on from, or None.
+    state: the checkpoint to go on from, or None.
     """
     d, q, o, r = settings.data, settings.quant, settings.optim, settings.run
-    draw = data.Draw(r.seed, d.augment, dataset.flip, ranks.rank, ranks.world)
-    training = batches(dataset.train, d.batch_size, draw=draw)
     side = data.evaluation_batch(d.image_size)
-    held_out = dataset.val and batches(dataset.val.take(ranks.part(len(dataset.val))), side)
     model = model.to(ranks.device, memory_format=torch.channels_last)
     arithmetic = precision_of(settings, model, ranks, state)
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
-    averaged = average.Average(optimizer, o.average) if o.average else None
-    dampings: list[quant.Damping] = []
     noise = seed.Noise(r.seed, ranks.rank, ranks.device)
     if o.name in optim.BOOSTED:
         gradboost.GradBoost(optimizer, o.mode, o.clip_by, o.noise_decay, o.toss_coin, noise.shared)
+    few = data.first(dataset.train, q.norm_images or q.calibration_images)
+    drawn = batches(few, side, draw=data.Draw(r.seed, d.augment, dataset.flip))
 
     def quantize(model: nn.Module) -> nn.Module:
-        prepared = quant.prepare(model, settings.quant).to(ranks.device)
+        prepared = quant.prepare(model, q).to(ranks.device)
         quant.draw_from(prepared, noise.own)
         optim.add_learned(optimizer, quant.learned(prepared), o.learned_lr)
         gradboost.end_warm_up(optimizer)
         if q.damping:
-            dampings.append(quant.Damping(optimizer, prepared, q.damping))
+            quant.Damping(optimizer, prepared, q.damping, lambda: trainer.progress)
         return prepared
 
-    @contextlib.contextmanager
-    def at_rest() -> Iterator[None]:
-        """The model as it would be if training ended here."""
-        with averaged.in_place(model) if averaged else contextlib.nullcontext():
-            if averaged:
-                quant.renorm(model, (images for images, _ in sample))
-            yield
+    def pack(model: nn.Module, epoch: int, training: dict) -> dict:
+        training = training | {"precision": arithmetic}
+        return checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epoch, training)
 
-    if state and state["prepared"]:
-        model = quantize(model)
-    at = keeper.restored(state, model, optimizer, log, ranks)
-    saves = keeper.Keeper(
-        log.folder,
-        lambda epoch, held: checkpoint.pack(
-            model, settings, dataset, quant.is_prepared(model), epoch, held | {"precision": arithmetic}
+    trainer = Trainer(
+        model=model,
+        optimizer=optimizer,
+        training=batches(
+            dataset.train, d.batch_size, draw=data.Draw(r.seed, d.augment, dataset.flip, ranks.rank, ranks.world)
         ),
-        r.checkpoint_minutes,
-        ranks,
+        held_out=dataset.val and batches(dataset.val.take(ranks.part(len(dataset.val))), side),
+        rate=lambda done: o.lr * schedule.factor(o.schedule, done, r.epochs, o.warmup_epochs, o.milestones),
+        loss_of=distill.loss(o.label_smoothing, teacher(settings, dataset, ranks), q.teacher_share, q.temperature),
+        clip_norm=o.clip_norm,
+        bf16=arithmetic == "bf16",
+        epochs=r.epochs,
+        quantize_from=float_epochs(settings),
+        quantize=quantize,
+        method=q.method,
+        average=average.Average(optimizer, o.average) if o.average else None,
+        renorm=lambda model: quant.renorm(model, (images for images, _ in drawn)),
+        noise=noise,
+        ranks=ranks,
+        log=log,
+        saves=keeper.Keeper(log.folder, pack, r.checkpoint_minutes, ranks),
     )
-    in_float_until = float_epochs(settings)
-    in_float = quant.ends_in_float(settings.quant, r.epochs)
-    spread = ranks.spread(model)
-    for epoch in range(at.epoch, r.epochs):
-        if epoch == in_float_until and not quant.is_prepared(model):
-            spread = None  # with its hooks on the parameters
-            model = quantize(model)
-            spread = ranks.spread(model)
-        optim.check_covers(optimizer, model)
+    if state and state["prepared"]:
+        trainer.to_quantized()
+    trainer.run(keeper.restored(state, trainer.model, optimizer, log, ranks))
+    return finished(trainer, settings).cpu().eval()
 
-        def before(step: int, epoch: int = epoch) -> None:
-            noise.at(epoch, step)
-            done = epoch + step / len(training)
-            for damping in dampings:
-                damping.progress = (done - in_float_until) / (r.epochs - in_float_until)
-            optim.set_rate(optimizer, o.lr * schedule.factor(o.schedule, done, r.epochs, o.warmup_epochs, o.milestones))
 
-        with interrupt.listening():  # and answering after the step, or once the epoch is saved
-            with log.epoch(len(dataset.train), at.step * d.batch_size) as progress:
-                score = loop.train_epoch(
-                    spread,
-                    training.epoch(epoch, at.step),
-                    range(at.step, len(training)),
-                    epoch,
-                    optimizer,
-                    before,
-                    at.score,
-                    loss_of,
-                    o.clip_norm,
-                    arithmetic == "bf16",
-                    ranks,
-                    progress,
-                    saves.due,
-                    lambda step, score, epoch=epoch: saves.keep(keeper.Position(epoch, step, score), optimizer, log),
-                )
-            ranks.agree(model.buffers())
-            stage = "float" if epoch < in_float_until else q.method
-            best, total = log.best, metrics.of_all(score, ranks)
-            with at_rest() if held_out else contextlib.nullcontext():
-                held = held_out and metrics.of_all(metrics.score(model.eval(), held_out, ranks.device), ranks)
-                better = log.record(stage, total, held, optimizer.param_groups[0]["lr"], stage != "float" or in_float)
-                if better and not saves.keep_best(epoch + 1, log):
-                    log.best = best
-            at = keeper.Position(epoch + 1)
-            saves.keep(at, optimizer, log)
-    saves.settle()
-    log.best = ranks.share(log.best)
+def finished(trainer: Trainer, settings: config.TrainSettings) -> nn.Module:
+    """The best epoch's model; without validation images the last, or the average of the weights."""
+    log, model, average = trainer.log, trainer.model, trainer.average
+    log.best = trainer.ranks.share(log.best)
     if log.best is not None:
-        model = load_best(model, log.folder, q, ranks)
-    elif averaged:
-        averaged.swap()
-    if averaged or q.norm_images:
-        quant.renorm(model, (images for images, _ in sample))
-    return model.cpu().eval()
+        model = load_best(model, log.folder, settings.quant, trainer.ranks)
+    elif average:
+        average.swap()
+    if average or settings.quant.norm_images:
+        trainer.renorm(model)
+    return model
 
 
 def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks) -> Callable | None:

@@ -10,6 +10,7 @@ Differs from the paper: the strength rises over the whole of the quantized train
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -21,18 +22,20 @@ from quant.layers import QuantLayer
 class Damping:
     """Attached to an optimizer: adds the term's gradient to those of the weights of `model`, before each step.
 
-    progress: how far the quantized training has come, in [0, 1]; to be set before the step.
+    progress(): how far the quantized training has come, in [0, 1].
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, model: nn.Module, damping: float):
-        self.damping, self.progress = damping, 0.0
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, damping: float, progress: Callable[[], float]
+    ):
+        self.damping, self.progress = damping, progress
         layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
         self.layers = [layer for layer in layers if layer.weight_quantizer is not None]
         optimizer.register_step_pre_hook(lambda *_: self.add())
 
     @torch.no_grad()
     def add(self) -> None:
-        strength = self.damping * 0.5 * (1 - math.cos(math.pi * self.progress))
+        strength = self.damping * 0.5 * (1 - math.cos(math.pi * self.progress()))
         for layer in self.layers:
             if layer.weight.grad is not None and layer.weight_quantizer.ready():
                 layer.weight.grad.add_(away(layer), alpha=2 * strength)

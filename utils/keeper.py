@@ -59,10 +59,10 @@ def _restored(epoch: int, training: dict, optimizer: torch.optim.Optimizer, log:
 class Keeper:
     """Saves last.pt and best.pt in `folder`, in the first process.
 
-    pack(epochs done, training): the checkpoint; minutes: between two within an epoch.
+    pack(model, epochs done, training): the checkpoint; minutes: between two within an epoch.
     """
 
-    def __init__(self, folder: Path, pack: Callable[[int, dict], dict], minutes: float, ranks: Ranks):
+    def __init__(self, folder: Path, pack: Callable[[nn.Module, int, dict], dict], minutes: float, ranks: Ranks):
         self.folder, self.pack, self.seconds, self.ranks = folder, pack, 60 * minutes, ranks
         self.saved = time.monotonic()
         self.owed: dict | None = None
@@ -70,12 +70,12 @@ class Keeper:
     def due(self) -> bool:
         return self.ranks.first and time.monotonic() - self.saved >= self.seconds
 
-    def keep(self, at: Position, optimizer: torch.optim.Optimizer, log: RunLog) -> str:
+    def keep(self, at: Position, model: nn.Module, optimizer: torch.optim.Optimizer, log: RunLog) -> str:
         """Save last.pt, its predecessor as last.prev.pt; to be called in all processes. Returns how to go on."""
         total = of_all(at.score, self.ranks)
         if self.ranks.first:
             training = {"optimizer": optimizer.state_dict(), "step": at.step, "score": [*astuple(total)]}
-            state = self.pack(at.epoch, training | {"log": log.state()})
+            state = self.pack(model, at.epoch, training | {"log": log.state()})
             self.owed = None if self._save(LAST, state, self.folder / PREVIOUS) else state
         return f"stopped after step {at.step} of epoch {at.epoch + 1}; the same command goes on from {self.folder}"
 
@@ -84,9 +84,9 @@ class Keeper:
         if self.owed is not None:
             tensors.save(self.folder / LAST, self.owed, self.folder / PREVIOUS)
 
-    def keep_best(self, epoch: int, log: RunLog) -> bool:
+    def keep_best(self, epoch: int, model: nn.Module, log: RunLog) -> bool:
         """Save best.pt: before last.pt, so that a run that is killed in between finds the best of its epochs."""
-        return not self.ranks.first or self._save(BEST, self.pack(epoch, {"log": log.state()}))
+        return not self.ranks.first or self._save(BEST, self.pack(model, epoch, {"log": log.state()}))
 
     def _save(self, name: str, state: dict, keep: Path | None = None) -> bool:
         """Whether it is on disk. A full disk does not end the run; the files of before stay."""
