@@ -6,6 +6,7 @@ python latency.py 'models=["torchvision:resnet50"]' threads=1
 python latency.py 'models=["runs/train"]' 'engines=["fbgemm","x86","onednn"]'
 """
 
+import gc
 import copy
 import functools
 import json
@@ -77,6 +78,7 @@ def latency(settings: config.LatencySettings) -> None:
         for entry in settings.models:
             label, plain, prepared, image_size = build(entry, settings.image_size, settings.num_classes, settings.trust)
             bar.set_description(label)
+            gc.collect()  # graphs are cycles: those of the model before still hold its weights
             rows += measure(label, plain, prepared, image_size, accuracy(entry), settings, bar.update)
     report(rows, settings.repeats, environment(), folder)
 
