@@ -6,9 +6,9 @@ python latency.py 'models=["torchvision:resnet50"]' threads=1
 python latency.py 'models=["runs/train"]' 'engines=["fbgemm","x86","onednn"]'
 """
 
-import gc
 import copy
 import functools
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
