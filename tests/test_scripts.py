@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -256,6 +257,16 @@ def test_a_mistake_ends_the_process_with_one_line_and_code_2(tmp_path):
         assert done.returncode == 2
         assert len(done.stderr.strip().splitlines()) == 1
         assert done.stdout == ""
+
+
+def test_a_reader_who_has_read_enough_gets_no_traceback():
+    """train.py --list models | head -1"""
+    with subprocess.Popen(
+        [sys.executable, "train.py", "--list", "models"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_evaluate_names_what_is_wrong_with_a_checkpoint(tmp_path):

@@ -40,6 +40,10 @@ def run(main: Callable[[list[str]], None]) -> None:
     """
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on: `--list models | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         _leave(str(error), 2)
     except KeyboardInterrupt as stopped:
