@@ -55,10 +55,11 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     if settings.export:
         target = Path(settings.export)
         files.make_folder(target.parent if target.suffix in FILES else target, "export")
-    dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, train=False, cache=d.cache)
+    dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, False, d.on_error, d.cache)
     data.check_classes(dataset.classes, state["classes"])
-    batches = functools.partial(data.batches, mean=state["mean"], std=state["std"], image_size=d.image_size)
-    test = batches(dataset.test, data.evaluation_batch(d.image_size), workers=d.workers)
+    side = data.evaluation_batch(d.image_size)
+    mean, std = state["mean"], state["std"]
+    test = data.batches(dataset.test, side, mean, std, d.image_size, d.workers, on_error=d.on_error)
     with_float = quant.ends_in_float(trained.quant, trained.run.epochs)
     result, layers = quant.measure(model.eval(), settings.engines, test, with_float)
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | result)

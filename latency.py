@@ -65,7 +65,14 @@ def is_run(entry: str) -> bool:
 
 
 def checkpoint_of(entry: str) -> str:
-    return entry if entry.endswith(".pt") else str(Path(entry) / "last.pt")
+    """The file itself, or of a run's folder that which its summary.json was measured on."""
+    return entry if entry.endswith(".pt") else str(Path(entry) / summary_of(Path(entry))["checkpoint"])
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """summary.json of a run; of one that is not finished, or older than its key `checkpoint`, what it would be."""
+    path = folder / "summary.json"
+    return {"checkpoint": "last.pt", "accuracy": {}} | (json.loads(path.read_text()) if path.is_file() else {})
 
 
 def latency(settings: config.LatencySettings) -> None:
@@ -88,10 +95,10 @@ def accuracy(entry: str | dict[str, Any]) -> dict[str, float]:
     if not (isinstance(entry, str) and is_run(entry)):
         return {}
     checked = Path(checkpoint_of(entry))
-    summary = checked.parent / "summary.json"
-    if checked.name != "last.pt" or not summary.is_file():
+    summary = summary_of(checked.parent)
+    if checked.name != summary["checkpoint"]:
         return {}
-    return {name: score["top1"] for name, score in json.loads(summary.read_text())["accuracy"].items()}
+    return {name: score["top1"] for name, score in summary["accuracy"].items()}
 
 
 def build(

@@ -102,6 +102,9 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
         raise UserError(
             "quant.norm_images: nothing is trained quantized here; quant.correct=norm is ptq's way to do it"
         )
+    if settings.run.epochs == 0 and (settings.optim.average or quant_settings.teacher):
+        key = "optim.average" if settings.optim.average else "quant.teacher"
+        raise UserError(f"{key}: run.epochs=0 trains nothing")
     if quant_settings.teacher:
         tensors.check_exists(quant_settings.teacher)
     engines = [quant_settings.engine] if settings.run.engines is None else settings.run.engines
@@ -145,7 +148,7 @@ def train(settings: config.TrainSettings, ranks: Ranks) -> None:
     """One run, from where its folder says. The first process alone writes into the folder, and no other program."""
     folder = Path(settings.run.dir) / settings.run.name
     with contextlib.ExitStack() as stack:
-        stack.enter_context(interrupt.explained(f"stopped; the same command goes on from {folder}"))
+        stack.enter_context(interrupt.explained(f"stopped; {resume.how(folder, settings.run.resume)}"))
         begin = None
         if ranks.first:
             files.make_folder(folder.parent, "run.dir")
@@ -155,21 +158,23 @@ def train(settings: config.TrainSettings, ranks: Ranks) -> None:
         begin = ranks.share(begin)
         if begin.finished:
             say(f"{folder} is finished; run.resume=never trains it again\n")
-            say(quant.accuracy_table(json.loads((folder / "summary.json").read_text())))
+            if ranks.first:
+                say(quant.accuracy_table(json.loads((folder / "summary.json").read_text())))
         else:
             train_from(begin.state, settings, folder, ranks)
 
 
 def open_folder(folder: Path, settings: config.TrainSettings) -> resume.Start:
     """Where in the run to begin, and the folder ready for it."""
-    begin = resume.find(folder, settings)
+    asked = resume.request(settings.run.resume)
+    begin = resume.find(folder, settings, asked)
     if begin.finished:
         return begin
-    if begin.state is None or resume.is_elsewhere(folder, settings.run.resume):
+    if begin.state is None or resume.is_elsewhere(folder, asked):
         resume.make_room(folder)
     files.make_folder(folder, "run.dir")
     files.remove_parts(folder)
-    resume.bring(folder, settings.run.resume)
+    resume.bring(folder, asked)
     (folder / "summary.json").unlink(missing_ok=True)  # until this run has one of its own
     files.write_json(folder / "config.json", settings.model_dump())
     files.write_json(folder / "environment.json", environment() | {"engine": settings.quant.engine})
@@ -181,7 +186,11 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
     d, q, r = settings.data, settings.quant, settings.run
     log = runlog.RunLog(folder, r.epochs, ranks.first, r.tensorboard)
     seed.seed_all(r.seed, r.deterministic)
+    if processes.local() > 0:
+        ranks.meet()  # once the first of this machine has the files, which it may have to download
     dataset = load_dataset(d)
+    if processes.local() == 0:
+        ranks.meet()
     batches = functools.partial(
         data.batches,
         mean=dataset.mean,
@@ -206,17 +215,19 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
         settings = chosen(settings, model, dataset, batches, ranks, folder)
     if worth_compiling(settings, macs, len(dataset.train)):
         quant.compile_kernels()
+    else:
+        quant.interpret_kernels()  # those of a sweep's cell before
     model = fit(model, settings, dataset, batches, ranks, log, state)
     settings = chosen(settings, model, dataset, batches, ranks, folder)
     model = quantized(model, settings, dataset, batches, ranks)
     if not ranks.first:
         return
     kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), r.epochs, {"log": log.state()})
-    if log.best is not None:
-        tensors.save(folder / "best.pt", kept)
     retold = settings.optim.average or q.norm_images
     if in_float or (retold and log.best is None):  # then every checkpoint so far is of another net
         tensors.save(folder / "last.pt", kept)
+    if log.best is not None:
+        tensors.save(folder / "best.pt", kept)
 
     test = batches(dataset.test, data.evaluation_batch(d.image_size))
     result, layers = quant.measure(model, r.engines, test, in_float)
@@ -231,6 +242,7 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
         "macs": macs,
         "epochs": r.epochs,
         "seconds": log.run_seconds(),
+        "checkpoint": "last.pt" if log.best is None or in_float else "best.pt",
     }
     files.write_text(folder / "layers.txt", layers)
     plot.curves(log.rows, f"{settings.model.name} on {d.name}, {q.method}", folder / "curves.png")
@@ -253,7 +265,7 @@ def float_score(runs: list[config.TrainSettings]) -> dict[str, float] | None:
     model = models.build(asked.name, len(dataset.classes), d.image_size, asked.options)
     checkpoint.load_weights(model, asked.weights)
     side = data.evaluation_batch(d.image_size)
-    test = data.batches(dataset.test, side, dataset.mean, dataset.std, d.image_size, d.workers)
+    test = data.batches(dataset.test, side, dataset.mean, dataset.std, d.image_size, d.workers, on_error=d.on_error)
     return metrics.score(model.eval(), test, torch.device("cpu")).summary()
 
 
@@ -301,7 +313,7 @@ def fit(
         training=batches(
             dataset.train, d.batch_size, draw=data.Draw(r.seed, d.augment, dataset.flip, ranks.rank, ranks.world)
         ),
-        held_out=dataset.val and batches(dataset.val.take(ranks.part(len(dataset.val))), side),
+        held_out=batches(dataset.val.take(ranks.part(len(dataset.val))), side) if dataset.val else None,
         rate=lambda done: o.lr * schedule.factor(o.schedule, done, r.epochs, o.warmup_epochs, o.milestones),
         loss_of=distill.loss(o.label_smoothing, teacher(settings, dataset, ranks), q.teacher_share, q.temperature),
         clip_norm=o.clip_norm,
@@ -315,12 +327,13 @@ def fit(
         noise=noise,
         ranks=ranks,
         log=log,
-        saves=keeper.Keeper(log.folder, pack, r.checkpoint_minutes, ranks),
+        saves=keeper.Keeper(log.folder, pack, r.checkpoint_minutes, resume.how(log.folder, r.resume), ranks),
     )
     if state and state["prepared"]:
         trainer.to_quantized()
-    trainer.run(keeper.restored(state, trainer.model, optimizer, log, ranks))
-    return finished(trainer, settings).cpu().eval()
+    at = keeper.restored(state, trainer.model, optimizer, r.epochs, log, ranks)
+    trainer.run(at)
+    return (trainer.model if at.ended else finished(trainer, settings)).cpu().eval()
 
 
 def finished(trainer: Trainer, settings: config.TrainSettings) -> nn.Module:
@@ -341,9 +354,12 @@ def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks)
     path = settings.quant.teacher
     if path is None:
         return None
-    model, state, trained = checkpoint.rebuild(
-        path, models.build, quant.prepare, functools.partial(models.check_trusted, trust=False)
-    )
+    own = settings.model.name
+
+    def check_trusted(name: str) -> None:
+        models.check_trusted(name, name == own, f"quant.teacher takes models of a table, or {own}")
+
+    model, state, trained = checkpoint.rebuild(path, models.build, quant.prepare, check_trusted)
     data.check_classes(dataset.classes, state["classes"])
     if trained.data.image_size != settings.data.image_size:
         raise UserError(f"quant.teacher: {path} was trained on images of {trained.data.image_size} pixels")

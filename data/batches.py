@@ -64,7 +64,7 @@ class Batches:
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.images)
         if self.draw is None:
-            yield from self.read([*torch.arange(n).split(self.batch_size)][first:], None)
+            yield from self.read([*torch.arange(n).split(self.batch_size)][first : len(self)], None)
             return
         generator = self.draw.generator(number)
         steps = torch.randperm(n, generator=generator).split(self.batch_size)[first : len(self)]

@@ -34,7 +34,7 @@ def factory(name: str) -> Callable[..., nn.Module]:
     return SOURCES.get(source, lambda member: _own(source, member))(member)
 
 
-def check_trusted(name: str, trust: bool) -> None:
+def check_trusted(name: str, trust: bool, remedy: str = "trust=true, if it comes from a friend") -> None:
     """Raise UserError where a file, not the user, names a function that is neither a model of a table nor one's own.
 
     Of Python's, installed or this program's packages any function could be called, with any arguments, before it turns
@@ -43,7 +43,7 @@ def check_trusted(name: str, trust: bool) -> None:
     source, _, _ = name.partition(":")
     if trust or not is_external(name) or source in SOURCES or _is_own(source.partition(".")[0]):
         return
-    raise UserError(f"the checkpoint would call {name} as its model's factory; trust=true, if it comes from a friend")
+    raise UserError(f"the checkpoint would call {name} as its model's factory; {remedy}")
 
 
 def _is_own(package: str) -> bool:

@@ -21,6 +21,7 @@ from quant.equalize import equalize
 from quant.export import export
 from quant.fold import fold
 from quant.kernels import compile_all as compile_kernels
+from quant.kernels import interpret_all as interpret_kernels
 from quant.method import FLOAT, Method
 from quant.mixed import choose_bits
 from quant.packed_model import export as export_packed
@@ -207,8 +208,9 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
 
 __all__ = ["ENGINES", "METHODS", "Damping", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx"]
 __all__ += ["choose_layers", "compare", "compile_kernels", "convert", "draw_from", "ends_in_float", "engine"]
-__all__ += ["equalize", "export", "export_onnx", "export_packed", "fold", "is_prepared", "learned", "load_packed"]
+__all__ += ["equalize", "export", "export_onnx", "export_packed", "fold", "interpret_kernels", "is_prepared", "learned"]
 __all__ += [
+    "load_packed",
     "measure",
     "prepare",
     "quantizers",

@@ -77,7 +77,8 @@ def test_a_finished_run_brings_its_weights_size_and_method(tmp_path):
         row = json.loads((tmp_path / "out" / "latency.json").read_text())[0]
         assert (row["model"], row["image_size"], row["int8_top1"]) == ("mine", 16, None)
     assert not (tmp_path / "out" / "accuracy.png").exists(), "nothing is known of its accuracy"
-    measured = {"accuracy": {"float": {"top1": 90.0}, "reference": {"top1": 89.5}}}
+    (tmp_path / "mine" / "last.pt").rename(tmp_path / "mine" / "best.pt")
+    measured = {"accuracy": {"float": {"top1": 90.0}, "reference": {"top1": 89.5}}, "checkpoint": "best.pt"}
     (tmp_path / "mine" / "summary.json").write_text(json.dumps(measured))
     latency.main([*QUICK, f'models=["{tmp_path}/mine"]', 'engines=["reference"]', f"dir={tmp_path}/out"])
     row = json.loads((tmp_path / "out" / "latency.json").read_text())[0]

@@ -146,7 +146,7 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    begin = resume.find(tmp_path / "run", _setting_of(tmp_path / "run"))
+    begin = resume.find(tmp_path / "run", _setting_of(tmp_path / "run"), "auto")
     assert begin.state is not None
 
 
@@ -166,6 +166,35 @@ def interrupted(tmp_path, monkeypatch):
         with pytest.raises(Killed):
             train.main(command)
     return tmp_path / "run", command
+
+
+def test_a_ptq_run_that_dies_while_it_measures_ends_with_the_same_net(tmp_path):
+    """Its last.pt is the calibrated net by then, and not to be averaged or measured anew."""
+    command = [*SHORT, "quant.method=ptq", "quant.observer=mse", "quant.weight_bits=4", "optim.average=0.9"]
+    command += [f"run.dir={tmp_path}", "run.name=run"]
+    train.main(command)
+    expected = outcome(tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    train.main(command)
+    assert same(outcome(tmp_path / "run"), expected)
+
+
+def test_what_goes_on_with_a_run_that_began_anew(interrupted, monkeypatch, capsys):
+    folder, command = interrupted
+    with monkeypatch.context() as patch:
+        killed_at(patch, 2)
+        with pytest.raises(Killed):
+            train.main([*command, "run.resume=never"])
+    assert resume.how(folder, "never") == f"the same command, without run.resume, goes on from {folder}"
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        killed_at(patch, 1)
+        with pytest.raises(Killed):
+            train.main([*command, "run.resume=never"])
+    assert "going on in epoch 1, step 2" in capsys.readouterr().out, "torchrun starts the same run again"
+    train.main(command)
+    assert "going on in epoch 1, step 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "empty"])

@@ -15,6 +15,7 @@ import torch
 import evaluate
 import quant
 import train
+from quant import kernels
 from utils import gradboost, say
 from utils.errors import UserError
 
@@ -199,6 +200,13 @@ def test_ptq_of_a_checkpoint(trained, tmp_path):
     assert "float" in done.stdout
 
 
+def test_a_short_run_is_not_compiled_because_a_long_one_before_it_was(tmp_path):
+    """Within a sweep: started again it would end with other bits."""
+    kernels._compiled[kernels.forward] = kernels.forward
+    train.main([*TINY, "run.epochs=1", f"run.dir={tmp_path}"])
+    assert not kernels._compiled
+
+
 def test_a_net_learns_from_a_teacher_and_from_a_net_of_more_bits(trained, tmp_path):
     """The best of the run before, at 8 bits, is where a 4-bit net starts, and what it is taught by."""
     best = trained[0] / "best.pt"
@@ -238,6 +246,8 @@ def test_same_seed_same_weights(tmp_path):
             "setting/train.json: quant.method: unknown 'lqs'; choose from float, ptq, dorefa, pact, lsq, statassist",
         ),
         (["quant.teacher=nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (["quant.teacher=nowhere.pt", "run.epochs=0"], "quant.teacher: run.epochs=0 trains nothing"),
+        (["quant.method=ptq", "optim.average=0.9", "run.epochs=0"], "optim.average: run.epochs=0 trains nothing"),
         (["quant.method=ptq", "quant.norm_images=9"], "quant.norm_images: nothing is trained quantized here"),
         (["run.device=tpu"], "run.device: 'tpu' is not to be had here"),
     ],

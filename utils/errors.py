@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -41,17 +41,26 @@ def run(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
-    except BrokenPipeError:  # nobody reads on: `--list models | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
     except UserError as error:
         _leave(str(error), 2)
     except KeyboardInterrupt as stopped:
         _leave(str(stopped) or "interrupted", 128 + getattr(stopped, "number", signal.SIGINT))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):  # `--list models | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         if error.errno not in FULL:
             raise
         _leave(f"{error.filename or 'output'}: {error.strerror}", 2)
+
+
+def _is_read(stream: TextIO) -> bool:
+    """Whether somebody is at the other end."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return False
+    return True
 
 
 def _leave(line: str, code: int) -> None:

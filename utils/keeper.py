@@ -19,22 +19,27 @@ from utils.say import say
 
 @dataclass
 class Position:
-    """Epochs done, steps done of the next one, and what this process has counted in them."""
+    """Epochs done, steps done of the next one, and what this process has counted in them.
+
+    ended: the model is what the run ends with, and nothing is left to do with it.
+    """
 
     epoch: int = 0
     step: int = 0
     score: Score = field(default_factory=Score)
+    ended: bool = False
 
 
 def restored(
-    state: dict | None, model: nn.Module, optimizer: torch.optim.Optimizer, log: RunLog, ranks: Ranks
+    state: dict | None, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, log: RunLog, ranks: Ranks
 ) -> Position:
-    """Put a checkpoint's state back, and return its position; without one, the beginning."""
+    """Put the state of a checkpoint of a run of so many epochs back, and return its position; without one, the
+    beginning."""
     if state is None:
         return Position()
     checkpoint.restore(model, state, LAST)
     try:
-        at = _restored(state["epoch"], state["training"], optimizer, log)
+        at = _restored(state["epoch"], state["training"], optimizer, epochs, log)
     except Exception as error:  # whatever else than a training may be in the file
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(f"{LAST}: holds no training to go on with ({reason}); model.weights takes weights") from None
@@ -42,16 +47,17 @@ def restored(
         say(f"{log.folder / BEST} is not there any more: the best of the epochs to come will be")
         log.best = None
     log.best = ranks.share(log.best)
-    return at if ranks.first else Position(at.epoch, at.step)
+    return at if ranks.first else Position(at.epoch, at.step, ended=at.ended)
 
 
-def _restored(epoch: int, training: dict, optimizer: torch.optim.Optimizer, log: RunLog) -> Position:
+def _restored(epoch: int, training: dict, optimizer: torch.optim.Optimizer, epochs: int, log: RunLog) -> Position:
     log.restore(training["log"])
-    if "optimizer" not in training:  # all was trained
-        return Position(epoch)
+    if epoch == epochs and "optimizer" not in training:
+        return Position(epoch, ended=True)
     optimizer.load_state_dict(training["optimizer"])
     step = int(training["step"])
-    say(f"going on in epoch {epoch + 1}" + (f", step {step}" if step else ""))
+    at = f"in epoch {epoch + 1}" + (f", step {step}" if step else "")
+    say("all epochs are done: going on after them" if epoch == epochs else f"going on {at}")
     images, correct1, correct5, loss_sum = training["score"]
     return Position(epoch, step, Score(int(images), int(correct1), int(correct5), float(loss_sum)))
 
@@ -59,11 +65,13 @@ def _restored(epoch: int, training: dict, optimizer: torch.optim.Optimizer, log:
 class Keeper:
     """Saves last.pt and best.pt in `folder`, in the first process.
 
-    pack(model, epochs done, training): the checkpoint; minutes: between two within an epoch.
+    pack(model, epochs done, training): the checkpoint; minutes: between two within an epoch; how: to go on with it.
     """
 
-    def __init__(self, folder: Path, pack: Callable[[nn.Module, int, dict], dict], minutes: float, ranks: Ranks):
-        self.folder, self.pack, self.seconds, self.ranks = folder, pack, 60 * minutes, ranks
+    def __init__(
+        self, folder: Path, pack: Callable[[nn.Module, int, dict], dict], minutes: float, how: str, ranks: Ranks
+    ):
+        self.folder, self.pack, self.seconds, self.how, self.ranks = folder, pack, 60 * minutes, how, ranks
         self.saved = time.monotonic()
         self.owed: dict | None = None
 
@@ -77,7 +85,7 @@ class Keeper:
             training = {"optimizer": optimizer.state_dict(), "step": at.step, "score": [*astuple(total)]}
             state = self.pack(model, at.epoch, training | {"log": log.state()})
             self.owed = None if self._save(LAST, state, self.folder / PREVIOUS) else state
-        return f"stopped after step {at.step} of epoch {at.epoch + 1}; the same command goes on from {self.folder}"
+        return f"stopped after step {at.step} of epoch {at.epoch + 1}; {self.how}"
 
     def settle(self) -> None:
         """Save the last epoch's last.pt, if that failed. Raises OSError if it cannot be saved now, either."""

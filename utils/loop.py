@@ -49,8 +49,9 @@ def train_epoch(
             (stop, save, lost), images_of_all = ranks.told(flags, len(labels))
             if lost:
                 where = first_not_finite(getattr(model, "module", model), images)
+                became = "of another process is not finite" if torch.isfinite(loss) else f"became {loss.item()}"
                 raise UserError(
-                    f"the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1} of {steps.stop}; the first "
+                    f"the loss {became} in epoch {epoch + 1}, step {step + 1} of {steps.stop}; the first "
                     f"layer whose output is not finite: {where}; try a smaller optim.lr (last.pt is of before)"
                 )
             optimizer.zero_grad()

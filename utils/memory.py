@@ -11,8 +11,9 @@ import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER = -1
-LARGEST = 2**26
-"""Bytes from which a tensor goes back all the same: holes of that size would not be filled again."""
+LARGEST = 2**25
+"""Bytes from which a tensor goes back all the same: holes of that size would not be filled again.
+glibc takes no more (malloc.c: half of HEAP_MAX_SIZE)."""
 
 
 def keep() -> None:
@@ -22,5 +23,5 @@ def keep() -> None:
         return
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
-        mallopt(M_TRIM_THRESHOLD, NEVER)
+        if mallopt(M_MMAP_THRESHOLD, LARGEST):
+            mallopt(M_TRIM_THRESHOLD, NEVER)

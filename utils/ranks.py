@@ -61,6 +61,11 @@ class Ranks:
         dist.broadcast_object_list(held, device=self.device)
         return held[0]
 
+    def meet(self) -> None:
+        """Wait for all."""
+        if self.world > 1:
+            dist.barrier()
+
     def part(self, count: int) -> Tensor:
         """The indexes of this process's share of so many images: none twice, none left out."""
         return torch.arange(self.rank, count, self.world)

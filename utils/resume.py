@@ -8,6 +8,7 @@ makes room for a new run is kept beside it, under the same name and a number.
 import functools
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,9 +36,18 @@ class Start:
     state: dict | None = None
 
 
-def find(folder: Path, settings: TrainSettings) -> Start:
+def request(asked: str) -> str:
+    """run.resume as it counts now: where torchrun starts a run again, that goes on, however it began."""
+    return "auto" if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else asked
+
+
+def how(folder: Path, asked: str) -> str:
+    """What goes on with a run in `folder` that was started with this run.resume."""
+    return f"the same command{'' if asked == 'auto' else ', without run.resume,'} goes on from {folder}"
+
+
+def find(folder: Path, settings: TrainSettings, asked: str) -> Start:
     """Where this run begins. Raises UserError if its folder holds an interrupted run of another setting."""
-    asked = settings.run.resume
     if asked not in ("auto", "never"):
         state, source = _readable([Path(asked)]), asked
     elif asked == "never" or not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
@@ -71,12 +81,13 @@ def _readable(candidates: list[Path]) -> dict:
 
 
 def finished(folder: Path, settings: TrainSettings) -> bool:
-    """Whether the folder holds the summary of a run with this very setting, and from these very weights."""
-    summary, weights = folder / "summary.json", settings.model.weights
+    """Whether the folder holds the summary of a run with this very setting, and from these very checkpoints."""
+    summary, sources = folder / "summary.json", [settings.model.weights, settings.quant.teacher]
     try:
         there = json.loads((folder / "config.json").read_text())
         same = not differences(there, json.loads(settings.model_dump_json()), (*ASIDE, *_chosen(settings)))
-        return same and summary.stat().st_mtime > (0 if weights is None else Path(weights).stat().st_mtime)
+        newest = max((Path(source).stat().st_mtime for source in sources if source), default=0)
+        return same and summary.stat().st_mtime > newest
     except (OSError, ValueError):
         return False
 

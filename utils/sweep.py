@@ -102,7 +102,7 @@ def run(
             if not done:
                 train(settings, ranks)
         except Exception as error:  # whatever it is, the other cells are to run
-            if ranks.world > 1:
+            if ranks.world > 1 or isinstance(error, BrokenPipeError):
                 raise
             failed[cell.name] = " ".join(str(error).split()) or type(error).__name__
             files.write_text(files.make_folder(home, "run.dir") / "error.txt", traceback.format_exc())

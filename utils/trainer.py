@@ -114,7 +114,7 @@ class Trainer:
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[None]:
         """The model as it would be if training ended here."""
-        if not (self.average and self.held_out):
+        if self.average is None or self.held_out is None:
             yield
             return
         with self.average.in_place(self.model):
@@ -122,7 +122,7 @@ class Trainer:
             yield
 
     def _score_held_out(self) -> Score | None:
-        if not self.held_out:
+        if self.held_out is None:
             return None
         return metrics.of_all(metrics.score(self.model.eval(), self.held_out, self.ranks.device), self.ranks)
 

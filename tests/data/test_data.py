@@ -242,6 +242,16 @@ def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, cap
     assert "a data worker died" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("source", ["digits", "imagefolder"])
+def test_no_images_are_no_batches(source, folder, monkeypatch):
+    """A process's share of few validation images, say."""
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = data.DATASETS[source](str(folder), 16, None, 0)
+    none = data.batches(dataset.test.take(torch.arange(0)), 2, dataset.mean, dataset.std, 16, 0)
+    assert len(none) == 0
+    assert list(none) == []
+
+
 def test_workers_that_always_die_end_the_run(folder, monkeypatch):
     monkeypatch.setattr(sys.modules["data.batches"], "RETRIES", 1)
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
