@@ -71,12 +71,12 @@ def main(arguments: list[str]) -> None:
         if not ranks.first:
             quiet()
         if settings.sweep:
-            title = f"{settings.model.name} on {settings.data.name}: {name}"
+            cells = [cell for _, cell in runs]
             folder = Path(settings.run.dir) / name
             if ranks.first:
                 files.make_folder(folder.parent, "run.dir")
             with files.locked(folder) if ranks.first else contextlib.nullcontext():
-                sweeps.run(folder, runs, train, lambda: float_score([cell for _, cell in runs]), title, ranks)
+                sweeps.run(folder, runs, train, lambda: float_score(cells), sweeps.title(cells, name), ranks)
         else:
             train(settings, ranks)
 

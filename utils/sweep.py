@@ -119,6 +119,12 @@ def run(
         raise UserError(f"{len(failed)} of {len(planned)} cells failed; {name}: {why}")
 
 
+def title(runs: list[TrainSettings], name: str) -> str:
+    """What the table of a sweep of that name is of: its nets, and its data."""
+    nets, datasets = (", ".join(dict.fromkeys(getattr(one, part).name for one in runs)) for part in ("model", "data"))
+    return f"{nets} on {datasets}: {name}"
+
+
 def write_tables(folder: Path, rows: list[tuple[Cell, dict]], baseline: dict | None, title: str) -> None:
     """table.csv (a row a cell), table.md and table.png (seeds gathered)."""
     files.write_csv(folder / "table.csv", [_flat(cell, summary) for cell, summary in rows])
