@@ -8,7 +8,7 @@ python train.py --list models
 import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -220,39 +220,51 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
     model = fit(model, settings, dataset, batches, ranks, log, state)
     settings = chosen(settings, model, dataset, batches, ranks, folder)
     model = quantized(model, settings, dataset, batches, ranks)
-    if not ranks.first:
-        return
-    kept = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), r.epochs, {"log": log.state()})
-    retold = settings.optim.average or q.norm_images
-    if in_float or (retold and log.best is None):  # then every checkpoint so far is of another net
-        tensors.save(folder / "last.pt", kept)
-    if log.best is not None:
-        tensors.save(folder / "best.pt", kept)
+    if ranks.first:
+        save_final(model, settings, dataset, log)
+        test = batches(dataset.test, data.evaluation_batch(d.image_size))
+        measure(model, settings, test, log, {"params": params, "macs": macs})
+        say(f"{len(dataset.test):,} test images; layers.txt and more in {folder}")
+        reached = runlog.time_to_accuracy(log.rows)
+        if reached:
+            say(f"top-1 of the held-out images, in training time: {reached}")
 
-    test = batches(dataset.test, data.evaluation_batch(d.image_size))
+
+def save_final(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, log: runlog.RunLog) -> None:
+    """Save the finished model where checkpoints so far are of another: quantized, averaged or measured anew since."""
+    q, epochs = settings.quant, settings.run.epochs
+    final = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epochs, {"log": log.state()})
+    changed = quant.ends_in_float(q, epochs) or (log.best is None and (settings.optim.average or q.norm_images))
+    if changed:
+        tensors.save(log.folder / "last.pt", final)
+    if log.best is not None:
+        tensors.save(log.folder / "best.pt", final)
+
+
+def measure(
+    model: nn.Module, settings: config.TrainSettings, test: Collection, log: runlog.RunLog, facts: dict[str, int]
+) -> None:
+    """Convert to each engine and compare them on the test images: summary.json, layers.txt, curves.png and a table."""
+    q, r, folder = settings.quant, settings.run, log.folder
+    in_float, prepared = quant.ends_in_float(q, r.epochs), quant.is_prepared(model)
     result, layers = quant.measure(model, r.engines, test, in_float)
     summary = {
         "model": settings.model.name,
-        "dataset": d.name,
+        "dataset": settings.data.name,
         "method": q.method,
-        "weight_bits": q.weight_bits if quant.is_prepared(model) else 32,
-        "act_bits": q.act_bits if quant.is_prepared(model) else 32,
+        "weight_bits": q.weight_bits if prepared else 32,
+        "act_bits": q.act_bits if prepared else 32,
         "engine": q.engine,
-        "params": params,
-        "macs": macs,
+        **facts,
         "epochs": r.epochs,
         "seconds": log.run_seconds(),
         "checkpoint": "last.pt" if log.best is None or in_float else "best.pt",
     }
     files.write_text(folder / "layers.txt", layers)
-    plot.curves(log.rows, f"{settings.model.name} on {d.name}, {q.method}", folder / "curves.png")
+    plot.curves(log.rows, f"{settings.model.name} on {settings.data.name}, {q.method}", folder / "curves.png")
     files.write_json(folder / "summary.json", summary | result)  # last: with it the run is finished
     (folder / resume.PREVIOUS).unlink(missing_ok=True)
     say(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
-    reached = runlog.time_to_accuracy(log.rows)
-    say(f"{len(dataset.test):,} test images; layers.txt and more in {folder}")
-    if reached:
-        say(f"top-1 of the held-out images, in training time: {reached}")
 
 
 def float_score(runs: list[config.TrainSettings]) -> dict[str, float] | None:
