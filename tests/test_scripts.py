@@ -269,10 +269,15 @@ def test_a_mistake_ends_the_process_with_one_line_and_code_2(tmp_path):
         assert done.stdout == ""
 
 
-def test_a_reader_who_has_read_enough_gets_no_traceback():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_who_has_read_enough_gets_no_traceback(unbuffered):
     """train.py --list models | head -1"""
     with subprocess.Popen(
-        [sys.executable, "train.py", "--list", "models"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "train.py", "--list", "models"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
     ) as process:
         process.stdout.close()
         assert process.stderr.read() == b""

@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -55,12 +56,10 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def _is_read(stream: TextIO) -> bool:
-    """Whether somebody is at the other end."""
-    try:
-        stream.flush()
-    except BrokenPipeError:
-        return False
-    return True
+    """Whether somebody is at the other end of the pipe, flushed or not (PYTHONUNBUFFERED leaves nothing to flush)."""
+    other_end = select.poll()
+    other_end.register(stream.fileno(), select.POLLOUT)
+    return not any(event & select.POLLERR for _, event in other_end.poll(0))
 
 
 def _leave(line: str, code: int) -> None:
