@@ -83,42 +83,29 @@ def main(arguments: list[str]) -> None:
 
 def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     """Refuse in the first second what cannot work; fill in what was left to the defaults."""
-    choose(data.DATASETS, settings.data.name, "data.name")
-    models.check(settings.model.name, settings.model.options, settings.data.image_size)
-    device.find(settings.run.device)
-    optim.check(settings.optim)
-    if settings.run.tensorboard:
+    d, m, o, r = settings.data, settings.model, settings.optim, settings.run
+    choose(data.DATASETS, d.name, "data.name")
+    models.check(m.name, m.options, d.image_size)
+    device.find(r.device)
+    optim.check(o)
+    if r.tensorboard:
         runlog.check_tensorboard()
-    quant_settings = quant.resolve(settings.quant)
-    check_model(settings.model, settings.data.image_size, settings.quant)
-    if quant_settings.layers == "auto" and not settings.model.weights:
-        check_auto(quant_settings, settings.run.epochs)
-    if settings.optim.name in optim.BOOSTED and quant.ends_in_float(quant_settings, settings.run.epochs):
+    q = quant.resolve(settings.quant)
+    check_model(m, d.image_size, q)
+    quant.check_run(q, r.epochs, trained_before=m.weights is not None)
+    if o.name in optim.BOOSTED and quant.ends_in_float(q, r.epochs):
         raise UserError(
-            f"optim.name: {settings.optim.name} adds its noise from where quantized training begins, and "
-            f"{quant_settings.method} has none; take {settings.optim.name[1:]}"
+            f"optim.name: {o.name} adds its noise from where quantized training begins, and {q.method} has none; "
+            f"take {o.name[1:]}"
         )
-    if quant_settings.norm_images and quant.ends_in_float(quant_settings, settings.run.epochs):
-        raise UserError(
-            "quant.norm_images: nothing is trained quantized here; quant.correct=norm is ptq's way to do it"
-        )
-    if settings.run.epochs == 0 and (settings.optim.average or quant_settings.teacher):
-        key = "optim.average" if settings.optim.average else "quant.teacher"
-        raise UserError(f"{key}: run.epochs=0 trains nothing")
-    if quant_settings.teacher:
-        tensors.check_exists(quant_settings.teacher)
-    engines = [quant_settings.engine] if settings.run.engines is None else settings.run.engines
-    if quant_settings.method != "float":
+    if o.average and r.epochs == 0:
+        raise UserError("optim.average: run.epochs=0 trains nothing")
+    engines = [q.engine] if r.engines is None else r.engines
+    if q.method != "float":
         for engine in engines:
-            quant.engine(engine, "quant.engine" if settings.run.engines is None else "run.engines")
-    run_settings = settings.run.model_copy(update={"name": name, "engines": engines})
-    return settings.model_copy(update={"quant": quant_settings, "run": run_settings})
-
-
-def check_auto(spec: config.QuantSettings, epochs: int) -> None:
-    """Bits are chosen by a float net: that of model.weights, or the one that this run trains to its end."""
-    if not quant.ends_in_float(spec, epochs) or (spec.method != "float" and epochs == 0):
-        raise UserError(f"quant.layers: auto chooses by a trained float net: {spec.method} needs model.weights here")
+            quant.engine(engine, "quant.engine" if r.engines is None else "run.engines")
+    run_settings = r.model_copy(update={"name": name, "engines": engines})
+    return settings.model_copy(update={"quant": q, "run": run_settings})
 
 
 def check_model(asked: config.ModelSettings, image_size: int, spec: config.QuantSettings) -> None:
@@ -298,7 +285,8 @@ def fit(
     d, q, o, r = settings.data, settings.quant, settings.optim, settings.run
     side = data.evaluation_batch(d.image_size)
     model = model.to(ranks.device, memory_format=torch.channels_last)
-    arithmetic = precision_of(settings, model, ranks, state)
+    known = (state or {}).get("training", {}).get("precision")
+    arithmetic = precision.choose(r.precision, known, model, d.batch_size, d.image_size, ranks)
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
     noise = seed.Noise(r.seed, ranks.rank, ranks.device)
     if o.name in optim.BOOSTED:
@@ -345,20 +333,9 @@ def fit(
         trainer.to_quantized()
     at = keeper.restored(state, trainer.model, optimizer, r.epochs, log, ranks)
     trainer.run(at)
-    return (trainer.model if at.ended else finished(trainer, settings)).cpu().eval()
-
-
-def finished(trainer: Trainer, settings: config.TrainSettings) -> nn.Module:
-    """The best epoch's model; without validation images the last, or the average of the weights."""
-    log, model, average = trainer.log, trainer.model, trainer.average
-    log.best = trainer.ranks.share(log.best)
-    if log.best is not None:
-        model = load_best(model, log.folder, settings.quant, trainer.ranks)
-    elif average:
-        average.swap()
-    if average or settings.quant.norm_images:
-        trainer.renorm(model)
-    return model
+    if not at.ended:
+        trainer.finish(renorm=bool(q.norm_images))
+    return trainer.model.cpu().eval()
 
 
 def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks) -> Callable | None:
@@ -381,18 +358,6 @@ def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks)
     return lambda images: model(images * gain + shift)
 
 
-def precision_of(settings: config.TrainSettings, model: nn.Module, ranks: Ranks, state: dict | None) -> str:
-    """fp32 or bf16. Auto is measured once a run: where it goes on, it goes on alike."""
-    d, asked = settings.data, settings.run.precision
-    if asked != "auto":
-        return asked
-    known = (state or {}).get("training", {}).get("precision")
-    if known in ("fp32", "bf16"):
-        return known
-    share = max(2, d.batch_size // ranks.world)
-    return ranks.share(precision.faster(model, share, d.image_size, ranks.device))
-
-
 def worth_compiling(settings: config.TrainSettings, macs: int, images: int) -> bool:
     """Whether quantizers of this run are to be compiled: said by the setting, or by how much there is to train.
 
@@ -404,16 +369,6 @@ def worth_compiling(settings: config.TrainSettings, macs: int, images: int) -> b
 
 def float_epochs(settings: config.TrainSettings) -> int:
     return quant.METHODS[settings.quant.method].float_epochs(settings.quant, settings.run.epochs)
-
-
-def load_best(model: nn.Module, folder: Path, spec: config.QuantSettings, ranks: Ranks) -> nn.Module:
-    """The model with the weights of best.pt; prepared if that was."""
-    path = str(folder / "best.pt")
-    state = ranks.share(checkpoint.load(path)[0] if ranks.first else None)
-    if state["prepared"] and not quant.is_prepared(model):
-        model = quant.prepare(model, spec)
-    checkpoint.restore(model, state, path)
-    return model
 
 
 def chosen(

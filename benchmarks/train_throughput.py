@@ -6,8 +6,8 @@
 
 All train the same net on the same images in memory, by the same plain loop with SGD: float is the net as torch has it.
 Ratios are of step times burst by burst: median (10th to 90th percentile). Memory is what a step adds to the process at
-its peak. torch.ao is FX graph mode with its fused moving-average fake-quantizers; Brevitas (pip install brevitas) has
-4-bit weights and activations, if it is there.
+its peak. torch.ao is FX graph mode with its fused moving-average fake-quantizers, which take fp32 alone; Brevitas
+(pip install brevitas) has 4-bit weights and activations, if it is there.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def by_turns(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]
 
 
 def stepper(name: str, options: argparse.Namespace) -> Callable[[], None] | None:
-    """A training step of the net that this name stands for; None if its package is not here."""
+    """A training step of the net that this name stands for; None if its package is not here, or cannot."""
     torch.manual_seed(0)
     form = {"form": "imagenet"} if options.model == "mobilenet_v2" else {}
     plain = models.build(options.model, 10, 32, form).to(memory_format=torch.channels_last).train()
@@ -116,7 +116,7 @@ def stepper(name: str, options: argparse.Namespace) -> Callable[[], None] | None
     labels = torch.randint(0, 10, (options.batch,))
     make = {
         "float": lambda: plain,
-        "torch.ao 8/8": lambda: torch_ao(plain, images),
+        "torch.ao 8/8": lambda: None if options.precision == "bf16" else torch_ao(plain, images),
         "Brevitas 4/4": lambda: brevitas(plain),
     }
     model = make.get(name, lambda: ours(plain, OURS.get(name)))()

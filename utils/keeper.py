@@ -96,6 +96,11 @@ class Keeper:
         """Save best.pt: before last.pt, so that a run that is killed in between finds the best of its epochs."""
         return not self.ranks.first or self._save(BEST, self.pack(model, epoch, {"log": log.state()}))
 
+    def load_best(self, model: nn.Module) -> None:
+        """Give the model the weights of best.pt; to be called in all processes."""
+        path = str(self.folder / BEST)
+        checkpoint.restore(model, self.ranks.share(checkpoint.load(path)[0] if self.ranks.first else None), path)
+
     def _save(self, name: str, state: dict, keep: Path | None = None) -> bool:
         """Whether it is on disk. A full disk does not end the run; the files of before stay."""
         try:

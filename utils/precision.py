@@ -3,15 +3,31 @@
 import copy
 import statistics
 import time
+from typing import Literal
 
 import torch
 from torch import nn
 
+from utils.ranks import Ranks
 from utils.say import say
 
 STEPS = 3
 HOPELESS = 2.0
 """How many times slower a first step must be for no more to be tried: bf16 without the instructions for it."""
+
+
+def choose(
+    asked: str, known: str | None, model: nn.Module, batch_size: int, image_size: int, ranks: Ranks
+) -> Literal["fp32", "bf16"]:
+    """What `asked` says, fp32, bf16, or auto: measured once a run, on a process's share of a batch.
+
+    known: what the run has been trained in before, which it goes on with.
+    """
+    if asked != "auto":
+        return asked
+    if known in ("fp32", "bf16"):
+        return known
+    return ranks.share(faster(model, max(2, batch_size // ranks.world), image_size, ranks.device))
 
 
 def faster(model: nn.Module, batch_size: int, image_size: int, device: torch.device) -> str:

@@ -26,7 +26,7 @@ class Trainer:
     best of the epochs that count (the quantized ones; all, of a run that ends in float) is kept.
     rate(epochs done): the learning rate. loss_of, clip_norm, bf16: as in utils/loop.py.
     quantize_from: the epoch before which the model becomes quantize(model), whose epochs are told as of `method`.
-    average: of the weights, where wanted; renorm(model) finds batch norm's statistics for it.
+    average: of the weights, where wanted; renorm(model) finds batch norm's statistics anew.
     """
 
     model: nn.Module
@@ -73,6 +73,19 @@ class Trainer:
                 self._conclude(epoch, self._train(epoch, at))
             at = Position(epoch + 1)
         self.saves.settle()
+
+    def finish(self, renorm: bool) -> None:
+        """Leave the best epoch's model; without validation images the last, or the average of the weights.
+
+        renorm: find batch norm's statistics anew, which an average needs in any case.
+        """
+        self.log.best = self.ranks.share(self.log.best)
+        if self.log.best is not None:
+            self.saves.load_best(self.model)
+        elif self.average:
+            self.average.swap()
+        if self.average or renorm:
+            self.renorm(self.model)
 
     def _train(self, epoch: int, at: Position) -> Score:
         steps = range(at.step, len(self.training))

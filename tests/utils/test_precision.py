@@ -47,10 +47,10 @@ def test_the_model_is_left_as_it_was():
 
 def test_a_run_that_goes_on_goes_on_alike(monkeypatch):
     monkeypatch.setattr(precision, "faster", lambda *_: "bf16")
-    auto, fixed = (TrainSettings.model_validate({"run": {"precision": name}}) for name in ("auto", "fp32"))
-    assert train.precision_of(auto, plain(10), ALONE, None) == "bf16"
-    assert train.precision_of(auto, plain(10), ALONE, {"training": {"precision": "fp32"}}) == "fp32"
-    assert train.precision_of(fixed, plain(10), ALONE, {"training": {"precision": "bf16"}}) == "fp32"
+    rest = (plain(10), 32, 16, ALONE)
+    assert precision.choose("auto", None, *rest) == "bf16"
+    assert precision.choose("auto", "fp32", *rest) == "fp32"
+    assert precision.choose("fp32", "bf16", *rest) == "fp32"
 
 
 def test_long_quantized_trainings_are_compiled():

@@ -1,0 +1,110 @@
+"""What a setting asks of quantization, filled in, and refused in a line where it cannot be had."""
+
+import fnmatch
+from collections.abc import Iterable
+
+from torch import nn
+
+from quant.method import FLOAT
+from quant.roles import roles
+from quant.tables import ENGINES, METHODS, engine
+from quant.trace import trace
+from quant.verify import exact_in_int8
+from utils import tensors
+from utils.config import LayerBits, QuantSettings
+from utils.errors import UserError, choose, nearest
+
+
+def resolve(spec: QuantSettings) -> QuantSettings:
+    """The spec with the method's defaults filled in. Raises UserError for what the method cannot do."""
+    method = choose(METHODS, spec.method, "quant.method")
+    choose(ENGINES, spec.engine, "quant.engine")
+    own = frozenset().union(*(m.options for m in METHODS.values()))
+    for key in sorted(spec.model_fields_set & (own - method.options)):
+        if getattr(spec, key) != type(spec).model_fields[key].default:
+            others = ", ".join(sorted(method.options)) or "none of its own"
+            raise UserError(f"quant.{key}: {spec.method} has no such option; it has {others}")
+    if method is FLOAT:
+        return spec
+    _check_target(spec)
+    spec = method.fill(spec)
+    for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
+        _check_bits(f"quant.{key}", getattr(spec, key), allowed, spec.method)
+    if spec.first_last_bits != "same":
+        _check_bits("quant.first_last_bits", spec.first_last_bits, method.weight_bits, spec.method)
+    for pattern, bits in spec.by_name.items():
+        for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
+            if bits != "float" and getattr(bits, key) is not None:
+                _check_bits(f"quant.layers.{pattern}.{key}", getattr(bits, key), allowed, spec.method)
+    observer = spec.observer or next(iter(method.observers), None)
+    if observer not in (*method.observers, None):
+        hint = nearest(observer, method.observers)
+        raise UserError(
+            f"quant.observer: {spec.method} cannot use {observer!r}; choose from {', '.join(method.observers)}"
+            + (f" (nearest: {hint})" if hint else "")
+        )
+    reduce_range = spec.reduce_range
+    if reduce_range == "auto":
+        asked = engine(spec.engine)
+        reduce_range = not exact_in_int8(engine(asked.multiplies_like or asked.name), 127)
+    spec = spec.model_copy(update={"observer": observer, "reduce_range": reduce_range})
+    method.check(spec)
+    return spec
+
+
+def _check_bits(key: str, bits: int, allowed: range, method: str) -> None:
+    if bits != 32 and bits not in allowed:
+        raise UserError(f"{key}: {method} cannot use {bits} bits; choose {allowed[0]}..{allowed[-1]}, or 32 for float")
+
+
+def _check_target(spec: QuantSettings) -> None:
+    targets = [key for key in ("target_drop", "target_mb") if getattr(spec, key) is not None]
+    if spec.layers == "auto" and len(targets) != 1:
+        raise UserError("quant.layers: auto needs a target: quant.target_drop or quant.target_mb, and not both")
+    if targets and not spec.layers:
+        raise UserError(f"quant.{targets[0]}: nothing is chosen for it; quant.layers=auto does")
+
+
+def ends_in_float(spec: QuantSettings, epochs: int) -> bool:
+    """Whether a run of so many epochs trains in float to its end, so that there is a float net to measure beside."""
+    return METHODS[spec.method].float_epochs(spec, epochs) >= epochs
+
+
+def check_run(spec: QuantSettings, epochs: int, trained_before: bool) -> None:
+    """Raise UserError for what a resolved spec cannot do in a run of so many epochs.
+
+    trained_before: the run starts from trained weights.
+    """
+    method, in_float = spec.method, ends_in_float(spec, epochs)
+    if spec.layers == "auto" and not trained_before and (not in_float or (method != "float" and epochs == 0)):
+        raise UserError(f"quant.layers: auto chooses by a trained float net: {method} needs model.weights here")
+    if spec.norm_images and in_float:
+        raise UserError(
+            "quant.norm_images: nothing is trained quantized here; quant.correct=norm is ptq's way to do it"
+        )
+    if spec.teacher and epochs == 0:
+        raise UserError("quant.teacher: run.epochs=0 trains nothing")
+    if spec.teacher:
+        tensors.check_exists(spec.teacher)
+
+
+def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Raise UserError unless each pattern of quant.layers matches a convolution or linear layer of a float model."""
+    traced = trace(model)
+    names = [node.target for node, role in roles(traced).items() if role == "layer"]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            hint = nearest(pattern, names)
+            raise UserError(
+                f"quant.layers: {pattern!r} matches no layer; the first is {names[0]}, the last {names[-1]}"
+                + (f" (nearest: {hint})" if hint else "")
+            )
+
+
+def allows(spec: QuantSettings, bits: int) -> bool:
+    """Whether a layer may be given so many weight bits by name."""
+    try:
+        resolve(spec.model_copy(update={"layers": {"*": LayerBits(weight_bits=bits)}}))
+    except UserError:
+        return False
+    return True
