@@ -12,9 +12,10 @@ exactly. The bias is rounded to an integer B_c on the grid s_x s_c |g_c|, and
 ReLU and ReLU6 are nothing but lo and hi; the lines of a correction (quant/correct.py) and of a hard-sigmoid are
 absorbed like a batch norm's. Sums are exact; m_c and the product are fp32, as in fbgemm and qnnpack.
 
-m_c is moved, by less than 1 / 2,000 of itself, to a fraction with an odd denominator d <= 4,095. Then no
-(sum + B) m_c is nearer than 1 / 2 d to a tie, and kernels that multiply, divide or add the bias in another order in
-fp32 all round alike: engines agree to the last bit. (Where m_c < 1 / 4,095 there is no such fraction; it stays.)
+m_c is moved, by less than 1 / 2,000 of itself, to a fraction with an odd denominator d <= 4,095, or below 1 / 4,095 to
+the nearest 1 / d. Then no (sum + B) m_c is nearer than 1 / 2 d to a tie, and kernels that multiply, divide or add the
+bias in another order in fp32 all round alike: engines agree to the last bit, in fbgemm's order down to m_c = 1 / 8,000,
+in oneDNN's to 1 / 4,095.
 
 Below 8 bits the same weights are stored as k q on scale s / k with k = floor(limit / q_max): that refines the bias
 grid. A scale so small that the bias would not fit in 2^30 steps (gamma near 0) is raised and its q rounded anew; a
@@ -225,7 +226,7 @@ def _raised(q: Tensor, scale: Tensor, shift: Tensor, x_scale: Tensor) -> tuple[T
 
 
 def _off_ties(scale: Tensor, q: Tensor, unit: Tensor) -> Tensor:
-    """Scales that make of each multiplier m = scale unit a fraction p / d, d odd, d <= 4,095.
+    """Scales that make of each multiplier m = scale unit a fraction p / d, d odd, d <= 4,095; below that, 1 / d.
 
     The nearest of those with the 16 largest p there are (p up to 4,095 m). A channel without weights takes any scale.
     """
@@ -233,5 +234,4 @@ def _off_ties(scale: Tensor, q: Tensor, unit: Tensor) -> Tensor:
     m = torch.where(dead, (scale * unit).clamp(min=1 / 64), scale * unit)[:, None]
     p = ((m * DENOMINATOR).floor() - torch.arange(16, device=m.device)).clamp(min=1)
     fractions = p / (2 * ((p / m - 1) / 2).round() + 1)
-    nearest = fractions.gather(1, (fractions - m).abs().argmin(1, keepdim=True))
-    return torch.where(m * DENOMINATOR >= 1, nearest / unit, scale[:, None])[:, 0]
+    return fractions.gather(1, (fractions - m).abs().argmin(1, keepdim=True))[:, 0] / unit

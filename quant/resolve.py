@@ -86,6 +86,9 @@ def check_run(spec: QuantSettings, epochs: int, trained_before: bool) -> None:
         raise UserError("quant.teacher: run.epochs=0 trains nothing")
     if spec.teacher:
         tensors.check_exists(spec.teacher)
+    for key in ("teacher_share", "temperature"):
+        if not spec.teacher and getattr(spec, key) != QuantSettings.model_fields[key].default:
+            raise UserError(f"quant.{key}: there is no teacher; quant.teacher names one")
 
 
 def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:

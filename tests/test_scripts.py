@@ -246,6 +246,7 @@ def test_same_seed_same_weights(tmp_path):
             "setting/train.json: quant.method: unknown 'lqs'; choose from float, ptq, dorefa, pact, lsq, statassist",
         ),
         (["quant.teacher=nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (["quant.temperature=4"], "quant.temperature: there is no teacher; quant.teacher names one"),
         (["quant.teacher=nowhere.pt", "run.epochs=0"], "quant.teacher: run.epochs=0 trains nothing"),
         (["quant.method=ptq", "optim.average=0.9", "run.epochs=0"], "optim.average: run.epochs=0 trains nothing"),
         (["quant.method=ptq", "quant.norm_images=9"], "quant.norm_images: nothing is trained quantized here"),

@@ -33,19 +33,21 @@ def random_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def off_ties(m: float) -> float:
-    """The fraction with an odd denominator up to 4,095 that is nearest to m, among the 16 largest numerators."""
-    top = int(4095 * m)
+    """The fraction with an odd denominator up to 4,095 that is nearest to m, among the 16 largest numerators; 1 / d for
+    a smaller m."""
+    top = max(1, int(4095 * m))
     odd = [
         (p, min((int(p / m) // 2 * 2 + side for side in (-1, 1)), key=lambda d: abs(d - p / m)))
         for p in range(1, top + 1)
     ]
-    return min((p / d for p, d in odd[-16:]), key=lambda fraction: abs(fraction - m)) if odd else m
+    return min((p / d for p, d in odd[-16:]), key=lambda fraction: abs(fraction - m))
 
 
 @pytest.mark.parametrize("zero_point", [0, 131, 255])
 def test_orders_of_rounding_agree_at_every_step(zero_point):
-    """The layer's order, fbgemm's and oneDNN's, on the sums next to each tie, for multipliers from 2.5e-4 to 0.5."""
-    one, wanted = torch.ones(5000, 1), 10 ** (-0.3 - 3.3 * torch.rand(5000).double())
+    """The layer's order and fbgemm's on the sums next to each tie, for multipliers from 1 / 8,000 to 0.5; oneDNN's from
+    1 / 4,000."""
+    one, wanted = torch.ones(5000, 1), 10 ** (-0.3 - 3.6 * torch.rand(5000).double())
     x, y = torch.tensor(0.0173), torch.tensor(0.0411)
     scale = _off_ties(wanted * y.double() / x.double(), one, x.double() / y.double()).float()
     m = (x * scale / y)[:, None]
@@ -57,7 +59,7 @@ def test_orders_of_rounding_agree_at_every_step(zero_point):
         a = ((ties / m.double()).round() + aside).float() - bias
         ours, b = ((a + bias) * m).round() + zero_point, bias * m
         different["fbgemm"] += int((((a + b / m) * m).round() + zero_point != ours).sum())
-        different["onednn"] += int(((a * m + b + zero_point).round() != ours).sum())
+        different["onednn"] += int(((a * m + b + zero_point).round() != ours)[wanted > 1 / 4000].sum())
     assert different == {"fbgemm": 0, "onednn": 0}
 
 
