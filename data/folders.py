@@ -174,7 +174,7 @@ def _decode(files: Files, image_size: int, workers: int, skip: bool) -> Images:
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         done = pool.map(fill, range(len(files)))
-        unreadable = {i: line for i, line in enumerate(tracked(done, len(files), "decoding", "image")) if line}
+        unreadable = {i: line for i, line in enumerate(tracked(done, len(files), "decoding", "images")) if line}
     for line in unreadable.values():
         say(f"left out: {line}")
     every = Images(torch.from_numpy(pixels), files.labels)

@@ -80,7 +80,7 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
     Returns the result of quant/compare.py and the layer tables of the engines as text; a float model has neither.
     """
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
-    result = compare(model, engines, tracked(batches, len(batches), "measuring", "batch"), with_float)
+    result = compare(model, engines, tracked(batches, len(batches), "measuring", "batches"), with_float)
     tables = [f"{report_line(model, twin)}\n\n{report_table(model, twin)}\n" for twin in engines.values()]
     return result, "\n".join(tables) if tables else "float: nothing is quantized\n"
 

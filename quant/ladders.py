@@ -57,7 +57,7 @@ def ladders(prepared: fx.GraphModule, spec: QuantSettings, allowed: Collection[i
         set_enabled(prepared, False)
         expected = prepared(images)
         seen += len(images)
-        for name in tracked(placed, len(placed), "bits by layer", "layer"):
+        for name in tracked(placed, len(placed), "bits by layer", "layers"):
             _add_harm(prepared, placed[name], found[name], images, expected)
     set_enabled(prepared, True)
     for rung in (rung for ladder in found.values() for rung in ladder):

@@ -32,7 +32,7 @@ def refine(prepared: fx.GraphModule, images: Iterable[Tensor], spec: QuantSettin
     count = min(len(images), MOST // max(1, walk.largest(found, images[:1])))
     steps = spec.rounding_steps or 0
     total = sum(1 + steps * len(parts(section, spec.rounding)) for section in found)
-    with Progress(total, "refining", "step") as progress:
+    with Progress(total, "refining", "steps") as progress:
         walk.run(found, images[:count], progress)
     what = [] if spec.rounding == "nearest" else [f"rounding learned ({spec.rounding})"]
     what += [] if spec.correct == "none" else [f"statistics corrected ({spec.correct})"]

@@ -82,7 +82,7 @@ def sensitivity(prepared: fx.GraphModule, batches: Collection) -> dict:
     every = list(quantizers(prepared).values())
     measured = {name: _Layer(placed) for name, placed in layers(prepared).items() if placed.own()}
     in_float, in_all = Score(), Score()
-    for images, labels in tracked(batches, len(batches), "layer by layer", "batch"):
+    for images, labels in tracked(batches, len(batches), "layer by layer", "batches"):
         logits = _float_logits(prepared, images, list(measured.values()))
         in_float.add(logits, labels)
         in_all.add(prepared(images), labels)

@@ -341,6 +341,6 @@ def test_without_tensorboard_one_line_says_so(monkeypatch):
 
 def test_where_there_is_no_terminal_long_work_says_a_line_now_and_then(monkeypatch, capsys):
     monkeypatch.setattr("utils.say.EVERY", 0.0)
-    with say.Progress(100, "epoch 3", "image") as progress:
+    with say.Progress(100, "epoch 3", "images") as progress:
         progress.add(40, lambda: "loss 0.5")
     assert re.search(r"epoch 3: 40 of 100 images, \d+ s left; loss 0.5", capsys.readouterr().out)

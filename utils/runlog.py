@@ -47,7 +47,7 @@ class RunLog:
         if not seen:
             self.seconds = 0.0
         self.began = time.monotonic()
-        with Progress(images, f"epoch {len(self.rows) + 1}", "image", seen) as bar:
+        with Progress(images, f"epoch {len(self.rows) + 1}", "images", seen) as bar:
             yield lambda score, count: bar.add(count, lambda: _short(score))
 
     def record(self, stage: str, score: Score, held_out: Score | None, lr: float, candidate: bool) -> bool:

@@ -51,11 +51,10 @@ def kept_in(path: Path) -> Iterator[None]:
 class Progress:
     """A bar with the time left in a terminal; elsewhere a line every 30 seconds. done: before this began."""
 
-    def __init__(self, total: int, what: str, unit: str, done: int = 0):
-        self.bar = tqdm(
-            total=total, initial=done, desc=what, unit=unit, leave=False, disable=_log.level > logging.INFO or None
-        )
-        self.total, self.what, self.unit, self.done, self.before = total, what, unit, done, done
+    def __init__(self, total: int, what: str, units: str, done: int = 0):
+        hidden = _log.level > logging.INFO or None
+        self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {units}", leave=False, disable=hidden)
+        self.total, self.what, self.units, self.done, self.before = total, what, units, done, done
         self.began = self.said = time.monotonic()
 
     def __enter__(self) -> "Progress":
@@ -74,12 +73,12 @@ class Progress:
             self.said = now
             left = (now - self.began) / (self.done - self.before) * (self.total - self.done)
             more = f"; {note()}" if note() else ""
-            say(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s, {_duration(left)} left{more}")
+            say(f"{self.what}: {self.done:,} of {self.total:,} {self.units}, {_duration(left)} left{more}")
 
 
-def tracked(items: Iterable, total: int, what: str, unit: str) -> Iterator:
+def tracked(items: Iterable, total: int, what: str, units: str) -> Iterator:
     """The items, with progress."""
-    with Progress(total, what, unit) as progress:
+    with Progress(total, what, units) as progress:
         for item in items:
             yield item
             progress.add(1)
