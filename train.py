@@ -285,8 +285,8 @@ def fit(
     d, q, o, r = settings.data, settings.quant, settings.optim, settings.run
     side = data.evaluation_batch(d.image_size)
     model = model.to(ranks.device, memory_format=torch.channels_last)
-    known = (state or {}).get("training", {}).get("precision")
-    arithmetic = precision.choose(r.precision, known, model, d.batch_size, d.image_size, ranks)
+    before = (state or {}).get("training") or {}
+    arithmetic = precision.choose(r.precision, before.get("precision"), model, d.batch_size, d.image_size, ranks)
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
     noise = seed.Noise(r.seed, ranks.rank, ranks.device)
     if o.name in optim.BOOSTED:
