@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from quant.method import FLOAT
+from quant.method import FLOAT, Method
 from quant.roles import roles
 from quant.tables import ENGINES, METHODS, engine
 from quant.trace import trace
@@ -19,23 +19,45 @@ def resolve(spec: QuantSettings) -> QuantSettings:
     """The spec with the method's defaults filled in. Raises UserError for what the method cannot do."""
     method = choose(METHODS, spec.method, "quant.method")
     choose(ENGINES, spec.engine, "quant.engine")
+    _check_options(spec, method)
+    if method is FLOAT:
+        return spec
+    _check_target(spec)
+    spec = method.fill(spec)
+    _check_all_bits(spec, method)
+    spec = spec.model_copy(update={"observer": _observer(spec, method), "reduce_range": _reduce_range(spec)})
+    method.check(spec)
+    return spec
+
+
+def _check_options(spec: QuantSettings, method: Method) -> None:
+    """Refuse keys that are set and are another method's."""
     own = frozenset().union(*(m.options for m in METHODS.values()))
     for key in sorted(spec.model_fields_set & (own - method.options)):
         if getattr(spec, key) != type(spec).model_fields[key].default:
             others = ", ".join(sorted(method.options)) or "none of its own"
             raise UserError(f"quant.{key}: {spec.method} has no such option; it has {others}")
-    if method is FLOAT:
-        return spec
-    _check_target(spec)
-    spec = method.fill(spec)
-    for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
+
+
+def _check_all_bits(spec: QuantSettings, method: Method) -> None:
+    kinds = (("weight_bits", method.weight_bits), ("act_bits", method.act_bits))
+    for key, allowed in kinds:
         _check_bits(f"quant.{key}", getattr(spec, key), allowed, spec.method)
     if spec.first_last_bits != "same":
         _check_bits("quant.first_last_bits", spec.first_last_bits, method.weight_bits, spec.method)
     for pattern, bits in spec.by_name.items():
-        for key, allowed in (("weight_bits", method.weight_bits), ("act_bits", method.act_bits)):
+        for key, allowed in kinds:
             if bits != "float" and getattr(bits, key) is not None:
                 _check_bits(f"quant.layers.{pattern}.{key}", getattr(bits, key), allowed, spec.method)
+
+
+def _check_bits(key: str, bits: int, allowed: range, method: str) -> None:
+    if bits != 32 and bits not in allowed:
+        raise UserError(f"{key}: {method} cannot use {bits} bits; choose {allowed[0]}..{allowed[-1]}, or 32 for float")
+
+
+def _observer(spec: QuantSettings, method: Method) -> str | None:
+    """What finds the ranges: as asked, or the method's first; None where it learns them."""
     observer = spec.observer or next(iter(method.observers), None)
     if observer not in (*method.observers, None):
         hint = nearest(observer, method.observers)
@@ -43,18 +65,15 @@ def resolve(spec: QuantSettings) -> QuantSettings:
             f"quant.observer: {spec.method} cannot use {observer!r}; choose from {', '.join(method.observers)}"
             + (f" (nearest: {hint})" if hint else "")
         )
-    reduce_range = spec.reduce_range
-    if reduce_range == "auto":
-        asked = engine(spec.engine)
-        reduce_range = not exact_in_int8(engine(asked.multiplies_like or asked.name), 127)
-    spec = spec.model_copy(update={"observer": observer, "reduce_range": reduce_range})
-    method.check(spec)
-    return spec
+    return observer
 
 
-def _check_bits(key: str, bits: int, allowed: range, method: str) -> None:
-    if bits != 32 and bits not in allowed:
-        raise UserError(f"{key}: {method} cannot use {bits} bits; choose {allowed[0]}..{allowed[-1]}, or 32 for float")
+def _reduce_range(spec: QuantSettings) -> bool:
+    """Auto is whether this CPU's int8 kernels fail at full range."""
+    if spec.reduce_range != "auto":
+        return spec.reduce_range
+    asked = engine(spec.engine)
+    return not exact_in_int8(engine(asked.multiplies_like or asked.name), 127)
 
 
 def _check_target(spec: QuantSettings) -> None:
