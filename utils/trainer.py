@@ -3,14 +3,17 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from signal import SIGTERM
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from utils import interrupt, loop, metrics, optim
+from utils import interrupt, metrics, optim
 from utils.average import Average
 from utils.distill import Loss
+from utils.errors import UserError
+from utils.finite import first_not_finite
 from utils.keeper import Keeper, Position
 from utils.metrics import Score
 from utils.ranks import Ranks
@@ -24,7 +27,7 @@ class Trainer:
 
     training, held_out: batches as of data/batches.py; held_out is None where there are no validation images, else the
     best of the epochs that count (the quantized ones; all, of a run that ends in float) is kept.
-    rate(epochs done): the learning rate. loss_of, clip_norm, bf16: as in utils/loop.py.
+    rate(epochs done): the learning rate. loss_of: the mean over the images of a process (utils/distill.py).
     quantize_from: the epoch before which the model becomes quantize(model), whose epochs are told as of `method`.
     average: of the weights, where wanted; renorm(model) finds batch norm's statistics anew.
     """
@@ -88,24 +91,53 @@ class Trainer:
             self.renorm(self.model)
 
     def _train(self, epoch: int, at: Position) -> Score:
-        steps = range(at.step, len(self.training))
-        with self.log.epoch(len(self.training.images), at.step * self.training.batch_size) as progress:
-            return loop.train_epoch(
-                self.spread,
-                self.training.epoch(epoch, at.step),
-                steps,
-                epoch,
-                self.optimizer,
-                lambda step: self._before(epoch, step),
-                at.score,
-                self.loss_of,
-                self.clip_norm,
-                self.bf16,
-                self.ranks,
-                progress,
-                self.saves.due,
-                lambda step, score: self._keep(Position(epoch, step, score)),
-            )
+        """The steps of an epoch from `at` on; saved between them where that is due in any process.
+
+        Raises UserError at a loss that is not finite, before the step is taken, and Interrupted where somebody asks for
+        an end.
+        """
+        self.spread.train()
+        batches, score, device = self.training, at.score, self.ranks.device
+        steps = zip(range(at.step, len(batches)), batches.epoch(epoch, at.step), strict=True)
+        seen = at.step * batches.batch_size
+        with self.log.epoch(len(batches.images), seen) as progress, interrupt.listening() as request:
+            for step, (images, labels) in steps:
+                self._before(epoch, step)
+                images, labels = images.to(device), labels.to(device)
+                logits, loss = self._forward(images, labels)
+                flags = bool(request.number), self.saves.due(), not torch.isfinite(loss)
+                (stop, save, lost), images_of_all = self.ranks.told(flags, len(labels))
+                if lost:
+                    raise self._lost(loss, images, epoch, step)
+                self._step(loss * (len(labels) * self.ranks.world / images_of_all))
+                score.add(logits.detach(), labels)
+                progress(score, images_of_all)
+                if stop or save:
+                    message = self._keep(Position(epoch, step + 1, score))
+                if stop:
+                    raise interrupt.Interrupted(request.number or SIGTERM, message)
+        return score
+
+    def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and loss. bf16 runs convolutions in bfloat16; quantizers leave autocast by themselves."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.spread(images)
+        return logits, self.loss_of(images, logits.float(), labels)
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+
+    def _lost(self, loss: Tensor, images: Tensor, epoch: int, step: int) -> UserError:
+        where = first_not_finite(self.model, images)
+        became = "of another process is not finite" if torch.isfinite(loss) else f"became {loss.item()}"
+        return UserError(
+            f"the loss {became} in epoch {epoch + 1}, step {step + 1} of {len(self.training)}; the first "
+            f"layer whose output is not finite: {where}; try a smaller optim.lr (last.pt is of before)"
+        )
 
     def _before(self, epoch: int, step: int) -> None:
         self.noise.at(epoch, step)
