@@ -287,6 +287,7 @@ def fit(
     model = model.to(ranks.device, memory_format=torch.channels_last)
     before = (state or {}).get("training") or {}
     arithmetic = precision.choose(r.precision, before.get("precision"), model, d.batch_size, d.image_size, ranks)
+    bf16 = arithmetic == "bf16"
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
     noise = seed.Noise(r.seed, ranks.rank, ranks.device)
     if o.name in optim.BOOSTED:
@@ -315,9 +316,11 @@ def fit(
         ),
         held_out=batches(dataset.val.take(ranks.part(len(dataset.val))), side) if dataset.val else None,
         rate=lambda done: o.lr * schedule.factor(o.schedule, done, r.epochs, o.warmup_epochs, o.milestones),
-        loss_of=distill.loss(o.label_smoothing, teacher(settings, dataset, ranks), q.teacher_share, q.temperature),
+        loss_of=distill.loss(
+            o.label_smoothing, teacher(settings, dataset, ranks, bf16), q.teacher_share, q.temperature
+        ),
         clip_norm=o.clip_norm,
-        bf16=arithmetic == "bf16",
+        bf16=bf16,
         epochs=r.epochs,
         quantize_from=float_epochs(settings),
         quantize=quantize,
@@ -338,8 +341,11 @@ def fit(
     return trainer.model.cpu().eval()
 
 
-def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks) -> Callable | None:
-    """The net that quant.teacher names, for the images of this run; None if there is none to be."""
+def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks, bf16: bool) -> Callable | None:
+    """The net that quant.teacher names, for the images of this run; None if there is none to be.
+
+    bf16: it computes as the net that it teaches does.
+    """
     path = settings.quant.teacher
     if path is None:
         return None
@@ -355,7 +361,12 @@ def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks)
     model = model.to(ranks.device, memory_format=torch.channels_last).eval()
     line = data.renormalized((dataset.mean, dataset.std), (state["mean"], state["std"]))
     gain, shift = (values.to(ranks.device) for values in line)
-    return lambda images: model(images * gain + shift)
+
+    def answers(images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return model(images * gain + shift)
+
+    return answers
 
 
 def worth_compiling(settings: config.TrainSettings, macs: int, images: int) -> bool:
