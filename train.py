@@ -92,7 +92,7 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
         runlog.check_tensorboard()
     q = quant.resolve(settings.quant)
     check_model(m, d.image_size, q)
-    quant.check_run(q, r.epochs, trained_before=m.weights is not None)
+    quant.check_run(q, r.epochs, trained_before=bool(m.weights))
     if o.name in optim.BOOSTED and quant.ends_in_float(q, r.epochs):
         raise UserError(
             f"optim.name: {o.name} adds its noise from where quantized training begins, and {q.method} has none; "

@@ -86,10 +86,10 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
 
 
 __all__ = ["ENGINES", "METHODS", "Damping", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx"]
-__all__ += ["check_run"]
-__all__ += ["choose_layers", "compare", "compile_kernels", "convert", "draw_from", "ends_in_float", "engine"]
-__all__ += ["equalize", "export", "export_onnx", "export_packed", "fold", "interpret_kernels", "is_prepared", "learned"]
+__all__ += ["check_run", "choose_layers", "compare", "compile_kernels", "convert", "draw_from", "ends_in_float"]
+__all__ += ["engine", "equalize", "export", "export_onnx", "export_packed", "fold", "interpret_kernels", "is_prepared"]
 __all__ += [
+    "learned",
     "load_packed",
     "measure",
     "prepare",

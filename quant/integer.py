@@ -55,7 +55,8 @@ EXACT = 2.0**24
 
 
 DENOMINATOR = 4095
-"""The largest denominator of a multiplier: ties stay 1.2e-4 away, four times what fp32 loses below 512."""
+"""The largest denominator of a multiplier, where there is one: ties stay 1.2e-4 away, four times what fp32 loses below
+512."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class IntegerLayer:
         return self.accumulator_scale() / self.y.scale
 
     def off_ties(self) -> bool:
-        """Whether every multiplier is such a fraction, and fp32 adds the biases finely enough."""
+        """Whether no multiplier needs a larger denominator than that, and fp32 adds the biases finely enough."""
         m = self.multiplier()
         return bool(((m * DENOMINATOR >= 0.999) & (self.bias.abs() * m <= 512)).all())
 

@@ -34,9 +34,13 @@ def _check_options(spec: QuantSettings, method: Method) -> None:
     """Refuse keys that are set and are another method's."""
     own = frozenset().union(*(m.options for m in METHODS.values()))
     for key in sorted(spec.model_fields_set & (own - method.options)):
-        if getattr(spec, key) != type(spec).model_fields[key].default:
+        if _is_set(spec, key):
             others = ", ".join(sorted(method.options)) or "none of its own"
             raise UserError(f"quant.{key}: {spec.method} has no such option; it has {others}")
+
+
+def _is_set(spec: QuantSettings, key: str) -> bool:
+    return getattr(spec, key) != QuantSettings.model_fields[key].default
 
 
 def _check_all_bits(spec: QuantSettings, method: Method) -> None:
@@ -106,7 +110,7 @@ def check_run(spec: QuantSettings, epochs: int, trained_before: bool) -> None:
     if spec.teacher:
         tensors.check_exists(spec.teacher)
     for key in ("teacher_share", "temperature"):
-        if not spec.teacher and getattr(spec, key) != QuantSettings.model_fields[key].default:
+        if not spec.teacher and _is_set(spec, key):
             raise UserError(f"quant.{key}: there is no teacher; quant.teacher names one")
 
 

@@ -59,7 +59,7 @@ def _is_read(stream: TextIO) -> bool:
     """Whether somebody is at the other end of the pipe, flushed or not (PYTHONUNBUFFERED leaves nothing to flush)."""
     other_end = select.poll()
     other_end.register(stream.fileno(), select.POLLOUT)
-    return not any(event & select.POLLERR for _, event in other_end.poll(0))
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in other_end.poll(0))
 
 
 def _leave(line: str, code: int) -> None:

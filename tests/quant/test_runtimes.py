@@ -90,6 +90,8 @@ def test_a_trained_net_predicts_what_it_simulates(runtime, net, digits32):
     assert (logits.argmax(1) == simulated.argmax(1)).float().mean() >= (0.999 if exact else 0.97)
     assert (logits.argmax(1) == labels).float().mean() >= 0.95
     assert (logits - simulated).norm() < (0.01 if exact else 0.05) * simulated.norm()
+    if exact:  # OpenVINO's worst logit is up to 5.2 % off, by CPU
+        assert torch.allclose(logits, simulated, atol=0.05 * float(simulated.abs().max()))
 
 
 class Strange(nn.Module):
