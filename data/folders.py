@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from data.images import IMAGENET_MEAN, IMAGENET_STD, Dataset, Files, Images, first, statistics
 from utils.errors import UserError
@@ -61,21 +61,22 @@ def imagenet(
     """
     top = Path(root)
     images = top / "Data" / "CLS-LOC" if (top / "Data" / "CLS-LOC").is_dir() else top
-    wnids = class_names(images / "train")
-    held_out = images / "val"
+    training, held_out = images / "train", images / "val"
     if not held_out.is_dir():
         raise UserError(f"data.root: no folder {held_out} beside train/")
     in_folders = any(path.is_dir() for path in held_out.iterdir())
+    wnids = class_names(training if train or training.is_dir() or not in_folders else held_out)
     test = _files(held_out, wnids) if in_folders else _labelled(held_out, _solutions(top), wnids)
-    training = first(_files(images / "train", wnids), limit) if train else None
-    return Dataset(training, first(test, limit), _named(top, wnids), IMAGENET_MEAN, IMAGENET_STD, flip=True)
+    seen = first(_files(training, wnids), limit) if train else None
+    return Dataset(seen, first(test, limit), _named(top, wnids), IMAGENET_MEAN, IMAGENET_STD, flip=True)
 
 
 def open_image(path: Path) -> Image.Image:
     """An image file as RGB."""
     try:
-        return Image.open(path).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, DecompressionBombError, ... by its format
         raise UserError(f"{path}: not a readable image ({error})") from None
 
 
@@ -117,7 +118,7 @@ def _files(folder: Path, classes: list[str]) -> Files:
         for label, name in enumerate(classes)
         if (folder / name).is_dir()
         for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in SUFFIXES and path.name[0] != "."
     ]
     if not found:
         raise UserError(f"data.root: no images under {folder} (looked for {', '.join(sorted(SUFFIXES))})")

@@ -12,6 +12,7 @@ from PIL import Image
 
 import data
 from data.batches import PAD, FileBatches, MemoryBatches
+from data.folders import open_image
 from utils.errors import UserError
 
 ONE = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # pixels come out as they are
@@ -205,6 +206,36 @@ def test_a_broken_file_is_named_by_worker_processes_too(folder, monkeypatch):
     dataset.test.paths[0].write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"^[^\n]*0\.png: not a readable image[^\n]*$"):
         list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32, 1))
+
+
+def broken_png(path) -> None:
+    """Damage that shows while it is decoded: PIL has a SyntaxError for it."""
+    Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=numpy.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+    content[second : second + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+
+
+def truncated_jpeg(path) -> None:
+    Image.fromarray(numpy.zeros((64, 64, 3), numpy.uint8)).save(path, format="jpeg")
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def bomb(path) -> None:
+    Image.new("1", (20_000, 20_000)).save(path)
+
+
+@pytest.mark.parametrize("damage", [broken_png, truncated_jpeg, bomb])
+def test_whatever_is_wrong_with_an_image_is_a_line_with_its_path(damage, tmp_path):
+    damage(tmp_path / "0.png")
+    with pytest.raises(UserError, match=r"^[^\n]*0\.png: not a readable image \([^\n]+\)$"):
+        open_image(tmp_path / "0.png")
+
+
+def test_hidden_files_are_no_images(folder):
+    (folder / "train" / "cat" / "._0.png").write_bytes(b"what another system keeps beside a file")
+    assert len(data.DATASETS["imagefolder"](str(folder), 32, None, 0).train) == 12
 
 
 def test_a_broken_file_is_left_out_if_asked(folder, monkeypatch, capsys):

@@ -151,3 +151,6 @@ def test_measuring_does_not_need_the_training_images(tmp_path):
     assert (dataset.train, len(dataset.test), dataset.classes) == (None, 4, ["cat", "dog"])
     with pytest.raises(UserError, match="no folder"):
         data.DATASETS["imagefolder"](str(tmp_path), 32, None, 0)
+    (tmp_path / "test").rename(tmp_path / "val")
+    dataset = data.DATASETS["imagenet"](str(tmp_path), 32, None, 0, train=False)
+    assert (dataset.train, len(dataset.test), dataset.classes) == (None, 4, ["cat", "dog"])
