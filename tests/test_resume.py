@@ -31,7 +31,7 @@ RECIPES = {
         "optim.name=adam",
         "optim.lr=0.01",
     ],
-    "pact": ["quant.method=pact", "quant.weight_bits=4", "quant.act_bits=4"],
+    "pact, bf16": ["quant.method=pact", "quant.weight_bits=4", "quant.act_bits=4", "run.precision=bf16"],
     "dorefa": ["quant.method=dorefa", "quant.weight_bits=4", "quant.act_bits=4", "quant.grad_bits=6"],
     "statassist": ["quant.method=statassist", "optim.name=qsgd"],
     "ptq": ["quant.method=ptq", "optim.name=adam"],
@@ -250,15 +250,27 @@ def test_a_finished_run_stays_and_another_setting_makes_room(tmp_path, capsys):
     assert (tmp_path / "run" / "last.pt").read_bytes() != before
 
 
-def test_a_run_goes_on_from_a_checkpoint_elsewhere(interrupted, tmp_path, capsys):
+def test_a_run_goes_on_from_a_checkpoint_elsewhere(interrupted, capsys):
     folder, command = interrupted
+    early = folder.with_name("early.pt")
+    early.write_bytes((folder / "last.pt").read_bytes())
     train.main(command)
     capsys.readouterr()
-    early = folder.with_name("early.pt")
-    state = tensors.load(str(folder / "last.pt"))
-    tensors.save(early, state)
     train.main([*command[:-1], "run.name=other", f"run.resume={early}"])
-    assert tensors.load(str(folder.with_name("other") / "last.pt"))["epoch"] == 3
+    assert "going on in epoch 1, step 3" in capsys.readouterr().out
+    assert same(outcome(folder.with_name("other")), outcome(folder))
+
+
+def test_a_finished_run_that_is_asked_for_another_engine_is_measured_not_trained(tmp_path, capsys):
+    command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}", "run.name=run"]
+    train.main(command)
+    before = outcome(tmp_path / "run")
+    capsys.readouterr()
+    train.main([*command, 'run.engines=["reference","fbgemm"]'])
+    assert "epoch   1/1" not in capsys.readouterr().out
+    after = outcome(tmp_path / "run")
+    assert after["accuracy"].pop("fbgemm") == before["accuracy"]["reference"]
+    assert same(after, before)
 
 
 def test_a_checkpoint_from_elsewhere_does_not_take_the_place_of_a_run(interrupted, tmp_path, capsys):

@@ -25,7 +25,7 @@ LAST, PREVIOUS, BEST = "last.pt", "last.prev.pt", "best.pt"
 ASIDE = ("note", "run.resume", "run.checkpoint_minutes", "run.tensorboard")
 """Keys that may differ between a run and its continuation, since nothing that is trained depends on them."""
 PLACE = ("run.dir", "run.name", "run.engines")
-"""And these, while it is not finished."""
+"""And these: a finished run that is asked for other engines is measured anew, not trained."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,10 @@ def find(folder: Path, settings: TrainSettings, asked: str) -> Start:
         state, source = _readable([Path(asked)]), asked
     elif asked == "never" or not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
         return Start()
-    elif (folder / "summary.json").is_file():
-        return Start(finished=finished(folder, settings))
+    elif finished(folder, settings):
+        return Start(finished=True)
+    elif (folder / "summary.json").is_file() and not finished(folder, settings, PLACE):
+        return Start()
     else:
         state, source = _readable([folder / LAST, folder / PREVIOUS]), folder
     there = differences(state["settings"], settings.model_dump(), (*ASIDE, *PLACE, *_chosen(settings)))
@@ -80,12 +82,15 @@ def _readable(candidates: list[Path]) -> dict:
     raise UserError(f"{refused}; run.resume=never begins anew") from None
 
 
-def finished(folder: Path, settings: TrainSettings) -> bool:
-    """Whether the folder holds the summary of a run with this very setting, and from these very checkpoints."""
+def finished(folder: Path, settings: TrainSettings, aside: tuple[str, ...] = ()) -> bool:
+    """Whether the folder holds the summary of a run with this very setting, and from these very checkpoints.
+
+    aside: keys in which it may differ.
+    """
     summary, sources = folder / "summary.json", [settings.model.weights, settings.quant.teacher]
     try:
         there = json.loads((folder / "config.json").read_text())
-        same = not differences(there, json.loads(settings.model_dump_json()), (*ASIDE, *_chosen(settings)))
+        same = not differences(there, json.loads(settings.model_dump_json()), (*ASIDE, *aside, *_chosen(settings)))
         newest = max((Path(source).stat().st_mtime for source in sources if source), default=0)
         return same and summary.stat().st_mtime > newest
     except (OSError, ValueError):

@@ -10,7 +10,7 @@ import json
 import re
 import statistics
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from utils import files, plot
 from utils.config import TrainSettings, vary
 from utils.errors import UserError
 from utils.ranks import Ranks
-from utils.resume import finished
+from utils.resume import finished, request
 from utils.say import say
 from utils.table import markdown_table
 
@@ -59,9 +59,22 @@ def cells(sweep: dict[str, list | dict]) -> list[Cell]:
     for cell, other in itertools.combinations(found, 2):
         if cell.name == other.name:
             raise UserError(f"sweep: two cells would be called {cell.name}")
-    for key in [key for cell in found for key in cell.overrides if key.startswith(FIXED)]:
+    for key in [key for cell in found for key in cell.overrides if any(_lays_over(key, name) for name in FIXED)]:
         raise UserError(f"sweep: {key} is the same for all cells; each has a folder of its own in the sweep's")
     return found
+
+
+def check_given(sweep: dict[str, list | dict], given: Iterable[str]) -> None:
+    """Refuse keys given on the command line where a cell lays a value of its own over them."""
+    for cell, key in itertools.product(cells(sweep), given):
+        own = next((own for own in cell.overrides if _lays_over(own, key)), None)
+        if own:
+            raise UserError(f"command line: {key}: cell {cell.name} of the sweep has a {own} of its own")
+
+
+def _lays_over(key: str, other: str) -> bool:
+    """Whether a value for this key is one for the other key, too."""
+    return f"{other}.".startswith(f"{key}.")
 
 
 def _axis(key: str, sweep: dict) -> str:
@@ -96,7 +109,7 @@ def run(
     reference = baseline() if ranks.first else None
     for i, (cell, settings) in enumerate(planned):
         home = folder / cell.name
-        done = ranks.share(finished(home, settings))
+        done = ranks.share(request(settings.run.resume) != "never" and finished(home, settings))
         say(f"\n[{i + 1}/{len(planned)}] {cell.name}" + (": finished before" if done else ""))
         try:
             if not done:

@@ -110,7 +110,24 @@ def test_axes_have_their_short_names_where_those_tell_them_apart():
     assert found[1].name == "model.name=resnet20,optim.name=adam,seed=1"
 
 
-@pytest.mark.parametrize("sweep", [{"run.dir": ["a", "b"]}, {"recipe": {"a": {"run.name": "../../x"}}}])
+@pytest.mark.parametrize(
+    "sweep", [{"run.dir": ["a", "b"]}, {"recipe": {"a": {"run.name": "../../x"}}}, {"run": [{"epochs": 1}]}]
+)
 def test_no_cell_chooses_its_folder(sweep):
-    with pytest.raises(UserError, match=r"sweep: run\.(dir|name) is the same for all cells"):
+    with pytest.raises(UserError, match=r"sweep: run(\.dir|\.name)? is the same for all cells"):
         cells(sweep)
+
+
+@pytest.mark.parametrize("given", ["optim.lr=0.2", "model.name=vgg11"])
+def test_a_key_that_cells_lay_over_cannot_be_given(given, tmp_path):
+    sweep = {"recipe": {"a": {"optim.lr": 0.1}, "b": {"model": {"name": "resnet32"}}}}
+    with pytest.raises(UserError, match=r"^command line: .*: cell recipe=[ab] of the sweep has a .* of its own$"):
+        train.main([*write(tmp_path, sweep), given])
+
+
+def test_cells_that_are_to_begin_anew_do(tmp_path, capsys):
+    command = write(tmp_path, {"run.seed": [1]})
+    train.main(command)
+    train.main([*command, "run.resume=never"])
+    assert "finished before" not in capsys.readouterr().out
+    assert (tmp_path / "runs" / "grid" / "seed=1.1" / "last.pt").is_file()
