@@ -48,6 +48,11 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     for key in ("export", "sensitivity"):
         if getattr(settings, key) and not state["prepared"]:
             raise UserError(f"{key}: {settings.checkpoint} is a float model: nothing is quantized")
+    if settings.sensitivity and quant.METHODS[trained.quant.method].rescales(trained.quant):
+        raise UserError(
+            f"sensitivity: {trained.quant.method}'s weights are on a scale of their own, which batch norm has learned: "
+            "with quantizers off it is no net to compare with"
+        )
     d = config.check(config.DataSettings, trained.data.model_dump() | settings.data, "data")
     choose(data.DATASETS, d.name, "data.name")
     models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)

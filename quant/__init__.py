@@ -82,7 +82,8 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
     result = compare(model, engines, tracked(batches, len(batches), "measuring", "batches"), with_float)
     tables = [f"{report_line(model, twin)}\n\n{report_table(model, twin)}\n" for twin in engines.values()]
-    return result, "\n".join(tables) if tables else "float: nothing is quantized\n"
+    none = "no engine: nothing was converted\n" if is_prepared(model) else "float: nothing is quantized\n"
+    return result, "\n".join(tables) or none
 
 
 __all__ = ["ENGINES", "METHODS", "Damping", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from quant.engine import Engine, Operator
+from quant.engine import Engine
 from quant.grid import Grid
 from quant.integer import IntegerLayer
 from quant.layers import QuantLayer, QuantOperator
@@ -15,7 +15,7 @@ from quant.prepare import quantizers
 from quant.program import program
 from quant.quantizer import Quantizer
 from quant.roles import carried, hands_on, parts, pools_or_pads, roles, vanishes
-from quant.verify import Difference, choose_kernel, choose_operator
+from quant.verify import choose_kernel, choose_operator
 from utils.errors import UserError
 
 
@@ -25,8 +25,6 @@ class Converted:
 
     layer: IntegerLayer
     kernel: str
-    operator: Operator
-    difference: Difference
 
 
 class IntegerModel(nn.Module):
@@ -142,8 +140,8 @@ class _Converter:
         grid = None if module.output is None else module.output.grid()
         if module.runs_in_integers(quantizer) and self.grid[x] is not None:
             layer = module.integer(self.grid[x], norm)
-            kernel, run, difference = choose_kernel(self.engine, layer)
-            self.layers[node.target] = Converted(layer, kernel, run, difference)
+            kernel, run, _ = choose_kernel(self.engine, layer)
+            self.layers[node.target] = Converted(layer, kernel)
             self._set(node, self._call(run, (self.new[x],), node.name), grid)
             return
         for part, held in (("", module), (".norm", norm)):

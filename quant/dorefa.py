@@ -113,5 +113,6 @@ METHOD = Method(
     observers=("moving_average", "minmax"),
     options=frozenset({"observer", "grad_bits", "act_clip", "signed_edges"}),
     gradient=gradient,
+    rescales=lambda spec: spec.weight_bits != 32,
     check=check,
 )

@@ -67,7 +67,8 @@ class Rounding:
         if bounds == UNBOUNDED:
             return self
         bottom, top = self._tensors(bounds)
-        lo, hi = (bottom / self.scale).round(), (top / self.scale).round()
+        inverse = 1 / self.scale  # times that, as Grid.to_int has it: the same integer at a tie
+        lo, hi = (bottom * inverse).round(), (top * inverse).round()
         return replace(
             self,
             least=torch.maximum(self.least, lo),

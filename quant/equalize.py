@@ -10,8 +10,8 @@ pools, dropouts or a flattening, and one layer that alone reads it. Where someth
 bends it otherwise (ReLU6, hard-swish), and where there is a second reader, nothing is done.
 
 Differs from the paper: batch norm is not folded: r1 is of the weights times |gamma| / sqrt(var + eps), and gamma and
-beta are divided. r1 is never less than |b1| (|beta|), or a channel that is all bias would be blown up. A depthwise
-layer is the consumer of one pair and the producer of the next.
+beta are divided; high biases are not absorbed. r1 is never less than |b1| (|beta|), or a channel that is all bias would
+be blown up. A depthwise layer is the consumer of one pair and the producer of the next.
 """
 
 from collections import Counter
@@ -81,11 +81,15 @@ def _keeps_channels(traced: fx.GraphModule, role: dict[fx.Node, str], node: fx.N
 
 
 def _fits(pair: Pair) -> bool:
-    """Whether the producer's channels are whole runs of the consumer's inputs, and the norm has a gamma to divide."""
+    """Whether the producer's channels are whole runs of the consumer's inputs, and the norm has a gamma to divide.
+
+    A linear layer's channels come last, and are runs of one.
+    """
     outputs, columns = len(pair.producer.weight), _by_input(pair.consumer)
     inputs = columns.shape[0] * columns.shape[2]
-    linear = isinstance(pair.producer, nn.Linear) and pair.norm is not None
-    return inputs % outputs == 0 and not linear and (pair.norm is None or pair.norm.affine)
+    if isinstance(pair.producer, nn.Linear):
+        return inputs == outputs and pair.norm is None
+    return inputs % outputs == 0 and (pair.norm is None or pair.norm.affine)
 
 
 def _even_out(pair: Pair) -> float:

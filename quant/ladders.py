@@ -77,7 +77,7 @@ def images_of(batches: Iterable, limit: int | None = None) -> Iterator[Tensor]:
 
 def _spec(spec: QuantSettings) -> QuantSettings:
     """The spec with post-training quantization for a method that trains."""
-    return spec if spec.method == "ptq" else spec.model_copy(update={"method": "ptq", "observer": "mse"})
+    return spec if spec.method == "ptq" else ptq.fill(spec.model_copy(update={"method": "ptq", "observer": "mse"}))
 
 
 def _ladder(placed: Placed, spec: QuantSettings, allowed: Collection[int]) -> list[Rung]:

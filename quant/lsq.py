@@ -13,7 +13,7 @@ Parameter that the optimizer holds is the one that is trained. They get no weigh
 Differs from the paper: 8-bit weights keep to +-127, since batch norm may flip their sign (quant/integer.py); weights
 have a step an output channel unless granularity is per_tensor; N of an activation counts one sample, and of a weight
 the elements that share the step; first and last layers, the image and the inputs of additions have first_last_bits and
-residual_bits. Signed activations keep a symmetric range of b bits.
+residual_bits. Signed activations keep a symmetric range of b bits. A step stays positive.
 """
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from quant.elementwise import Rounding
 from quant.grid import Grid
+from quant.integer import Bounds
 from quant.linear import best_clip
 from quant.method import Method
 from quant.quantizer import TINY, Quantizer, Shape, StartedQuantizer
@@ -34,6 +35,12 @@ class LearnedStep(StartedQuantizer):
         super().__init__(bits, started=False, weight=weight)
         self.Q_N, self.Q_P, self.init = Q_N, Q_P, init
         self.s = torch.nn.Parameter(torch.ones(() if channels is None else (channels,)))
+
+    def look(self, v: Tensor, bounds: Bounds) -> None:
+        """A step that the optimizer has taken below zero is a small one again: its gradient still tells which way."""
+        super().look(v, bounds)
+        if self.training:
+            self.s.data.clamp_(min=TINY)
 
     def rounding(self, v: Tensor) -> Rounding:
         N = (v if self.weight or v.ndim < 2 else v[0]).numel() / max(1, self.s.numel())

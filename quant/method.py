@@ -31,6 +31,8 @@ class Method:
     """(spec) -> what quantizes the gradient of a hidden layer's output, if anything does."""
     fill: Callable[[QuantSettings], QuantSettings] = lambda spec: spec
     """(spec) -> the spec with the method's own defaults in the place of nulls."""
+    rescales: Callable[[QuantSettings], bool] = lambda spec: False
+    """(spec) -> whether its weights are on a scale of their own, which batch norm has to learn."""
     check: Callable[[QuantSettings], None] = lambda spec: None
     """Raises UserError for what the method cannot do for a reason of its own."""
 

@@ -19,6 +19,7 @@ from utils.errors import UserError
 def refuse_too_wide(spec: QuantSettings, method: str, instead: str) -> None:
     """Raise UserError for weight bits whose odd integers int8, or what is left of it (reduce_range), cannot hold."""
     asked = {"quant.weight_bits": spec.weight_bits}
+    asked |= {"quant.first_last_bits": spec.first_last_bits} if spec.first_last_bits not in ("same", 8) else {}
     asked |= {f"quant.layers.{name}.weight_bits": b.weight_bits for name, b in spec.by_name.items() if b != "float"}
     for key, bits in asked.items():
         if bits not in (None, 32) and 2**bits - 1 > spec.weight_limit:

@@ -4,8 +4,9 @@
     d y_q / d alpha = 1  if  x >= alpha,  0 below;     d y_q / d x = 1  if  0 <= x <= alpha,  0 elsewhere     equation 3
     the loss gets  lambda alpha^2  of each alpha (alpha_decay)                                              section 3.3
 
-alpha_decay is the whole pull on alpha: the optimizer's own weight decay does not act on it. alpha stays positive.
-Weights are DoReFa's, as in the paper (weights: dorefa; quant/odd.py), or SAWB's, by the same authors (quant/sawb.py).
+alpha_decay is the whole pull on alpha, by the optimizer as a weight decay of 2 lambda (with adamw beside the gradient,
+not in it); its own weight decay does not act on alpha. alpha stays positive. Weights are DoReFa's, as in the paper
+(weights: dorefa; quant/odd.py), or SAWB's, by the same authors (quant/sawb.py).
 
 Differs from the paper: alpha starts at the least squared error of the first batch (alpha_init; a number such as the
 paper's 10 costs points in a short fine-tuning); inputs that can be negative are clipped at +-alpha on 2^k - 1 levels
@@ -84,5 +85,6 @@ METHOD = Method(
     act_bits=range(2, 9),
     observers=("moving_average", "minmax"),
     options=frozenset({"observer", "weights", "alpha_init", "alpha_decay", "signed_edges"}),
+    rescales=lambda spec: spec.weights == "dorefa" and spec.weight_bits != 32,
     check=check,
 )

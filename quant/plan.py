@@ -16,6 +16,8 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from quant.integer import UNBOUNDED, Bounds
@@ -25,6 +27,7 @@ from utils.config import LayerBits, QuantSettings
 FLOAT = 32
 OPERATORS = ("add", "mul", "average", "function", "act")
 """Roles of heads that have an integer form without weights; an activation by itself is a function."""
+SIGMOIDS = (torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_")
 
 
 @dataclass(frozen=True)
@@ -176,9 +179,9 @@ class Plan:
         if self.role[node] in ("add", "mul", "pass", "average"):
             read = node.args if self.role[node] in ("add", "mul") else carried(node)
             return any(self.signed(value) for value in read)
-        module = self.traced.get_submodule(node.target) if node.op == "call_module" else None
-        name = getattr(node.target, "__name__", str(node.target))
-        return not (isinstance(module, nn.Sigmoid) or "sigmoid" in name)
+        if node.op == "call_module":
+            return not isinstance(self.traced.get_submodule(node.target), nn.Sigmoid)
+        return node.target not in SIGMOIDS
 
     def _quantizes(self) -> bool:
         return self.spec.act_bits != FLOAT

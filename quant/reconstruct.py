@@ -94,8 +94,8 @@ class Learning(Run):
 
     def mixed(self, in_float: Tensor, quantized: Tensor) -> Tensor:
         """`drop` of the elements from the one, the rest from the other."""
-        if self.drop == 0:
-            return quantized
+        if self.drop in (0, 1):
+            return in_float if self.drop else quantized
         return torch.lerp(quantized, in_float, drawn(in_float, self.drop, self.generator))
 
     def penalty(self, done: float) -> Tensor | float:
@@ -105,13 +105,13 @@ class Learning(Run):
 
 
 def drawn(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """1 in that share of places (in 255ths), 0 in the others, laid out like a dense tensor.
+    """1 in that share of places (in 256ths), 0 in the others, laid out like a dense tensor.
 
     A random byte for each: bernoulli_ takes more time than a convolution.
     """
     ones = torch.empty_like(like)
     words = torch.empty(-(-ones.numel() // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    ones.as_strided((ones.numel(),), (1,)).copy_(words.view(torch.uint8)[: ones.numel()] < round(255 * share))
+    ones.as_strided((ones.numel(),), (1,)).copy_(words.view(torch.uint8)[: ones.numel()] < min(255, round(256 * share)))
     return ones
 
 

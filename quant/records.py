@@ -111,7 +111,9 @@ def put_float_layer(arrays: Arrays, source: QuantLayer, layer: FloatLayer) -> di
     else:
         (codes, step), bits = _codes(source), source.weight_quantizer.bits
         made |= {"bits": bits, "step": step, "codes": arrays.put("weights", pack(codes.numpy(), bits))}
-        made["scale"] = arrays.put("scales", source.weight_quantizer.grid().scale.expand(len(layer.weight)))
+        scale = source.weight_quantizer.grid().scale.expand(len(layer.weight))
+        in_weight = source.corrects() and layer.norm is None  # else the correction is in the norm
+        made["scale"] = arrays.put("scales", scale * source.correction.gain if in_weight else scale)
     made["bias"] = None if layer.bias is None else arrays.put("floats", layer.bias)
     return made | {"norm": None if layer.norm is None else put_norm(arrays, layer.norm)}
 

@@ -28,6 +28,8 @@ def refine(prepared: fx.GraphModule, images: Iterable[Tensor], spec: QuantSettin
         return
     began, images = time.monotonic(), torch.cat(list(images))
     found = blocks(prepared.eval(), images[:2])
+    if not found:
+        return
     walk = _Walk(prepared, spec)
     count = min(len(images), MOST // max(1, walk.largest(found, images[:1])))
     steps = spec.rounding_steps or 0

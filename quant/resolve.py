@@ -49,6 +49,7 @@ def _check_all_bits(spec: QuantSettings, method: Method) -> None:
         _check_bits(f"quant.{key}", getattr(spec, key), allowed, spec.method)
     if spec.first_last_bits != "same":
         _check_bits("quant.first_last_bits", spec.first_last_bits, method.weight_bits, spec.method)
+    _check_bits("quant.residual_bits", spec.residual_bits, method.act_bits, spec.method)
     for pattern, bits in spec.by_name.items():
         for key, allowed in kinds:
             if bits != "float" and getattr(bits, key) is not None:
@@ -101,6 +102,11 @@ def check_run(spec: QuantSettings, epochs: int, trained_before: bool) -> None:
     method, in_float = spec.method, ends_in_float(spec, epochs)
     if spec.layers == "auto" and not trained_before and (not in_float or (method != "float" and epochs == 0)):
         raise UserError(f"quant.layers: auto chooses by a trained float net: {method} needs model.weights here")
+    if epochs == 0 and method != "float" and METHODS[method].rescales(spec):
+        raise UserError(
+            f"run.epochs: 0 trains nothing, and {method}'s weights are on a scale of their own, which batch norm has "
+            "to learn; quant.method=ptq quantizes a trained net as it is"
+        )
     if spec.norm_images and in_float:
         raise UserError(
             "quant.norm_images: nothing is trained quantized here; quant.correct=norm is ptq's way to do it"
@@ -119,6 +125,8 @@ def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
     traced = trace(model)
     names = [node.target for node, role in roles(traced).items() if role == "layer"]
     for pattern in patterns:
+        if not names:
+            raise UserError(f"quant.layers: {pattern!r} matches no layer; the model has none that can be quantized")
         if not fnmatch.filter(names, pattern):
             hint = nearest(pattern, names)
             raise UserError(

@@ -4,8 +4,8 @@
 
 approximates the range of least squared error. c1 and c2 of each bit-width k are a regression over standard
 distributions, which tests/quant/test_pact.py makes anew. The levels are the odd multiples of alpha_w / (2^k - 1)
-(quant/odd.py); at 8 bits, where those do not fit int8, the multiples of alpha_w / 127 (and so at 7 bits of alpha_w / 63
-under reduce_range). The gradient is 1 within +-alpha_w and 0 beyond.
+(quant/odd.py); at 8 bits, where those do not fit int8, the multiples of alpha_w / 127 (under reduce_range at 7 and 8
+bits of alpha_w / 63). The gradient is 1 within +-alpha_w and 0 beyond.
 
 Differs from the paper: alpha_w is of each output channel unless granularity is per_tensor, is never more than max |w|,
 and never less than 2 (1 - 2^-k) E|w|, the best range of uniform weights: the regression's line falls below that.

@@ -184,7 +184,7 @@ def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.N
 
 
 def _writes_to_its_input(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and (name_of(node) in IN_PLACE or name_of(node)[-1] == "_")
+    return node.op in ("call_function", "call_method") and (name_of(node) in IN_PLACE or name_of(node).endswith("_"))
 
 
 def _refuse_shared_memory(node: fx.Node, order: dict[fx.Node, int]) -> None:

@@ -108,3 +108,12 @@ def test_dead_channels_are_left_alone():
         quant.equalize(model)
         assert torch.allclose(model(x), expected, rtol=1e-4, atol=1e-5)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_tokens_made_flat_keep_their_channels_last():
+    """A linear layer on [N, T, C] made flat is no pair of the next: its channels do not stand in runs."""
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8, 5)).eval()
+    x = torch.randn(3, 4, 12)
+    expected = model(x)
+    assert quant.equalize(model) == 0
+    assert torch.equal(model(x), expected)

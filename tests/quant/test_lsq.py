@@ -132,3 +132,20 @@ def test_a_step_starts_once_and_never_in_eval():
 def test_a_net_learned_on_digits_is_the_same_in_integers(bits, digits16):
     settings = spec(method="lsq", weight_bits=bits, act_bits=bits)
     agrees_in_integers(trained(digits16, "tests.nets:Residual", {}, 15, settings), digits16, {2: 85, 4: 95}[bits])
+
+
+def test_a_step_that_was_taken_below_zero_comes_back():
+    """Of channels at an optimizer's mercy one must not be dead for ever."""
+    v = torch.randn(4, 200)
+    quantizer = lsq.weight(spec(method="lsq"), 4, (4, 200)).train()
+    quantizer(v)
+    good = quantizer.s.detach().clone()
+    optimizer = torch.optim.SGD([quantizer.s], lr=0.05)
+    with torch.no_grad():
+        quantizer.s[0] = -0.3
+    for _ in range(300):
+        optimizer.zero_grad()
+        (quantizer(v) - v).square().sum(1).sum().backward()
+        optimizer.step()
+    assert (quantizer.s > 0).all()
+    assert (quantizer.s / good > 0.5).all()

@@ -110,7 +110,15 @@ def test_nets_with_all_kinds_of_operators_come_back(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "keys", [{"act_bits": 32}, {"weight_bits": 32}, {"first_last_bits": 32}, {"layers": {"fc": "float"}}], ids=str
+    "keys",
+    [
+        {"act_bits": 32},
+        {"act_bits": 32, "correct": "norm"},
+        {"weight_bits": 32},
+        {"first_last_bits": 32},
+        {"layers": {"fc": "float"}},
+    ],
+    ids=str,
 )
 def test_what_stays_float_comes_along(keys, tmp_path):
     prepared = prepared_net("resnet20", {}, {"method": "ptq", "weight_bits": 4, "act_bits": 4} | keys)

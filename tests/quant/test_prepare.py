@@ -435,3 +435,13 @@ def test_gradients_are_quantized_wherever_a_hidden_layer_is():
     assert quantized() == 18
     assert quantized(layers={"layer1.0.conv1": "float"}) == 17
     assert quantized(layers={"layer1.0.conv1": {"weight_bits": 32}}) == 18, "it still reads few bits"
+
+
+def test_a_layer_may_be_called_sigmoid_and_be_negative():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Sigmoid(), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1))
+    named = nn.Sequential()
+    for name, module in zip(("first", "sigmoid_head", "bend", "third", "last"), net, strict=True):
+        named.add_module(name, module)
+    prepared = quant.prepare(named, spec(method="lsq", weight_bits=4, act_bits=4))
+    assert prepared.get_submodule("first").output.Q_N > 0, "what sigmoid_head reads"
+    assert prepared.get_submodule("operators.bend").output.Q_N == 0, "what follows a sigmoid"

@@ -32,6 +32,11 @@ from utils.errors import UserError
             {"method": "ptq", "rounding_steps": 5},
             r"quant.rounding_steps: rounding nearest .*; it is adaround or brecq's$",
         ),
+        ({"method": "lsq", "residual_bits": 1}, r"quant.residual_bits: lsq cannot use 1 bits; choose 2..8"),
+        (
+            {"method": "dorefa", "weight_bits": 4, "first_last_bits": 7, "reduce_range": True},
+            r"quant.first_last_bits: dorefa cannot use 7 bits: its levels are the odd integers up to",
+        ),
         ({"method": "ptq", "rounding": "adaround", "drop": 0.5}, r"quant.drop: rounding adaround .*; it is brecq's$"),
     ],
 )
@@ -72,3 +77,12 @@ def test_a_method_without_observers_says_so():
     with pytest.raises(UserError, match=r"quant.observer: lsq has no such option; it has damping, step_init$"):
         spec(method="lsq", observer="mse")
     assert spec(method="lsq").observer is None
+
+
+@pytest.mark.parametrize("keys", [{"method": "dorefa"}, {"method": "pact", "weights": "dorefa"}])
+def test_weights_on_a_scale_of_their_own_need_training(keys):
+    """Under the float net's batch norms they would be another net."""
+    settings = spec(weight_bits=4, **keys)
+    quant.check_run(settings, 1, trained_before=True)
+    with pytest.raises(UserError, match=r"^run.epochs: 0 trains nothing, and (dorefa|pact)'s weights are on a scale"):
+        quant.check_run(settings, 0, trained_before=True)
