@@ -58,6 +58,7 @@ def main(arguments: list[str]) -> None:
         print("\n".join(TABLES[options.list]))
         return
     settings = config.load(config.TrainSettings, options.config, options.overrides)
+    sweeps.check_given(settings.sweep, [text.partition("=")[0] for text in options.overrides])
     with config.blame(options.config):
         name = settings.run.name or Path(options.config).stem
         if settings.sweep:
@@ -188,7 +189,7 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
     )
     model = models.build(settings.model.name, len(dataset.classes), d.image_size, settings.model.options)
     if settings.model.weights and state is None:
-        checkpoint.load_weights(model, settings.model.weights)
+        start_from(model, settings.model.weights, head_anew=r.epochs > 0)
     params, macs = complexity(model, d.image_size)
     say(f"{settings.model.name}: {params:,} parameters, {macs:,} MACs; {len(dataset.train):,} training images, {ranks}")
     if q.method != "float" and q.reduce_range:
@@ -215,6 +216,12 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
         reached = runlog.time_to_accuracy(log.rows)
         if reached:
             say(f"top-1 of the held-out images, in training time: {reached}")
+
+
+def start_from(model: nn.Module, path: str, head_anew: bool) -> None:
+    head = checkpoint.load_weights(model, path, head_anew)
+    if head:
+        say(f"{path}: of other classes; all but {head} is taken from it, which is learned anew")
 
 
 def save_final(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, log: runlog.RunLog) -> None:
@@ -262,7 +269,8 @@ def float_score(runs: list[config.TrainSettings]) -> dict[str, float] | None:
         return None
     dataset = load_dataset(d)
     model = models.build(asked.name, len(dataset.classes), d.image_size, asked.options)
-    checkpoint.load_weights(model, asked.weights)
+    if checkpoint.load_weights(model, asked.weights, head_anew=all(run.run.epochs for run in runs)):
+        return None  # of other classes
     side = data.evaluation_batch(d.image_size)
     test = data.batches(dataset.test, side, dataset.mean, dataset.std, d.image_size, d.workers, on_error=d.on_error)
     return metrics.score(model.eval(), test, torch.device("cpu")).summary()

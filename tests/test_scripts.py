@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import pytest
 import torch
 
 import evaluate
+import latency
+import models
 import quant
 import train
 from quant import kernels
-from utils import gradboost, say
+from utils import checkpoint, gradboost, say, tensors
 from utils.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +40,22 @@ def trained(tmp_path_factory):
     done = run("train.py", *TINY, f"run.dir={folder}", "run.name=trial", "data.val_fraction=0.2")
     assert done.returncode == 0, done.stderr
     return folder / "trial", done.stdout
+
+
+SCRIPTS = {"train.py": train, "evaluate.py": evaluate, "latency.py": latency}
+COMMANDS = re.findall(r"^ {4}python (\w+\.py.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[0] in SCRIPTS])
+def test_a_command_of_the_readme_is_one_that_its_script_takes(command, monkeypatch, capsys):
+    """The checkpoints in it are other commands' own, and not here."""
+    monkeypatch.setattr(tensors, "check_exists", lambda path: None)
+    monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: None)
+    monkeypatch.setattr(latency, "is_run", lambda entry: str(entry).startswith("runs/"))
+    monkeypatch.setattr(latency, "checkpoint_of", str)
+    script, *arguments = shlex.split(command, comments=True)
+    SCRIPTS[script].main([*arguments, "--print-config"])
+    assert capsys.readouterr().out
 
 
 def test_a_run_leaves_its_files(trained):
@@ -150,6 +169,12 @@ def test_evaluate_says_where_it_hurts(trained, tmp_path):
     assert (tmp_path / "sensitivity.png").stat().st_size > 10_000
 
 
+def test_where_it_hurts_cannot_be_said_of_a_net_that_is_none_without_its_quantizers(tmp_path):
+    train.main([*TINY, f"run.dir={tmp_path}", "quant.method=dorefa", "quant.weight_bits=4", "run.epochs=1"])
+    with pytest.raises(UserError, match=r"^sensitivity: dorefa's weights are on a scale of their own"):
+        evaluate.main([f"checkpoint={tmp_path / 'train' / 'last.pt'}", "sensitivity=true"])
+
+
 def test_evaluate_writes_a_file_as_small_as_its_bits(trained, tmp_path):
     file = tmp_path / "new" / "model.npz"
     arguments = [f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]']
@@ -197,7 +222,25 @@ def test_ptq_of_a_checkpoint(trained, tmp_path):
     weights = trained[0] / "last.pt"
     done = run("train.py", *TINY, f"run.dir={tmp_path}", f"model.weights={weights}", "quant.method=ptq", "run.epochs=0")
     assert done.returncode == 0, done.stderr
-    assert "float" in done.stdout
+    accuracy = json.loads((tmp_path / "train" / "summary.json").read_text())["accuracy"]
+    assert set(accuracy) == {"float", "fake_quant", "reference", "fbgemm"}
+    found, source = (tensors.load(str(path))["model"] for path in (tmp_path / "train" / "last.pt", weights))
+    assert torch.equal(found["layer1.0.conv1.weight"], source["layer1.0.conv1.weight"])
+
+
+def test_a_net_of_other_classes_gives_all_but_its_last_layer(trained, tmp_path, capsys):
+    """As a net that was trained on ImageNet does for one's own images."""
+    state = tensors.load(str(trained[0] / "best.pt"))["model"]
+    state = {name: value for name, value in state.items() if name in models.build("resnet20", 10, 16, {}).state_dict()}
+    state |= {"fc.weight": torch.zeros(7, 64), "fc.bias": torch.zeros(7)}
+    torch.save(state, tmp_path / "seven.pth")
+    command = [*TINY, "quant.method=float", "optim.lr=1e-9", "run.epochs=1", f"run.dir={tmp_path}"]
+    train.main([*command, f"model.weights={tmp_path / 'seven.pth'}"])
+    assert "seven.pth: of other classes; all but fc is taken from it, which is learned anew" in capsys.readouterr().out
+    found = tensors.load(str(tmp_path / "train" / "last.pt"))["model"]
+    assert torch.allclose(found["layer3.2.conv2.weight"], state["layer3.2.conv2.weight"], atol=1e-6)
+    assert found["fc.weight"].shape == (10, 64)
+    assert found["fc.weight"].abs().min() > 0
 
 
 def test_a_short_run_is_not_compiled_because_a_long_one_before_it_was(tmp_path):

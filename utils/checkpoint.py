@@ -13,10 +13,10 @@ Integer models are rebuilt from it, for whichever engine, so that no torch upgra
 """
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat
-from torch import nn
+from torch import Tensor, nn
 
 from utils import tensors
 from utils.config import Section, TrainSettings, check
@@ -94,18 +94,29 @@ def rebuild(
     return model, state, trained
 
 
-def load_weights(model: nn.Module, path: str) -> None:
+def load_weights(model: nn.Module, path: str, head_anew: bool = False) -> str | None:
     """Load a checkpoint of train.py or a plain state dict (torchvision's, say) into a float model.
 
-    Quantizer state is left out. Raises UserError if the names or shapes do not fit.
+    Quantizer state is left out. head_anew: where all but the last layer fits, which has another number of classes
+    there, that layer is left as it is, and its name returned. Raises UserError if the names or shapes do not fit.
     """
     state, wanted = check_weights(model, path), model.state_dict()
     wrong = [name for name in wanted if wanted[name].shape != getattr(state[name], "shape", None)]
+    head = list(wanted)[-1].rpartition(".")[0]
+    if head_anew and wrong and all(_is_head(name, head, state[name], wanted[name]) for name in wrong):
+        model.load_state_dict({name: state[name] for name in wanted if name not in wrong}, strict=False)
+        return head
     if wrong:
         name = wrong[0]
         shapes = f"{tuple(getattr(state[name], 'shape', ()))} there, {tuple(wanted[name].shape)} here"
         raise UserError(f"{path}: not weights of this model: {name} is {shapes} ({len(wrong)} do not fit)")
     model.load_state_dict({name: state[name] for name in wanted})
+    return None
+
+
+def _is_head(name: str, head: str, there: Any, here: Tensor) -> bool:
+    """Whether a tensor is of the layer of that name, and differs in the number of outputs alone."""
+    return name.rpartition(".")[0] == head and isinstance(there, Tensor) and there.shape[1:] == here.shape[1:]
 
 
 def check_weights(model: nn.Module, path: str, name: str | None = None) -> dict:
