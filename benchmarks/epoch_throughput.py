@@ -3,8 +3,8 @@
     python -m benchmarks.epoch_throughput                                resnet20 on CIFAR-10-JPEG, batch 256, fp32
     python -m benchmarks.epoch_throughput --precision bf16 --only float "lsq 4/4" --repeats 5
 
-An epoch is one of train.py, as its metrics.csv times it: images read, augmented and normalised, the score, and the
-checkpoint that is due. The bare step is that of benchmarks/train_throughput.py: the same net, images that never change.
+An epoch is one of train.py, as its metrics.csv times it: images taken from memory, augmented and normalised, trained on
+and scored. The bare step is that of benchmarks/train_throughput.py: the same net, images that never change.
 The ratio compares an epoch with the mean of the steps just before and just after it.
 """
 
@@ -29,7 +29,7 @@ WARMUP = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=["float", "lsq 4/4"])
+    parser.add_argument("--only", nargs="*", default=["float", "lsq 4/4"], choices=["float", *OURS])
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=50, help="of the bare step, between two epochs")
