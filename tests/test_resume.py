@@ -261,6 +261,14 @@ def test_a_run_goes_on_from_a_checkpoint_elsewhere(interrupted, capsys):
     assert same(outcome(folder.with_name("other")), outcome(folder))
 
 
+def test_a_finished_run_whose_folder_was_renamed_is_finished_there(tmp_path, capsys):
+    command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}"]
+    train.main([*command, "run.name=run"])
+    (tmp_path / "run").rename(tmp_path / "other")
+    train.main([*command, "run.name=other"])
+    assert f"{tmp_path / 'other'} is finished" in capsys.readouterr().out
+
+
 def test_a_finished_run_that_is_asked_for_another_engine_is_measured_not_trained(tmp_path, capsys):
     command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}", "run.name=run"]
     train.main(command)

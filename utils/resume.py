@@ -22,9 +22,9 @@ from utils.files import write_whole
 from utils.say import say
 
 LAST, PREVIOUS, BEST = "last.pt", "last.prev.pt", "best.pt"
-ASIDE = ("note", "run.resume", "run.checkpoint_minutes", "run.tensorboard")
+ASIDE = ("note", "run.dir", "run.name", "run.resume", "run.checkpoint_minutes", "run.tensorboard")
 """Keys that may differ between a run and its continuation, since nothing that is trained depends on them."""
-PLACE = ("run.dir", "run.name", "run.engines")
+MEASURED = ("run.engines",)
 """And these: a finished run that is asked for other engines is measured anew, not trained."""
 
 
@@ -54,11 +54,11 @@ def find(folder: Path, settings: TrainSettings, asked: str) -> Start:
         return Start()
     elif finished(folder, settings):
         return Start(finished=True)
-    elif (folder / "summary.json").is_file() and not finished(folder, settings, PLACE):
+    elif (folder / "summary.json").is_file() and not finished(folder, settings, MEASURED):
         return Start()
     else:
         state, source = _readable([folder / LAST, folder / PREVIOUS]), folder
-    there = differences(state["settings"], settings.model_dump(), (*ASIDE, *PLACE, *_chosen(settings)))
+    there = differences(state["settings"], settings.model_dump(), (*ASIDE, *MEASURED, *_chosen(settings)))
     if there:
         raise UserError(
             f"run.resume: {source} is of another setting ({'; '.join(there[:3])}{'; ...' if there[3:] else ''}): "
