@@ -10,6 +10,7 @@ The ratio compares an epoch with the mean of the steps just before and just afte
 
 import argparse
 import csv
+import itertools
 import statistics
 import tempfile
 import time
@@ -73,7 +74,9 @@ def burst(step, options: argparse.Namespace) -> float:
 
 
 def cells(name: str, epochs: list[float], bare: list[float]) -> list[str]:
-    ratios = [found / ((before + after) / 2) for found, before, after in zip(epochs, bare, bare[1:], strict=False)]
+    ratios = [
+        found / ((before + after) / 2) for found, (before, after) in zip(epochs, itertools.pairwise(bare), strict=True)
+    ]
     ratio = timing.spread(ratios)
     middle = [f"{statistics.median(values):.0f}" for values in (epochs, bare)]
     return [name, *middle, f"{ratio.median:.3f} ({ratio.p10:.3f}-{ratio.p90:.3f})"]

@@ -102,7 +102,7 @@ def check_run(spec: QuantSettings, epochs: int, trained_before: bool) -> None:
     method, in_float = spec.method, ends_in_float(spec, epochs)
     if spec.layers == "auto" and not trained_before and (not in_float or (method != "float" and epochs == 0)):
         raise UserError(f"quant.layers: auto chooses by a trained float net: {method} needs model.weights here")
-    if epochs == 0 and method != "float" and METHODS[method].rescales(spec):
+    if epochs == 0 and METHODS[method].rescales(spec):
         raise UserError(
             f"run.epochs: 0 trains nothing, and {method}'s weights are on a scale of their own, which batch norm has "
             "to learn; quant.method=ptq quantizes a trained net as it is"

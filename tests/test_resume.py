@@ -258,6 +258,7 @@ def test_a_run_goes_on_from_a_checkpoint_elsewhere(interrupted, capsys):
     capsys.readouterr()
     train.main([*command[:-1], "run.name=other", f"run.resume={early}"])
     assert "going on in epoch 1, step 3" in capsys.readouterr().out
+    assert tensors.load(str(folder.with_name("other") / "last.pt"))["epoch"] == 3
     assert same(outcome(folder.with_name("other")), outcome(folder))
 
 

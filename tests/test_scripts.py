@@ -222,6 +222,7 @@ def test_ptq_of_a_checkpoint(trained, tmp_path):
     weights = trained[0] / "last.pt"
     done = run("train.py", *TINY, f"run.dir={tmp_path}", f"model.weights={weights}", "quant.method=ptq", "run.epochs=0")
     assert done.returncode == 0, done.stderr
+    assert "float" in done.stdout
     accuracy = json.loads((tmp_path / "train" / "summary.json").read_text())["accuracy"]
     assert set(accuracy) == {"float", "fake_quant", "reference", "fbgemm"}
     found, source = (tensors.load(str(path))["model"] for path in (tmp_path / "train" / "last.pt", weights))

@@ -148,7 +148,9 @@ def test_all_processes_stop_at_the_same_step(tmp_path):
     _, said = launched.communicate(timeout=60)
     assert launched.returncode != 0
     assert "the same command goes on from" in said
+    log = (tmp_path / "run" / "run.log").read_text()
     saved = tensors.load(str(tmp_path / "run" / "last.pt"))
+    assert saved["epoch"] >= log.count("float  ") + log.count("statassist  ") - 1
     at = str(saved["training"]["step"]), str(saved["epoch"] + 1)
     assert set(re.findall(r"stopped after step (\d+) of epoch (\d+)", said)) <= {at}, "said where it was in an epoch"
     again = torchrun(*keys)

@@ -59,7 +59,7 @@ def cells(sweep: dict[str, list | dict]) -> list[Cell]:
     for cell, other in itertools.combinations(found, 2):
         if cell.name == other.name:
             raise UserError(f"sweep: two cells would be called {cell.name}")
-    for key in [key for cell in found for key in cell.overrides if any(_lays_over(key, name) for name in FIXED)]:
+    for key in [key for cell in found for key in cell.overrides if any(_meet(key, name) for name in FIXED)]:
         raise UserError(f"sweep: {key} is the same for all cells; each has a folder of its own in the sweep's")
     return found
 
@@ -75,6 +75,10 @@ def check_given(sweep: dict[str, list | dict], given: Iterable[str]) -> None:
 def _lays_over(key: str, other: str) -> bool:
     """Whether a value for this key is one for the other key, too."""
     return f"{other}.".startswith(f"{key}.")
+
+
+def _meet(key: str, other: str) -> bool:
+    return _lays_over(key, other) or _lays_over(other, key)
 
 
 def _axis(key: str, sweep: dict) -> str:

@@ -110,12 +110,16 @@ def test_axes_have_their_short_names_where_those_tell_them_apart():
     assert found[1].name == "model.name=resnet20,optim.name=adam,seed=1"
 
 
-@pytest.mark.parametrize(
-    "sweep", [{"run.dir": ["a", "b"]}, {"recipe": {"a": {"run.name": "../../x"}}}, {"run": [{"epochs": 1}]}]
-)
+@pytest.mark.parametrize("sweep", [{"run.dir": ["a", "b"]}, {"recipe": {"a": {"run.name": "../../x"}}}])
 def test_no_cell_chooses_its_folder(sweep):
-    with pytest.raises(UserError, match=r"sweep: run(\.dir|\.name)? is the same for all cells"):
+    with pytest.raises(UserError, match=r"sweep: run\.(dir|name) is the same for all cells"):
         cells(sweep)
+
+
+@pytest.mark.parametrize("key", ["run", "sweep", "sweep.quant.act_bits"])
+def test_nor_by_the_section_around_it_and_no_cell_is_a_sweep(key):
+    with pytest.raises(UserError, match=rf"^sweep: {key} is the same for all cells"):
+        cells({"recipe": {"a": {key: {"epochs": 1}}}})
 
 
 @pytest.mark.parametrize("given", ["optim.lr=0.2", "model.name=vgg11"])
