@@ -25,7 +25,7 @@ FILES = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
 
 
 def main(arguments: list[str]) -> None:
-    options = config.parser(__doc__, "setting/evaluate.json", TABLES).parse_args(arguments)
+    options = config.parser(__doc__, "setting/evaluate.json", TABLES).parse_intermixed_args(arguments)
     if options.list:
         print("\n".join(TABLES[options.list]))
         return
@@ -59,6 +59,8 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     if settings.export:
         target = Path(settings.export)
+        if target.suffix in FILES and target.is_dir():
+            raise UserError(f"export: {target} is a folder, and {target.suffix} a file's ending")
         files.make_folder(target.parent if target.suffix in FILES else target, "export")
     dataset = data.DATASETS[d.name](d.root, d.image_size, d.limit, d.workers, False, d.on_error, d.cache)
     data.check_classes(dataset.classes, state["classes"])

@@ -9,7 +9,6 @@ python latency.py 'models=["runs/train"]' 'engines=["fbgemm","x86","onednn"]'
 import copy
 import functools
 import gc
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,15 @@ from tqdm import tqdm
 import models
 import quant
 from setting.names import TABLES
-from utils import checkpoint, config, files, memory, tensors, timing
+from utils import checkpoint, config, files, memory, resume, tensors, timing
 from utils.complexity import complexity
 from utils.environment import environment
-from utils.errors import run
+from utils.errors import UserError, run
 from utils.latency_table import report
 
 
 def main(arguments: list[str]) -> None:
-    options = config.parser(__doc__, "setting/latency.json", TABLES).parse_args(arguments)
+    options = config.parser(__doc__, "setting/latency.json", TABLES).parse_intermixed_args(arguments)
     if options.list:
         print("\n".join(TABLES[options.list]))
         return
@@ -51,6 +50,8 @@ def check(entry: str | dict[str, Any], image_size: int) -> None:
         tensors.check_exists(checkpoint_of(entry))
         return
     asked = model_settings(entry)
+    if asked.weights:
+        raise UserError("models: a net by its name has random weights; a run has its own, and is named by its folder")
     models.check(asked.name, asked.options, image_size)
     if models.is_external(asked.name):
         quant.trace(models.build(asked.name, None, image_size, asked.options))
@@ -71,8 +72,8 @@ def checkpoint_of(entry: str) -> str:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     """summary.json of a run; of one that is not finished, or older than its key `checkpoint`, what it would be."""
-    path = folder / "summary.json"
-    return {"checkpoint": "last.pt", "accuracy": {}} | (json.loads(path.read_text()) if path.is_file() else {})
+    found = resume.summary(folder) if (folder / resume.SUMMARY).is_file() else {}
+    return {"checkpoint": "last.pt", "accuracy": {}} | found
 
 
 def latency(settings: config.LatencySettings) -> None:

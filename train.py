@@ -7,7 +7,6 @@ python train.py --list models
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -53,16 +52,19 @@ MANY_MACS = 1e12
 
 
 def main(arguments: list[str]) -> None:
-    options = config.parser(__doc__, "setting/train.json", TABLES).parse_args(arguments)
+    options = config.parser(__doc__, "setting/train.json", TABLES).parse_intermixed_args(arguments)
     if options.list:
         print("\n".join(TABLES[options.list]))
         return
     settings = config.load(config.TrainSettings, options.config, options.overrides)
-    sweeps.check_given(settings.sweep, [text.partition("=")[0] for text in options.overrides])
     with config.blame(options.config):
-        name = settings.run.name or Path(options.config).stem
-        if settings.sweep:
-            runs = sweeps.runs(settings, lambda cell, part: check(cell, f"{name}/{part}"))
+        cells = sweeps.cells(settings.sweep) if settings.sweep else []
+    sweeps.check_given(cells, [text.partition("=")[0] for text in options.overrides])
+    with config.blame(options.config):
+        name = settings.run.name or config.as_name(Path(options.config).stem)
+        if cells:
+            runs = sweeps.runs(settings, cells, lambda cell, part: check(cell, f"{name}/{part}"))
+            settings = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
         else:
             settings = check(settings, name)
     if options.print_config:
@@ -71,13 +73,8 @@ def main(arguments: list[str]) -> None:
     with interrupt.handled(), processes.joined(device.find(settings.run.device)) as ranks:
         if not ranks.first:
             quiet()
-        if settings.sweep:
-            cells = [cell for _, cell in runs]
-            folder = Path(settings.run.dir) / name
-            if ranks.first:
-                files.make_folder(folder.parent, "run.dir")
-            with files.locked(folder) if ranks.first else contextlib.nullcontext():
-                sweeps.run(folder, runs, train, lambda: float_score(cells), sweeps.title(cells, name), ranks)
+        if cells:
+            train_all(runs, name, ranks)
         else:
             train(settings, ranks)
 
@@ -120,6 +117,17 @@ def check_model(asked: config.ModelSettings, image_size: int, spec: config.Quant
         checkpoint.check_weights(trial, asked.weights, asked.name)
 
 
+def train_all(runs: list[tuple[sweeps.Cell, config.TrainSettings]], name: str, ranks: Ranks) -> None:
+    """The runs of a sweep, in the folder of that name. The first process alone writes there, and no other program."""
+    settings = [own for _, own in runs]
+    folder = Path(settings[0].run.dir) / name
+    if ranks.first:
+        files.make_folder(folder.parent, "run.dir")
+        resume.check_is_sweeps(folder)
+    with files.locked(folder) if ranks.first else contextlib.nullcontext():
+        sweeps.run(folder, runs, train, lambda: float_score(settings), sweeps.title(settings, name), ranks)
+
+
 def load_dataset(d: config.DataSettings) -> data.Dataset:
     """The dataset, read once for all runs of a sweep."""
     return _read(d.name, d.root, d.image_size, d.limit, d.workers, d.on_error, d.cache, d.val_fraction)
@@ -147,7 +155,7 @@ def train(settings: config.TrainSettings, ranks: Ranks) -> None:
         if begin.finished:
             say(f"{folder} is finished; run.resume=never trains it again\n")
             if ranks.first:
-                say(quant.accuracy_table(json.loads((folder / "summary.json").read_text())))
+                say(quant.accuracy_table(resume.summary(folder)))
         else:
             train_from(begin.state, settings, folder, ranks)
 
@@ -159,12 +167,13 @@ def open_folder(folder: Path, settings: config.TrainSettings) -> resume.Start:
     if begin.finished:
         return begin
     if begin.state is None or resume.is_elsewhere(folder, asked):
+        resume.check_is_runs(folder)
         resume.make_room(folder)
     files.make_folder(folder, "run.dir")
     files.remove_parts(folder)
     resume.bring(folder, asked)
-    (folder / "summary.json").unlink(missing_ok=True)  # until this run has one of its own
-    files.write_json(folder / "config.json", settings.model_dump())
+    (folder / resume.SUMMARY).unlink(missing_ok=True)  # until this run has one of its own
+    files.write_json(folder / resume.SETTING, settings.model_dump())
     files.write_json(folder / "environment.json", environment() | {"engine": settings.quant.engine})
     return begin
 
@@ -256,7 +265,7 @@ def measure(
     }
     files.write_text(folder / "layers.txt", layers)
     plot.curves(log.rows, f"{settings.model.name} on {settings.data.name}, {q.method}", folder / "curves.png")
-    files.write_json(folder / "summary.json", summary | result)  # last: with it the run is finished
+    files.write_json(folder / resume.SUMMARY, summary | result)  # last: with it the run is finished
     (folder / resume.PREVIOUS).unlink(missing_ok=True)
     say(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
 
@@ -291,6 +300,8 @@ def fit(
     state: the checkpoint to go on from, or None.
     """
     d, q, o, r = settings.data, settings.quant, settings.optim, settings.run
+    if r.epochs > 0:
+        data.check_training(len(dataset.train), d.batch_size, ranks.world)
     side = data.evaluation_batch(d.image_size)
     model = model.to(ranks.device, memory_format=torch.channels_last)
     before = (state or {}).get("training") or {}
@@ -420,7 +431,7 @@ def with_layers(settings: config.TrainSettings, layers: dict | str, ranks: Ranks
     """The setting with these quant.layers, in config.json too."""
     settings = config.vary(settings, {"quant.layers": layers}, "quant.layers")
     if ranks.first:
-        files.write_json(folder / "config.json", settings.model_dump())
+        files.write_json(folder / resume.SETTING, settings.model_dump())
     return settings
 
 

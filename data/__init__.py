@@ -1,6 +1,6 @@
 """Datasets. A new one is a function in data/sources.py (or data/folders.py) and a row here."""
 
-from data.batches import Draw, batches, evaluation_batch, evaluation_side
+from data.batches import Draw, batches, check_training, evaluation_batch, evaluation_side
 from data.folders import imagefolder, imagenet
 from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
 from data.sources import cifar10, cifar100, digits, fake, fashion_mnist, svhn
@@ -16,5 +16,5 @@ DATASETS = {
     "fake": fake,
 }
 
-__all__ = ["DATASETS", "Dataset", "Draw", "Files", "Images", "batches", "check_classes", "evaluation_batch"]
-__all__ += ["evaluation_side", "first", "renormalized", "split"]
+__all__ = ["DATASETS", "Dataset", "Draw", "Files", "Images", "batches", "check_classes", "check_training"]
+__all__ += ["evaluation_batch", "evaluation_side", "first", "renormalized", "split"]

@@ -45,13 +45,11 @@ class Batches:
     """Iterate (images, labels): `epoch(number, first)` from step `first` on; iter() is the first epoch.
 
     A last training batch that would leave a process fewer than two images is left out: batch norm has no statistics of
-    one. Raises UserError where a batch has fewer images than there are processes.
+    one.
     """
 
     def __init__(self, images: Images | Files, batch_size: int, draw: Draw | None):
         self.images, self.batch_size, self.draw = images, batch_size, draw
-        if draw and batch_size < draw.world:
-            raise UserError(f"data.batch_size: {batch_size} images for {draw.world} processes")
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch_size)
@@ -139,8 +137,8 @@ class FileBatches(Batches):
             except UserError as error:  # a worker's, wrapped in its traceback
                 raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
             except (RuntimeError, OSError, EOFError) as error:  # the last two: its socket is gone
-                known = not isinstance(error, RuntimeError) or "DataLoader worker" in str(error)
-                if not known or not self.workers:
+                own = isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")
+                if own or not self.workers:
                     raise
                 say(f"a data worker died ({str(error).partition('.')[0]}); others take its place")
         raise UserError(f"data.workers: workers died {RETRIES + 1} times; out of memory? data.workers=0 does without")
@@ -204,6 +202,14 @@ def _quiet_children() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def check_training(images: int, batch_size: int, world: int) -> None:
+    """Raise UserError where a process would have fewer than two images a step: batch norm has no statistics of one."""
+    if batch_size < 2 * world:
+        raise UserError(f"data.batch_size: {batch_size} images for {world} process(es); each takes two or more")
+    if images < 2 * world:
+        raise UserError(f"data: {images} training images for {world} process(es); each takes two or more")
 
 
 def evaluation_side(image_size: int) -> int:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from data.images import IMAGENET_MEAN, IMAGENET_STD, Dataset, Files, Images, first, statistics
 from utils.errors import UserError
 from utils.say import say, tracked
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
 MEMORY_BYTES = 2**31
 
 
@@ -33,7 +33,7 @@ def imagefolder(
     """
     training, held_out = Path(root) / "train", _held_out(Path(root))
     classes = class_names(training if train or training.is_dir() else held_out)
-    every = [_files(part, classes) for part in (training, held_out) if part.is_dir()]
+    every = [_files(part, classes, part == training) for part in (training, held_out) if part.is_dir()]
     fits = sum(map(len, every)) * 3 * image_size**2 <= MEMORY_BYTES  # decided alike whatever part or limit is asked for
     kept = fits if cache == "auto" else cache == "always"
     parts = [first(part, limit) for part in (every if train else every[-1:])]
@@ -67,17 +67,28 @@ def imagenet(
     in_folders = any(path.is_dir() for path in held_out.iterdir())
     wnids = class_names(training if train or training.is_dir() or not in_folders else held_out)
     test = _files(held_out, wnids) if in_folders else _labelled(held_out, _solutions(top), wnids)
-    seen = first(_files(training, wnids), limit) if train else None
+    seen = first(_files(training, wnids, True), limit) if train else None
     return Dataset(seen, first(test, limit), _named(top, wnids), IMAGENET_MEAN, IMAGENET_STD, flip=True)
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image file as RGB."""
+    """An image file as RGB, as people see it."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return as_seen(image)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, DecompressionBombError, ... by its format
         raise UserError(f"{path}: not a readable image ({error})") from None
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """RGB, upright as its camera was held (EXIF), 16 bits of grey scaled to 8, on white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def square(image: Image.Image, image_size: int) -> Image.Image:
@@ -109,7 +120,8 @@ def _held_out(root: Path) -> Path:
     raise UserError(f"data.root: {root} has no test/ and no val/ folder beside train/")
 
 
-def _files(folder: Path, classes: list[str]) -> Files:
+def _files(folder: Path, classes: list[str], of_all: bool = False) -> Files:
+    """The images of a part; of_all: of each class there have to be some."""
     strangers = sorted({p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."} - set(classes))
     if strangers:
         raise UserError(f"data.root: {folder} has classes that train/ has not: {', '.join(strangers[:5])}")
@@ -120,8 +132,10 @@ def _files(folder: Path, classes: list[str]) -> Files:
         for path in sorted((folder / name).iterdir())
         if path.suffix.lower() in SUFFIXES and path.name[0] != "."
     ]
-    if not found:
-        raise UserError(f"data.root: no images under {folder} (looked for {', '.join(sorted(SUFFIXES))})")
+    empty = sorted({*range(len(classes))} - {label for _, label in found}) if of_all or not found else []
+    if empty:
+        where = folder / classes[empty[0]] if found else folder
+        raise UserError(f"data.root: no images under {where} (looked for {', '.join(sorted(SUFFIXES))})")
     return Files([path for path, _ in found], torch.tensor([label for _, label in found]))
 
 
@@ -179,4 +193,6 @@ def _decode(files: Files, image_size: int, workers: int, skip: bool) -> Images:
     for line in unreadable.values():
         say(f"left out: {line}")
     every = Images(torch.from_numpy(pixels), files.labels)
+    if len(unreadable) == len(files):
+        raise UserError(f"data.root: none of {len(files)} images can be read")
     return every.take(torch.tensor([i for i in range(len(files)) if i not in unreadable])) if unreadable else every

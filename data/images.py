@@ -77,9 +77,9 @@ def first(images, limit: int | None, after: int = 0):
 
 def split(dataset: Dataset, fraction: float) -> Dataset:
     """Hold out a fixed random share of the training images as the validation set."""
-    held = round(len(dataset.train) * fraction)
-    if held == 0:
+    if fraction == 0:
         return dataset
+    held = max(1, round(len(dataset.train) * fraction))
     if held >= len(dataset.train):
         raise UserError(f"data.val_fraction: {fraction} of {len(dataset.train)} images leaves none to train on")
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(1))

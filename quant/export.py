@@ -27,9 +27,21 @@ import sys
 from pathlib import Path
 
 import integer_ops  # noqa: F401  the operators of model.pt2
+import numpy
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
+
+
+def as_seen(image):
+    """RGB, upright as its camera was held, 16 bits of grey scaled to 8, on white where it is transparent."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def square(image, side):
@@ -44,7 +56,7 @@ info = json.loads((here / "model.json").read_text())
 model = torch.export.load(here / "model.pt2").module()
 values = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(info["mean"], info["std"])])
 prepare = v2.Compose([v2.CenterCrop(info["image_size"]), v2.ToImage(), values])
-image = prepare(square(Image.open(sys.argv[1]).convert("RGB"), info["resize"]))
+image = prepare(square(as_seen(Image.open(sys.argv[1])), info["resize"]))
 with torch.inference_mode():
     print(info["classes"][int(model(image[None]).argmax())])
 '''

@@ -24,8 +24,8 @@ SMALL = 2**15
 VARIANTS = 64
 """Of a kernel: types, numbers of axes, what is learned, activations."""
 FUSED = {"realize_reads_threshold": 1000, "realize_opcount_threshold": 1000}
-"""Options of the compiler: however often a formula uses what it has computed, it is never written to memory between.
-By itself the compiler does so after four uses or thirty operators, in fp32; norm_sums took two to four times as long."""
+"""Options of the compiler: what a formula computes on the way is never written to memory, however often it is used.
+By itself the compiler does so after four uses or thirty operators, in fp32; norm_sums took twice as long, or longer."""
 _compiled: dict[Callable, Callable] = {}
 
 

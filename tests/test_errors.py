@@ -121,6 +121,29 @@ MISTAKES = {
         ["model.name=svhn_cnn"],
         "model.name: svhn_cnn takes images of 40 pixels, not of 16",
     ),
+    "a batch beyond all": (
+        "train",
+        ["data.batch_size=99999999999"],
+        "data.batch_size: input should be less than or equal",
+    ),
+    "a seed too large": ("train", ["run.seed=99999999999999999999"], "run.seed: input should be less than 92233720"),
+    "a device without memory": ("train", ["run.device=meta"], "run.device: 'meta' is not to be had here"),
+    "epochs for shares": ("train", ["optim.milestones=[5,10]"], "optim.milestones: input should be less than 1, not 5"),
+    "an option that there is not": ("train", ["--epochs=5"], "command line: unrecognized arguments: --epochs=5"),
+    "nothing in a sweep": ("train", ['sweep={"a":{}}'], "setting/train.json: sweep.a: nothing to run over"),
+    "weights to time": (
+        "latency",
+        ['models=[{"name":"resnet20","weights":"nowhere.pt"}]'],
+        "models: a net by its name has random weights",
+    ),
+    "a damaged summary": ("latency", ['models=["{folder}/damaged"]'], "summary.json: not what train.py writes there"),
+    "half a summary": ("latency", ['models=["{folder}/half"]'], "summary.json: Expecting"),
+    "a folder for a file": (
+        "evaluate",
+        ["checkpoint={folder}/qat.pt", "export={folder}/folder.npz"],
+        "export: {folder}/folder.npz is a folder",
+    ),
+    "a folder of the system": ("latency", ["dir=/proc/self"], "dir: /proc/self cannot be a folder to write in ("),
     "an empty sweep": ("train", ['sweep={"run.seed":[]}'], "sweep.run.seed: nothing to run over"),
     "a cell with a mistake": (
         "train",
@@ -193,6 +216,10 @@ def test_a_mistake_is_one_line_and_code_2(mistake, checkpoints, tmp_path, monkey
     script, arguments, message = MISTAKES[mistake]
     (checkpoints / "broken.json").write_text('{"note": "a comma too many",}')
     (checkpoints / "list.json").write_text("[]")
+    (checkpoints / "folder.npz").mkdir(exist_ok=True)
+    for name, text in (("damaged", '{"checkpoint": 3}'), ("half", "{")):
+        (checkpoints / name).mkdir(exist_ok=True)
+        (checkpoints / name / "summary.json").write_text(text)
     (tmp_path / "strangers.py").write_text(STRANGERS)
     (tmp_path / "half.py").write_text("def net(:")
     monkeypatch.syspath_prepend(tmp_path)

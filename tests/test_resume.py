@@ -235,6 +235,42 @@ def test_another_setting_is_refused_by_its_keys(interrupted):
     assert (folder / "last.pt").read_bytes() == before
 
 
+def test_weights_alone_do_not_take_the_place_of_a_training(tmp_path, monkeypatch):
+    """best.pt has no optimizer to go on with; last.pt beside it has."""
+    command = [*SHORT, f"run.dir={tmp_path}", "run.name=run"]
+    killed_at(monkeypatch, 12)  # in the third epoch; the first is in float, and not to choose from
+    with pytest.raises(Killed):
+        train.main(command)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
+    assert before.keys() == {"best.pt", "last.pt", "last.prev.pt"}
+    with pytest.raises(UserError, match=r"best\.pt holds no training to go on with; model.weights takes weights"):
+        train.main([*command, f"run.resume={tmp_path / 'run' / 'best.pt'}"])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")} == before
+
+
+@pytest.mark.parametrize("cure", ["data.workers=0", "data.on_error=skip"])
+def test_what_a_message_tells_to_do_does_not_make_it_another_run(cure, interrupted, capsys):
+    _, command = interrupted
+    capsys.readouterr()
+    train.main([*command, cure])
+    assert "going on in epoch 1, step 3" in capsys.readouterr().out
+    train.main(command)
+    assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", ["optim.lr=0.1", "optim.lr=0.2"], ids=["the same", "another"])
+def test_a_run_that_was_taken_away_all_but_its_best_is_finished_all_the_same(setting, tmp_path, capsys):
+    command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}", "run.name=run"]
+    train.main(command)
+    (tmp_path / "run" / "last.pt").unlink()
+    before = (tmp_path / "run" / "best.pt").read_bytes()
+    capsys.readouterr()
+    train.main([*command, setting])
+    same_one = setting == "optim.lr=0.1"
+    assert ("is finished" in capsys.readouterr().out) == same_one
+    assert (tmp_path / ("run" if same_one else "run.1") / "best.pt").read_bytes() == before
+
+
 def test_a_finished_run_stays_and_another_setting_makes_room(tmp_path, capsys):
     command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}", "run.name=run"]
     train.main(command)
@@ -299,7 +335,7 @@ def test_a_checkpoint_without_its_training_is_refused_in_a_line(training, interr
     folder, command = interrupted
     state = tensors.load(str(folder / "last.pt")) | {"training": training}
     tensors.save(tmp_path / "odd.pt", state)
-    with pytest.raises(UserError, match=r"last\.pt: holds no training to go on with") as refused:
+    with pytest.raises(UserError, match=r"holds no training to go on with") as refused:
         train.main([*command[:-1], "run.name=other", f"run.resume={tmp_path / 'odd.pt'}"])
     assert "\n" not in str(refused.value)
 
@@ -321,6 +357,7 @@ def test_a_file_size_limit_does_not_end_the_run(tmp_path):
     process = start(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     out, said = process.communicate()
     assert "last.pt could not be saved (File too large); the run goes on" in out
+    assert "ended: " in (tmp_path / "run" / "run.log").read_text().splitlines()[-1]
     assert "epoch   3/3" in out
     assert process.returncode == 2, "in the end there is no checkpoint"
     assert said.count("\n") == 1

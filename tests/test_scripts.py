@@ -306,6 +306,14 @@ def test_mistakes_are_one_line_before_any_data(arguments, message, tmp_path, cap
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_setting_of_any_name_makes_a_run_that_can_be_read_again(tmp_path):
+    setting = tmp_path / "my [1] & only.json"
+    setting.write_text((ROOT / "setting" / "train.json").read_text())
+    few = ["run.epochs=1", "data.limit=64", "data.image_size=16", f"run.dir={tmp_path}", 'run.engines=["reference"]']
+    train.main(["data.batch_size=64", "-c", str(setting), *few])
+    evaluate.main([f"checkpoint={tmp_path / 'my _1_ _ only' / 'last.pt'}", 'engines=["reference"]'])
+
+
 def test_a_mistake_ends_the_process_with_one_line_and_code_2(tmp_path):
     for script in ("train.py", "evaluate.py"):
         done = run(script, "-c", "setting/nowhere.json")

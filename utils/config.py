@@ -7,6 +7,7 @@ it and reports a mistake in one line: file, key, what is wrong, the nearest righ
 import argparse
 import contextlib
 import json
+import os
 import re
 import typing
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,13 @@ def _run_name(value: str) -> str:
 
 
 RunName = Annotated[str, AfterValidator(_run_name)]
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A file or folder; ~ is the user's own."""
+
+
+def as_name(text: str) -> str:
+    """A run's name that is as near to a text as a name can be."""
+    return re.sub(r"[^\w.=,+ -]", "_", text)
 
 
 class Section(BaseModel):
@@ -52,11 +60,11 @@ class Section(BaseModel):
 class DataSettings(Section):
     name: str = "digits"
     """The dataset: a row of data.DATASETS."""
-    root: str = "datasets"
+    root: PathText = "datasets"
     """Folder of the files. imagefolder: the one that holds train/ and val/ or test/."""
     image_size: int = Field(32, ge=8, le=1024)
     """Side of the square images that the model sees, in pixels."""
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, le=2**20)
     """Images a training step, of all processes together. Evaluation takes its own batches."""
     workers: int = Field(2, ge=0)
     """Threads (images kept in memory) or processes (large images) that decode image files."""
@@ -78,7 +86,7 @@ class ModelSettings(Section):
 
     name: str = "resnet20"
     """The network: a row of models.MODELS. Further keys are that model's own options."""
-    weights: str | None = None
+    weights: PathText | None = None
     """A checkpoint or state dict to start from, or null: from scratch."""
 
     @property
@@ -143,7 +151,7 @@ class QuantSettings(Section):
     norm_images: int = Field(0, ge=0)
     """Training images on which batch norm's statistics are found anew when quantized training ends; 0: as it left
     them."""
-    teacher: str | None = None
+    teacher: PathText | None = None
     """A checkpoint of train.py, of the float net, say, whose answers are learned beside the labels; null: none."""
     teacher_share: float = Field(0.5, gt=0, le=1)
     """Teacher: its share of the loss; the labels have the rest."""
@@ -196,8 +204,8 @@ class OptimSettings(Section):
     """How the rate falls after the warm-up: a row of utils.schedule.SCHEDULES."""
     warmup_epochs: float = Field(1.0, ge=0)
     """Epochs of linear warm-up from 0; set anew at every step."""
-    milestones: list[float] = [0.5, 0.75]
-    """Schedule step: shares of the run after which the rate is divided by ten."""
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.75]
+    """Schedule step: shares of what follows the warm-up, after which the rate is divided by ten."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread over all classes."""
     average: float = Field(0.0, ge=0, lt=1)
@@ -217,7 +225,7 @@ class OptimSettings(Section):
 class RunSettings(Section):
     epochs: int = Field(20, ge=0)
     """Passes over the training images, the float ones included."""
-    seed: int = 1882
+    seed: int = Field(1882, ge=0, lt=2**63)
     """Seed of initial weights, data order, augmentation and noise."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Arithmetic of convolutions in training; quantizers always compute in fp32. auto: the faster for this net here."""
@@ -225,11 +233,11 @@ class RunSettings(Section):
     """Quantizers as loops of their own (torch.compile), some 20 seconds at the start; auto: where training is long."""
     device: str = "auto"
     """Where training runs, as torch names it; auto: an accelerator if there is one. Integer engines run on the CPU."""
-    dir: str = "runs"
+    dir: PathText = "runs"
     """Folder of all runs."""
     name: RunName | None = None
     """This run's folder; null: the name of the setting file."""
-    resume: str = "auto"
+    resume: PathText = "auto"
     """auto: go on with an interrupted run of this name and setting; never: begin anew; else a checkpoint to take up."""
     checkpoint_minutes: float = Field(10.0, gt=0)
     """Minutes between checkpoints within an epoch; there is one at each epoch's end anyway."""
@@ -260,13 +268,13 @@ class EvaluateSettings(Section):
 
     note: str = ""
     """What this setting does and what it costs."""
-    checkpoint: str = "runs/train/last.pt"
+    checkpoint: PathText = "runs/train/last.pt"
     """The checkpoint, written by train.py."""
     engines: list[str] = ["reference", "fbgemm", "qnnpack", "x86", "onednn"]
     """Engines to convert to and measure; rows of quant.ENGINES."""
-    output: str | None = None
+    output: PathText | None = None
     """Folder for evaluation.json; null: beside the checkpoint."""
-    export: str | None = None
+    export: PathText | None = None
     """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
     in .onnx, or of one as small as its bits, in .npz; null: none."""
     sensitivity: bool = False
@@ -282,7 +290,7 @@ class LatencySettings(Section):
 
     note: str = ""
     """What this setting does and what it costs."""
-    models: list[str | dict[str, Any]] = Field(["resnet18", "mobilenet_v2"], min_length=1)
+    models: list[PathText | dict[str, Any]] = Field(["resnet18", "mobilenet_v2"], min_length=1)
     """Names, or {"name": ...} with the model's options, or finished runs: a run's folder or checkpoint."""
     engines: list[str] = Field(["fbgemm", "x86"], min_length=1)
     """Engines to time; rows of quant.ENGINES."""
@@ -298,7 +306,7 @@ class LatencySettings(Section):
     """Calls of each model before any is timed."""
     repeats: int = Field(50, ge=1)
     """Timed calls of each model."""
-    dir: str = "runs/latency"
+    dir: PathText = "runs/latency"
     """Folder of the tables and the picture."""
     trust: bool = False
     """Let a checkpoint call the function of an installed package that it names as its model's factory."""
@@ -309,9 +317,14 @@ LARGEST, DEEPEST = 2**20, 32
 """Bytes of a setting file, and brackets within brackets."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(f"command line: {message}; --help tells what there is")
+
+
 def parser(description: str, default: str, choices: Iterable[str]) -> argparse.ArgumentParser:
     """The command line that all scripts share; `choices` are what --list can list."""
-    cli = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("-c", "--config", default=default, metavar="FILE", help=f"setting file (default: {default})")
     cli.add_argument("--list", choices=list(choices), help="print the names to choose from, and stop")
     cli.add_argument("--print-config", action="store_true", help="print the resolved setting and stop")

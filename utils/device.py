@@ -16,7 +16,7 @@ def find(name: str) -> torch.device:
     else:
         try:
             found = torch.device(name)
-            torch.empty(0, device=found)
+            torch.empty(0, device=found).cpu()
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"run.device: {name!r} is not to be had here ({str(error).splitlines()[0]})") from None
     if found.type == "cpu" or found.index is not None or torch.accelerator.device_count() < 2:

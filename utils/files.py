@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,11 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def make_folder(path: Path, key: str) -> Path:
-    """The folder that the setting has under `key`, made if need be. Raises UserError where there can be none."""
+    """The folder that the setting has under `key`, made if need be. Raises UserError where there can be none, or where
+    nobody can write into it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
     except OSError as error:
-        raise UserError(f"{key}: {path} cannot be a folder ({error.strerror})") from None
-    return path
+        raise UserError(f"{key}: {path} cannot be a folder to write in ({error.strerror})") from None

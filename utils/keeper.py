@@ -85,7 +85,8 @@ class Keeper:
             training = {"optimizer": optimizer.state_dict(), "step": at.step, "score": [*astuple(total)]}
             state = self.pack(model, at.epoch, training | {"log": log.state()})
             self.owed = None if self._save(LAST, state, self.folder / PREVIOUS) else state
-        return f"stopped after step {at.step} of epoch {at.epoch + 1}; {self.how}"
+        lost = " (which is not on disk)" if self.owed else ""
+        return f"stopped after step {at.step} of epoch {at.epoch + 1}{lost}; {self.how}"
 
     def settle(self) -> None:
         """Save the last epoch's last.pt, if that failed. Raises OSError if it cannot be saved now, either."""

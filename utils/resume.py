@@ -22,8 +22,13 @@ from utils.files import write_whole
 from utils.say import say
 
 LAST, PREVIOUS, BEST = "last.pt", "last.prev.pt", "best.pt"
-ASIDE = ("note", "run.dir", "run.name", "run.resume", "run.checkpoint_minutes", "run.tensorboard")
-"""Keys that may differ between a run and its continuation, since nothing that is trained depends on them."""
+SUMMARY, SETTING = "summary.json", "config.json"
+ASIDE = (
+    *("note", "run.dir", "run.name", "run.resume", "run.checkpoint_minutes", "run.tensorboard"),
+    *("data.workers", "data.on_error"),
+)
+"""Keys that may differ between a run and its continuation: what is trained does not depend on them, or (on_error) only
+where it could not be trained at all."""
 MEASURED = ("run.engines",)
 """And these: a finished run that is asked for other engines is measured anew, not trained."""
 
@@ -50,11 +55,11 @@ def find(folder: Path, settings: TrainSettings, asked: str) -> Start:
     """Where this run begins. Raises UserError if its folder holds an interrupted run of another setting."""
     if asked not in ("auto", "never"):
         state, source = _readable([Path(asked)]), asked
-    elif asked == "never" or not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
-        return Start()
-    elif finished(folder, settings):
+        if "optimizer" not in (state.get("training") or {}) and state["epoch"] < settings.run.epochs:
+            raise UserError(f"run.resume: {asked} holds no training to go on with; model.weights takes weights")
+    elif asked == "auto" and finished(folder, settings):
         return Start(finished=True)
-    elif (folder / "summary.json").is_file() and not finished(folder, settings, MEASURED):
+    elif asked == "never" or not _is_interrupted(folder, settings):
         return Start()
     else:
         state, source = _readable([folder / LAST, folder / PREVIOUS]), folder
@@ -65,6 +70,13 @@ def find(folder: Path, settings: TrainSettings, asked: str) -> Start:
             "run.name=... begins another beside it, run.resume=never in its place"
         )
     return Start(state=state)
+
+
+def _is_interrupted(folder: Path, settings: TrainSettings) -> bool:
+    """Whether the folder holds a training to go on with, or one that is finished and asked for other engines."""
+    if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        return False
+    return not (folder / SUMMARY).is_file() or finished(folder, settings, MEASURED)
 
 
 def _readable(candidates: list[Path]) -> dict:
@@ -87,12 +99,12 @@ def finished(folder: Path, settings: TrainSettings, aside: tuple[str, ...] = ())
 
     aside: keys in which it may differ.
     """
-    summary, sources = folder / "summary.json", [settings.model.weights, settings.quant.teacher]
+    sources = [settings.model.weights, settings.quant.teacher]
     try:
-        there = json.loads((folder / "config.json").read_text())
+        there = json.loads((folder / SETTING).read_text())
         same = not differences(there, json.loads(settings.model_dump_json()), (*ASIDE, *aside, *_chosen(settings)))
         newest = max((Path(source).stat().st_mtime for source in sources if source), default=0)
-        return same and summary.stat().st_mtime > newest
+        return same and (folder / SUMMARY).stat().st_mtime > newest
     except (OSError, ValueError):
         return False
 
@@ -109,14 +121,41 @@ def is_elsewhere(folder: Path, asked: str) -> bool:
 
 def bring(folder: Path, asked: str) -> None:
     """Copy the checkpoint that run.resume names, and the best.pt beside it, to where a run's own are."""
-    for there, here in ((Path(asked), folder / LAST), (Path(asked).with_name(BEST), folder / BEST)):
+    for there, here, before in (
+        (Path(asked), folder / LAST, folder / PREVIOUS),
+        (Path(asked).with_name(BEST), folder / BEST, None),
+    ):
         if asked not in ("auto", "never") and there.is_file() and there.resolve() != here.resolve():
-            write_whole(here, functools.partial(shutil.copyfile, there), here.with_name(PREVIOUS))
+            write_whole(here, functools.partial(shutil.copyfile, there), before)
+
+
+def summary(folder: Path) -> dict:
+    """What was measured when the run of this folder was finished. Raises UserError where it cannot be read."""
+    path = folder / SUMMARY
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}; run.resume=never trains anew") from None
+    if not isinstance(found, dict) or not isinstance(found.get("accuracy"), dict):
+        raise UserError(f"{path}: not what train.py writes there; run.resume=never trains anew")
+    return found
+
+
+def check_is_sweeps(folder: Path) -> None:
+    """Raise UserError if a single run has its files in the folder that a sweep is to have."""
+    if (folder / SETTING).is_file():
+        raise UserError(f"run.name: {folder} is a single run's; give the sweep another name")
+
+
+def check_is_runs(folder: Path) -> None:
+    """Raise UserError if a sweep has its cells in the folder that a single run is to have."""
+    if any(folder.glob(f"*/{SETTING}")):
+        raise UserError(f"run.name: {folder} holds the runs of a sweep; give this one another name")
 
 
 def make_room(folder: Path) -> None:
     """Rename what an earlier run has left in the folder, if it got as far as a checkpoint."""
-    if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+    if any((folder / name).is_file() for name in (LAST, PREVIOUS, BEST, SUMMARY)):
         beside = next(path for i in itertools.count(1) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
         folder.rename(beside)
         say(f"the run that was in {folder} is in {beside} now")

@@ -36,13 +36,16 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def kept_in(path: Path) -> Iterator[None]:
-    """Add every line that is said to a file, with the time, and go on where the disk is full."""
+    """Add every line that is said to a file, with the time, and why it ended early; go on where the disk is full."""
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     handler.handleError = lambda record: None
     _log.addHandler(handler)
     try:
         yield
+    except (Exception, KeyboardInterrupt) as ended:
+        handler.handle(logging.makeLogRecord({"msg": f"ended: {ended or type(ended).__name__}"}))
+        raise
     finally:
         _log.removeHandler(handler)
         handler.close()

@@ -7,7 +7,6 @@ columns, run.seed means and standard deviations.
 
 import itertools
 import json
-import re
 import statistics
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from utils import files, plot
-from utils.config import TrainSettings, vary
+from utils.config import TrainSettings, as_name, vary
 from utils.errors import UserError
 from utils.ranks import Ranks
-from utils.resume import finished, request
+from utils.resume import finished, request, summary
 from utils.say import say
 from utils.table import markdown_table
 
@@ -38,7 +37,7 @@ class Cell:
     def name(self) -> str:
         """The name of its folder."""
         labels = ",".join(f"{axis.removeprefix('run.')}={label}" for axis, label in self.labels.items())
-        return re.sub(r"[^\w.=,+-]", "_", labels)
+        return as_name(labels).replace(" ", "_")
 
 
 def cells(sweep: dict[str, list | dict]) -> list[Cell]:
@@ -64,9 +63,9 @@ def cells(sweep: dict[str, list | dict]) -> list[Cell]:
     return found
 
 
-def check_given(sweep: dict[str, list | dict], given: Iterable[str]) -> None:
+def check_given(planned: list[Cell], given: Iterable[str]) -> None:
     """Refuse keys given on the command line where a cell lays a value of its own over them."""
-    for cell, key in itertools.product(cells(sweep), given):
+    for cell, key in itertools.product(planned, given):
         own = next((own for own in cell.overrides if _lays_over(own, key)), None)
         if own:
             raise UserError(f"command line: {key}: cell {cell.name} of the sweep has a {own} of its own")
@@ -88,10 +87,12 @@ def _axis(key: str, sweep: dict) -> str:
     return short if alone and key != SEED else key
 
 
-def runs(settings: TrainSettings, check: Callable[[TrainSettings, str], TrainSettings]) -> list:
-    """(cell, its settings) of a whole sweep, all of them checked. check(settings, name of the cell)."""
+def runs(
+    settings: TrainSettings, planned: list[Cell], check: Callable[[TrainSettings, str], TrainSettings]
+) -> list[tuple[Cell, TrainSettings]]:
+    """The cells with the settings of each, all of them checked. check(settings, name of the cell)."""
     single = settings.model_copy(update={"sweep": {}})
-    varied = [(cell, vary(single, cell.overrides, f"cell {cell.name}")) for cell in cells(settings.sweep)]
+    varied = [(cell, vary(single, cell.overrides, f"cell {cell.name}")) for cell in planned]
     return [(cell, check(own, cell.name)) for cell, own in varied]
 
 
@@ -127,7 +128,7 @@ def run(
             continue
         if ranks.first:
             (home / "error.txt").unlink(missing_ok=True)  # of an earlier try
-            rows.append((cell, json.loads((home / "summary.json").read_text())))
+            rows.append((cell, summary(home)))
             write_tables(folder, rows, reference, title)
     if rows:
         say("\n" + (folder / "table.md").read_text())
@@ -173,8 +174,8 @@ def mean_text(values: list[float]) -> str:
 def _gathered(rows: list[tuple[Cell, dict]], axes: list[str]) -> Iterator[tuple[dict[str, str], list[dict]]]:
     """Cells that differ by their seed alone, together."""
     found: dict[tuple, list[dict]] = {}
-    for cell, summary in rows:
-        found.setdefault(tuple(cell.labels[axis] for axis in axes), []).append(summary)
+    for cell, measured in rows:
+        found.setdefault(tuple(cell.labels[axis] for axis in axes), []).append(measured)
     for labels, summaries in found.items():
         yield dict(zip(axes, labels, strict=True)), summaries
 

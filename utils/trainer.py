@@ -136,7 +136,8 @@ class Trainer:
         became = "of another process is not finite" if torch.isfinite(loss) else f"became {loss.item()}"
         return UserError(
             f"the loss {became} in epoch {epoch + 1}, step {step + 1} of {len(self.training)}; the first "
-            f"layer whose output is not finite: {where}; try a smaller optim.lr (last.pt is of before)"
+            f"layer whose output is not finite: {where}; last.pt is of before: take it up under another run.name, as "
+            "model.weights and with a smaller optim.lr"
         )
 
     def _before(self, epoch: int, step: int) -> None:

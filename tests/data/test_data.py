@@ -62,6 +62,7 @@ def test_validation_images_are_held_out_of_training():
     rows = torch.cat([parts.train.pixels, parts.val.pixels]).flatten(1)
     assert torch.equal(rows.double().sum(), whole.train.pixels.double().sum())
     assert data.split(whole, 0.0).val is None
+    assert len(data.split(whole, 1e-6).val) == 1, "asked for some, there are some"
 
 
 def test_imagefolder_in_memory(folder):
@@ -170,9 +171,18 @@ def test_processes_share_each_batch(drawn):
         assert torch.equal(whole[1::2], second)
 
 
-def test_a_batch_has_an_image_for_each_process(drawn):
-    with pytest.raises(UserError, match=r"data.batch_size: 5 images for 8 processes"):
-        drawn(data.Draw(seed=5, world=8))
+@pytest.mark.parametrize(
+    ("images", "batch_size", "world", "refused"),
+    [
+        (100, 1, 1, "data.batch_size: 1 images for 1 process"),
+        (100, 15, 8, "data.batch_size: 15 images for 8 process"),
+        (1, 32, 1, "data: 1 training images for 1 process"),
+    ],
+)
+def test_each_process_has_two_images_a_step(images, batch_size, world, refused):
+    data.check_training(2 * world, 2 * world, world)
+    with pytest.raises(UserError, match=refused):
+        data.check_training(images, batch_size, world)
 
 
 def test_mistakes_are_named(folder):
@@ -233,6 +243,60 @@ def test_whatever_is_wrong_with_an_image_is_a_line_with_its_path(damage, tmp_pat
         open_image(tmp_path / "0.png")
 
 
+def on_its_side(image: Image.Image, path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+def in_16_bits(image: Image.Image, path) -> None:
+    Image.fromarray(numpy.asarray(image.convert("L")).astype(numpy.uint16) * 257).save(path)
+
+
+def with_alpha(image: Image.Image, path) -> None:
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.fromarray(255 * (numpy.asarray(image)[..., 0] < 128).astype(numpy.uint8)))
+    clear.save(path)
+
+
+def palette(image: Image.Image, path) -> None:
+    few = Image.fromarray((numpy.asarray(image)[..., 0] // 128).astype(numpy.uint8), mode="P")
+    few.putpalette([10, 20, 30, 40, 50, 60])
+    few.save(path, transparency=b"\x00\xff")
+
+
+def seen(image: Image.Image, save) -> numpy.ndarray:
+    """What `save` stores, as it is to be seen."""
+    pixels = numpy.asarray(image)
+    if save is in_16_bits:
+        return numpy.repeat(numpy.asarray(image.convert("L"))[..., None], 3, 2)
+    if save is with_alpha:
+        return numpy.where(pixels[..., :1] < 128, pixels, 255)
+    return numpy.where(pixels[..., :1] < 128, 255, (40, 50, 60)) if save is palette else pixels
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("save", [on_its_side, in_16_bits, with_alpha, palette])
+def test_images_are_read_as_people_see_them(save, tmp_path):
+    image = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=numpy.uint8))
+    save(image, tmp_path / "0.png")
+    assert numpy.array_equal(numpy.asarray(open_image(tmp_path / "0.png")), seen(image, save))
+
+
+def test_a_class_without_images_is_named(folder):
+    (folder / "train" / "emu").mkdir()
+    (folder / "train" / "emu" / "0.psd").write_bytes(b"of a program that nobody else has")
+    with pytest.raises(UserError, match=r"data.root: no images under .*train/emu \(looked for .*\.tif"):
+        data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+
+
+def test_images_none_of_which_can_be_read_are_no_dataset(folder):
+    for path in (folder / "test").rglob("*.png"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"data.root: none of 4 images can be read"):
+        data.DATASETS["imagefolder"](str(folder), 32, None, 0, on_error="skip")
+
+
 def test_hidden_files_are_no_images(folder):
     (folder / "train" / "cat" / "._0.png").write_bytes(b"what another system keeps beside a file")
     assert len(data.DATASETS["imagefolder"](str(folder), 32, None, 0).train) == 12
@@ -281,6 +345,17 @@ def test_no_images_are_no_batches(source, folder, monkeypatch):
     none = data.batches(dataset.test.take(torch.arange(0)), 2, dataset.mean, dataset.std, 16, 0)
     assert len(none) == 0
     assert list(none) == []
+
+
+def test_a_bug_in_a_worker_is_not_its_death(folder, monkeypatch):
+    def bug(path):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+    monkeypatch.setattr(sys.modules["data.batches"], "open_image", bug)
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32, 1))
 
 
 def test_workers_that_always_die_end_the_run(folder, monkeypatch):

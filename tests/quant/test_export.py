@@ -1,5 +1,6 @@
 """The exported file computes what the simulation computes, in a process that knows nothing of this repository."""
 
+import ast
 import json
 import os
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import quant
-from data.folders import open_image, square
+from data.folders import as_seen, open_image, square
+from quant.export import EXAMPLE
 from tests.conftest import photos, spec, with_real_statistics
 
 PROGRAM = """
@@ -93,6 +95,19 @@ def test_layers_on_tokens_and_layers_in_float_survive_the_export(keys, tmp_path)
     with torch.inference_mode():
         expected = quant.convert(prepared, "reference")(images)
         assert torch.allclose(model(images), expected, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "I;16", "CMYK"])
+def test_the_example_sees_an_image_as_training_does(mode):
+    from PIL import Image, ImageOps
+
+    defined = [node for node in ast.parse(EXAMPLE).body if isinstance(node, ast.FunctionDef)]
+    example = {"Image": Image, "ImageOps": ImageOps, "numpy": numpy}
+    exec(compile(ast.Module(defined, []), "example.py", "exec"), example)
+    image = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (45, 37, 3), dtype=numpy.uint8)).convert(mode)
+    image.getexif()[0x0112] = 3
+    expected = square(as_seen(image), 24)
+    assert numpy.array_equal(numpy.asarray(example["square"](example["as_seen"](image), 24)), numpy.asarray(expected))
 
 
 def test_the_example_names_the_class_of_an_image_file(tmp_path):

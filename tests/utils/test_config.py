@@ -44,6 +44,15 @@ def test_overrides_are_json_or_text(tmp_path):
     assert settings.model.options == {"form": "cifar"}
 
 
+def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    given = ["run.dir=~/runs", "data.root=~/images", "model.weights=~/last.pt"]
+    settings = config.load(config.TrainSettings, write(tmp_path), given)
+    assert settings.run.dir == "/home/somebody/runs"
+    assert settings.data.root == "/home/somebody/images"
+    assert settings.model.weights == "/home/somebody/last.pt"
+
+
 def test_settings_are_frozen(tmp_path):
     settings = config.load(config.TrainSettings, write(tmp_path), [])
     with pytest.raises(pydantic.ValidationError):

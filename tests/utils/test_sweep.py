@@ -76,6 +76,16 @@ def test_seeds_are_gathered_and_the_float_net_stands_beside(tmp_path):
     assert table.count("±") == 4
 
 
+def test_a_single_run_and_a_sweep_do_not_share_a_folder(tmp_path):
+    command = write(tmp_path, {"run.seed": [5]}, quant={"method": "float"})
+    train.main(command)
+    with pytest.raises(UserError, match=r"run.name: .*grid holds the runs of a sweep; give this one another name"):
+        train.main([*command, "sweep={}"])
+    train.main([*command, "sweep={}", "run.name=alone"])
+    with pytest.raises(UserError, match=r"run.name: .*alone is a single run's; give the sweep another name"):
+        train.main([*command, "run.name=alone"])
+
+
 def test_a_failing_cell_is_reported_and_passed_over(tmp_path, capsys):
     sweep = {"recipe": {"bad": {"optim.lr": 1e30}, "good": {"optim.lr": 0.01}}}
     with pytest.raises(UserError, match=r"1 of 2 cells failed; recipe=bad: the loss became"):
