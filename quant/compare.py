@@ -62,10 +62,17 @@ def float_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def megabytes_at_bits(model: nn.Module) -> float:
-    """Decimal MB of the layers' weights, scales and biases in a file of quant/packed.py."""
-    size = sum(layer_bytes(layer, None, None) for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    """Decimal MB of the layers' weights, scales and biases in a file of quant/packed.py, and of all else in float."""
+    size, counted = (
+        0,
+        {part for module in model.modules() if isinstance(module, Quantizer) for part in module.modules()},
+    )
     for layer, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
         size += layer_bytes(layer, source.grid() if layer.runs_in_integers(source) else None, norm)
+        counted |= {*layer.modules(), norm}
+    for module in set(model.modules()) - counted:
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        size += sum(tensor.nbytes for tensor in own if tensor.is_floating_point())
     return size / 1e6
 
 

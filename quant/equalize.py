@@ -7,7 +7,8 @@ Between two layers a channel may be divided by any s_i > 0 and multiplied back, 
 makes the ranges r1_i = max |W1_i| of the producer's rows and r2_i = max |W2_:i| of the consumer's columns the same. All
 pairs take turns until nothing moves. A pair is a convolution or linear layer, its batch norm, a ReLU or nothing, then
 pools, dropouts or a flattening, and one layer that alone reads it. Where something bounds the value on both sides, or
-bends it otherwise (ReLU6, hard-swish), and where there is a second reader, nothing is done.
+bends it otherwise (ReLU6, hard-swish), where there is a second reader, and where another layer has the same tensor,
+nothing is done.
 
 Differs from the paper: batch norm is not folded: r1 is of the weights times |gamma| / sqrt(var + eps), and gamma and
 beta are divided; high biases are not absorbed. r1 is never less than |b1| (|beta|), or a channel that is all bias would
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from quant.roles import RELU, bounds_of, roles
+from quant.roles import RELU, bounds_of, name_of, roles, vanishes
 from quant.trace import trace
 
 SWEEPS = 20
@@ -33,6 +34,9 @@ class Pair:
     producer: nn.Conv2d | nn.Linear
     norm: nn.BatchNorm2d | None
     consumer: nn.Conv2d | nn.Linear
+
+    def parts(self) -> list[nn.Module]:
+        return [part for part in (self.producer, self.norm, self.consumer) if part is not None]
 
 
 @torch.no_grad()
@@ -48,6 +52,7 @@ def equalize(model: nn.Module) -> int:
 
 def pairs(traced: fx.GraphModule) -> list[Pair]:
     role, found, calls = roles(traced), [], Counter(node.target for node in traced.graph.nodes)
+    owners = Counter(id(tensor) for _, tensor in traced.named_parameters(remove_duplicate=False))
     for node in traced.graph.nodes:
         if role[node] != "layer":
             continue
@@ -55,13 +60,25 @@ def pairs(traced: fx.GraphModule) -> list[Pair]:
         normed = end.target if end and role[end] == "norm" else None
         norm = normed and traced.get_submodule(normed)
         end = _only(end) if norm is not None else end
-        end = _only(end) if end and bounds_of(traced, end) == RELU else end
+        end, between = _only(end) if end and bounds_of(traced, end) == RELU else end, []
         while end and _keeps_channels(traced, role, end):
+            between.append(end)
             end = _only(end)
         if end and role[end] == "layer" and (norm is None or calls[normed] == 1):
             pair = Pair(traced.get_submodule(node.target), norm, traced.get_submodule(end.target))
-            found += [pair] if _fits(pair) else []
+            alone = all(owners[id(tensor)] == 1 for part in pair.parts() for tensor in part.parameters(recurse=False))
+            found += [pair] if alone and _fits(pair) and _same_axis(traced, pair, between) else []
     return found
+
+
+def _same_axis(traced: fx.GraphModule, pair: Pair, between: list[fx.Node]) -> bool:
+    """Whether the consumer's inputs are the producer's channels. A convolution has them on axis 1, a linear layer on
+    the last: maps have to be made flat between the two, and nothing may pool over a linear layer's."""
+    flat = any(name_of(node) == "mean" or _flattens(traced, node) for node in between)
+    if isinstance(pair.producer, nn.Linear):
+        whole = (traced.get_submodule(node.target) if node.op == "call_module" else None for node in between)
+        return all(vanishes(module) or _flattens(traced, node) for node, module in zip(between, whole, strict=True))
+    return flat or isinstance(pair.consumer, nn.Conv2d)
 
 
 def _only(node: fx.Node) -> fx.Node | None:
@@ -71,12 +88,17 @@ def _only(node: fx.Node) -> fx.Node | None:
 
 def _keeps_channels(traced: fx.GraphModule, role: dict[fx.Node, str], node: fx.Node) -> bool:
     """Whether f(s x) = s f(x) for a scale a channel: pools, dropouts, and [N, C, H, W] made flat, C first."""
-    if role[node] == "average":
+    if role[node] == "average" or _flattens(traced, node):
         return True
+    if node.op != "call_module":
+        return False
+    return isinstance(traced.get_submodule(node.target), nn.MaxPool2d | nn.Dropout | nn.Dropout2d | nn.Identity)
+
+
+def _flattens(traced: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = traced.get_submodule(node.target)
-        flat = isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
-        return flat or isinstance(module, nn.MaxPool2d | nn.Dropout | nn.Dropout2d | nn.Identity)
+        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
     return node.target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from quant.integer import UNBOUNDED, Bounds
-from quant.roles import bounds_of, carried, hands_on, tail_of
+from quant.roles import RELU, bounds_of, carried, hands_on, tail_of
 from utils.config import LayerBits, QuantSettings
 
 FLOAT = 32
@@ -97,7 +97,7 @@ class Plan:
                 self.weight_bits(chain) if self.role[chain.head] == "layer" else FLOAT,
                 self.read(chain.head),
                 self.written(chain),
-                any(self.signed(member.end) for member in self._sharing(chain)),
+                any(self.signed(member.end) and not self._ends_in_relu(member) for member in self._sharing(chain)),
                 self._bounds(chain),
                 self.shared.get(chain.head, (None,))[0],
                 len(self._sharing(chain)),
@@ -134,7 +134,7 @@ class Plan:
     def written(self, chain: Chain) -> Edge:
         """The grid that the chain's value is put on; 32 bits for none."""
         readers = dict.fromkeys(reader for member in self._sharing(chain) for reader in self._readers(member.end))
-        edges = [self.read(reader) for reader in readers if self.role[reader] != "output"]
+        edges = [self.read(reader) for reader in readers if self.role[reader] != "output" and not self._floats(reader)]
         wants = [edge for edge in edges if edge.bits != FLOAT]
         writes_integers = self._quantizes() and any(
             self.role[member.head] in ("layer", *OPERATORS) for member in self._sharing(chain)
@@ -145,6 +145,10 @@ class Plan:
         if not wants:
             return UNQUANTIZED
         return Edge(max(edge.bits for edge in wants), all(edge.hidden for edge in wants))
+
+    def _floats(self, head: fx.Node) -> bool:
+        """Whether a reader is a layer that is to read float, by its name."""
+        return self.role[head] == "layer" and self.own_bits(self.by_head[head]).act_bits == FLOAT
 
     def own_bits(self, chain: Chain) -> LayerBits:
         """What the setting says of this layer by name; of several patterns that match, the last."""
@@ -202,11 +206,25 @@ class Plan:
         return Chain(head, end, norm, act)
 
     def _bounds(self, chain: Chain) -> Bounds:
-        """Its activation; or the bounds beyond which the only function that reads it is constant."""
+        """Its activation; or the bounds beyond which the only function that reads it is constant, or a ReLU behind
+        pools and reshapes, which might as well be in front of them."""
         if chain.act is not None:
             return bounds_of(self.traced, chain.act)
+        if self._ends_in_relu(chain):
+            return RELU
         function = self._only_user(chain.end, "function")
         return UNBOUNDED if function is None else tail_of(self.traced, function)
+
+    def _ends_in_relu(self, chain: Chain) -> bool:
+        """Whether all that read a chain without an activation read it through a ReLU."""
+        return chain.act is None and self.role[chain.head] not in ("image", "act") and self._behind_relu(chain.end)
+
+    def _behind_relu(self, node: fx.Node) -> bool:
+        users = [user for user in node.users if self.role[user] != "shape"]
+        return bool(users) and all(
+            bounds_of(self.traced, user) == RELU or (self.role[user] == "pass" and self._behind_relu(user))
+            for user in users
+        )
 
     def _share(self, concatenation: fx.Node) -> None:
         """Join the chains whose values meet in a concatenation, and those that they share a quantizer with already."""

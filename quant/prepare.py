@@ -171,10 +171,13 @@ class _Editor:
 
     def _source(self, value: fx.Node) -> tuple[str, Edge, bool] | None:
         """The quantizer whose grid a value lies on, seen through the nodes that hand it on."""
-        if value not in self.source and value in self.role and hands_on(self.traced, self.role, value):
-            sources = [self._source(one) for one in carried(value)]
-            return sources[0] if all(source == sources[0] for source in sources) else None
-        return self.source.get(value)
+        if value in self.source or value not in self.role or not hands_on(self.traced, self.role, value):
+            return self.source.get(value)
+        sources = [self._source(one) for one in carried(value)]
+        if None in sources or len({name for name, _, _ in sources}) > 1:
+            return None
+        name, edge, _ = sources[0]
+        return name, edge, self.role[value] != "act" and any(signed for _, _, signed in sources)
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:

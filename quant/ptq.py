@@ -57,6 +57,8 @@ def check(spec: QuantSettings) -> None:
         if getattr(spec, key) is not None and key not in LEARNED[spec.rounding]:
             readers = " or ".join(name for name, keys in LEARNED.items() if key in keys)
             raise UserError(f"quant.{key}: rounding {spec.rounding} has no such option; it is {readers}'s")
+    if spec.observer != "percentile" and spec.percentile != QuantSettings.model_fields["percentile"].default:
+        raise UserError(f"quant.percentile: observer {spec.observer} has none; quant.observer=percentile")
 
 
 METHOD = Method(

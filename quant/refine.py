@@ -39,10 +39,9 @@ def refine(prepared: fx.GraphModule, images: Iterable[Tensor], spec: QuantSettin
     what = [] if spec.rounding == "nearest" else [f"rounding learned ({spec.rounding})"]
     what += [] if spec.correct == "none" else [f"statistics corrected ({spec.correct})"]
     layers = sum(len(section.layers) for section in found)
-    say(
-        f"{' and '.join(what)}: {layers} layers in {len(found)} blocks, {count:,} images, "
-        f"{time.monotonic() - began:.0f} s"
-    )
+    split = sum(spec.rounding == "brecq" and len(parts(section, "brecq")) > 1 for section in found)
+    blocks_said = f"{len(found)} blocks" + (f" ({split} too large, and taken layer by layer)" if split else "")
+    say(f"{' and '.join(what)}: {layers} layers in {blocks_said}, {count:,} images, {time.monotonic() - began:.0f} s")
 
 
 class _Walk:

@@ -77,6 +77,8 @@ def why_float(traced: fx.GraphModule, node: fx.Node) -> str:
     layer = traced.get_submodule(node.target)
     if type(layer) in (nn.Conv2d, nn.Linear):
         padded = isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str))
+        if _has_hooks(layer):
+            return "it has hooks"
         return "padding without zeros of a fixed number" if padded else "called more than once"
     known = isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
     return f"{type(layer).__name__} has no integer form here" if known else ""
@@ -191,15 +193,20 @@ def _module_role(module: nn.Module, calls: int, bounds: Bounds | None) -> str:
     if isinstance(module, PASS_MODULES) or vanishes(module):
         return "pass"
     if isinstance(module, AVERAGE_MODULES):
-        return "average" if calls == 1 else "float"
+        return "average"
     if isinstance(module, FUNCTION_MODULES):
-        return "function" if calls == 1 else "float"
+        return "function"
     if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) and module.track_running_stats:
         return "norm"
     whole = type(module) is nn.Linear or (
         type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
     )
-    return "layer" if whole and calls == 1 else "float"
+    return "layer" if whole and calls == 1 and not _has_hooks(module) else "float"
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether something changes what it reads or gives."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _averages(node: fx.Node) -> bool:

@@ -6,12 +6,12 @@ reads that operator.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch.nn.functional as F
 from torch import fx, nn
 
-from quant.roles import CONCATENATIONS, DROPS, name_of
+from quant.roles import CONCATENATIONS, DROPS, name_of, vanishes
 from utils.errors import UserError
 
 VIEWS = {"getitem", "chunk", "split", "reshape", "view", "permute", "transpose", "flatten", "squeeze", "unsqueeze"}
@@ -26,6 +26,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
 
     Traced in train and in eval mode: torch.fx takes one side of `if self.training`, so the two must be the same graph.
     """
+    _refuse_computed_weights(model)
     traced, in_eval = _traced(model, True), _traced(model, False)
     for ours, theirs in itertools.zip_longest(_written(traced), _written(in_eval)):
         if ours != theirs:
@@ -49,6 +50,17 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(module, name) or type(module).__name__ in {*DROPS, NORM_ACT}
 
 
+def _refuse_computed_weights(model: nn.Module) -> None:
+    """torch's older weight_norm and pruning set a layer's weight anew at each call: such a net cannot be copied."""
+    for name, module in model.named_modules():
+        plain = type(module) in (nn.Conv2d, nn.Linear)
+        if plain and not isinstance(module._parameters.get("weight"), nn.Parameter):
+            raise UserError(
+                f"{name}: its weight is computed at each call; make it plain first (torch.nn.utils.prune.remove, "
+                "torch.nn.utils.remove_weight_norm)"
+            )
+
+
 def _written(traced: fx.GraphModule) -> list[str]:
     return [f"{node.name} = {name_of(node)}({node.args}, {node.kwargs})" for node in traced.graph.nodes]
 
@@ -64,8 +76,10 @@ def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
     finally:
         for module, was in training.items():
             module.training = was
+    apart: dict[str, list[str]] = {}
     for node in list(traced.graph.nodes):
-        _norm_and_act_apart(traced, node)
+        _norm_and_act_apart(traced, node, apart)
+        _without_identity(traced, node)
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:
         _first_argument_by_position(node)
@@ -89,27 +103,40 @@ def _has(traced: fx.GraphModule, name: str) -> bool:
 
 def _first_argument_by_position(node: fx.Node) -> None:
     if node.op.startswith("call_") and not node.args and node.kwargs:
-        first = next((key for key in ("input", "self", "x") if key in node.kwargs), next(iter(node.kwargs)))
+        first = next((key for key in ("input", "self", "x", "tensors") if key in node.kwargs), next(iter(node.kwargs)))
         node.args, node.kwargs = (node.kwargs[first],), {k: v for k, v in node.kwargs.items() if k != first}
 
 
-def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node) -> None:
-    """timm's batch norm with an activation inside becomes a plain batch norm, with the same tensors, and the rest."""
-    both = traced.get_submodule(node.target) if node.op == "call_module" else None
-    if type(both).__name__ != NORM_ACT:
+def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, list[str]]) -> None:
+    """timm's batch norm with an activation inside becomes a plain batch norm, with the same tensors, and the rest.
+
+    apart: by the name of such a module the names of what was inside, for its other calls.
+    """
+    if node.op != "call_module":
         return
-    norm = nn.BatchNorm2d(both.num_features, both.eps, both.momentum, both.affine, both.track_running_stats)
-    norm._parameters, norm._buffers, norm.training = both._parameters, both._buffers, both.training
-    parent, _, child = node.target.rpartition(".")
-    setattr(traced.get_submodule(parent), child, norm)
+    both = traced.get_submodule(node.target)
+    if type(both).__name__ == NORM_ACT:
+        inside = {name: module for name, module in both.named_children() if not isinstance(module, nn.Identity)}
+        apart[node.target] = [f"{node.target}.{name}" for name in inside]
+        norm = nn.BatchNorm2d(both.num_features, both.eps, both.momentum, both.affine, both.track_running_stats)
+        norm._parameters, norm._buffers, norm.training = both._parameters, both._buffers, both.training
+        for name, module in both.named_children():
+            norm.add_module(name, module)
+        parent, _, child = node.target.rpartition(".")
+        setattr(traced.get_submodule(parent), child, norm)
     last = node
-    for name, module in both.named_children():
-        norm.add_module(name, module)
-        if not isinstance(module, nn.Identity):
-            with traced.graph.inserting_after(last):
-                after = traced.graph.call_module(f"{node.target}.{name}", (last,))
-            last.replace_all_uses_with(after, delete_user_cb=lambda user, new=after: user is not new)
-            last = after
+    for name in apart.get(node.target, ()):
+        with traced.graph.inserting_after(last):
+            after = traced.graph.call_module(name, (last,))
+        last.replace_all_uses_with(after, delete_user_cb=lambda user, new=after: user is not new)
+        last = after
+
+
+def _without_identity(traced: fx.GraphModule, node: fx.Node) -> None:
+    """nn.Identity gives back the very tensor that it is given: who reads the one reads the other."""
+    if node.op == "call_module" and type(traced.get_submodule(node.target)) is nn.Identity:
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        traced.graph.erase_node(node)
 
 
 def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
@@ -177,7 +204,7 @@ def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.N
     else:
         in_place = node.kwargs.get("inplace", False) or _writes_to_its_input(node)
     if in_place and node.args and isinstance(node.args[0], fx.Node):
-        _refuse_shared_memory(node, order)
+        _refuse_shared_memory(traced, node, order)
         for user in list(node.args[0].users):
             if order[user] > order[node]:
                 user.replace_input_with(node.args[0], node)
@@ -187,15 +214,33 @@ def _writes_to_its_input(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and (name_of(node) in IN_PLACE or name_of(node).endswith("_"))
 
 
-def _refuse_shared_memory(node: fx.Node, order: dict[fx.Node, int]) -> None:
-    """An operator in place on a view changes what the view was taken of: refused if that is read again."""
-    view = node.args[0]
-    while _is_view(view) and isinstance(view.args[0], fx.Node):
-        base = view.args[0]
-        if any(order[user] > order[node] for user in base.users):
-            raise UserError(f"{node.name} works in place on {view.name}, a part of {base.name}, which is read again")
-        view = base
+def _refuse_shared_memory(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """An operator in place changes all that lies in the same memory: refused if any of it is read again, but for its
+    own input."""
+    written = base = node.args[0]
+    while _is_view(traced, base):
+        base = base.args[0]
+    for other in (base, *_views(traced, base, order, node)):
+        if other is not written and any(order[user] > order[node] for user in other.users):
+            raise UserError(
+                f"{node.name} works in place on {written.name}, which shares its memory with {other.name}, and that is "
+                "read again"
+            )
 
 
-def _is_view(node: fx.Node) -> bool:
-    return name_of(node) in VIEWS
+def _views(traced: fx.GraphModule, base: fx.Node, order: dict[fx.Node, int], until: fx.Node) -> Iterator[fx.Node]:
+    """The views of a tensor, and views of them, that are taken before the node `until`."""
+    for user in base.users:
+        if order[user] < order[until] and _is_view(traced, user):
+            yield user
+            yield from _views(traced, user, order, until)
+
+
+def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node may give back the memory of its first argument."""
+    if not (node.args and isinstance(node.args[0], fx.Node)):
+        return False
+    if node.op == "call_module":
+        module = traced.get_submodule(node.target)
+        return isinstance(module, nn.Flatten | nn.Unflatten) or vanishes(module)
+    return node.op in ("call_function", "call_method") and name_of(node) in VIEWS

@@ -100,7 +100,7 @@ class LayerBits(Section):
     weight_bits: Bits | None = None
     """Bits of its weights; 32 leaves them float."""
     act_bits: Bits | None = None
-    """Bits of what it reads; 32 for float."""
+    """Bits of what it reads; 32 for float, unless another layer reads the same in integers."""
 
 
 class QuantSettings(Section):

@@ -98,9 +98,6 @@ class NativeEngine(Engine):
     def interleave(self, grid: Grid) -> Operator:
         return interleave(zero_point_of(grid), super().interleave(grid))
 
-    def relu(self, grid: Grid) -> Operator:
-        return torch.relu
-
 
 @functools.cache
 def _spend_warning() -> None:

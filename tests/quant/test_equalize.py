@@ -110,6 +110,32 @@ def test_dead_channels_are_left_alone():
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+class Tied(nn.Sequential):
+    """Two layers with the same weight."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+        self[4].weight = self[2].weight
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Tied(),
+        nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Linear(16, 12), nn.Flatten(), nn.Linear(8 * 16 * 12, 5)),
+        nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Linear(16, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+        ),
+    ],
+    ids=["tied weights", "a linear layer along the rows of a map", "an average of what a linear layer gives"],
+)
+def test_layers_that_only_look_like_a_pair_are_left_alone(model):
+    x = photos(4, 16)
+    expected = model.eval()(x)
+    quant.equalize(model)
+    assert torch.allclose(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_tokens_made_flat_keep_their_channels_last():
     """A linear layer on [N, T, C] made flat is no pair of the next: its channels do not stand in runs."""
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8, 5)).eval()

@@ -1,6 +1,7 @@
 """A packed file holds a model's integers at their own bits; what is read from it computes the same logits."""
 
 import contextlib
+import copy
 import json
 import random
 
@@ -158,18 +159,34 @@ def test_the_size_is_that_of_the_arrays_and_of_the_bits(tmp_path):
         assert (tmp_path / "m.npz").stat().st_size < of_layers + 6_000
 
 
-def test_an_operator_that_no_file_can_name_is_refused_in_a_line(tmp_path):
+def test_the_size_counts_what_stays_float(tmp_path):
+    """A batch norm behind a pool, and a convolution that has no integer form."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    prepared = quant.prepare(net.eval(), spec(method="ptq"))
+    quant.calibrate(prepared, [photos(4, 32)])
+    exported(prepared, tmp_path / "m.npz")
+    with numpy.load(tmp_path / "m.npz", allow_pickle=False) as file:
+        arrays = sum(file[name].nbytes for name in ("weights", "scales", "biases", "anew", "floats"))
+    assert 1e6 * megabytes_at_bits(prepared) == arrays
+    more = nn.Sequential(*copy.deepcopy(net), nn.ConvTranspose2d(4, 2, 5)).eval()
+    assert 1e6 * megabytes_at_bits(quant.prepare(more, spec(method="ptq"))) > arrays + 4 * (4 * 2 * 5 * 5 + 2)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(lambda y: torch.softmax(y, 1), "softmax"), (lambda y: torch.add(y, y, alpha=0.5), "add")]
+)
+def test_an_operator_that_no_file_can_name_is_refused_in_a_line(function, name, tmp_path):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
 
         def forward(self, x):
-            return self.fc(torch.softmax(self.conv(x), 1).mean((2, 3)))
+            return self.fc(function(self.conv(x)).mean((2, 3)))
 
     prepared = quant.prepare(Net().eval(), spec(method="ptq"))
     quant.calibrate(prepared, [photos(4, 32)])
-    with pytest.raises(UserError, match=r"export: softmax has no place in a packed file"):
+    with pytest.raises(UserError, match=rf"export: {name} has no place in a packed file"):
         quant.export_packed(prepared, tmp_path / "m.npz", 32, INFO)
     assert list(tmp_path.iterdir()) == []
 

@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.nn.utils.prune
 from torch import nn
 
 import models
 import quant
 from quant.layers import QuantLayer
 from quant.quantizer import Quantizer
+from tests import nets
 from tests.conftest import spec
 from utils.errors import UserError
 
@@ -266,7 +268,70 @@ class Dense(nn.Module):
         return self.fc(torch.flatten(input=y, start_dim=1))
 
 
-@pytest.mark.parametrize("net", [ReluHead, InPlace, Tokens, Dense])
+class PreActivation(nn.Module):
+    """The block of a pre-activation net, whose shortcut is an Identity of what a ReLU overwrites."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv, self.fc = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+        self.short, self.relu = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.stem(x)
+        short = self.short(y)
+        return self.fc((self.conv(self.relu(y)) + short).mean([2, 3]))
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """As timm has it."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+        nn.init.normal_(self.bias)
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+class NormTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), BatchNormAct2d(8)
+        self.c = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        return self.c(torch.cat(dim=1, tensors=[self.norm(self.a(x)) - self.norm(self.b(x))])).mean([2, 3])
+
+
+class SharedFunctions(nn.Module):
+    """One activation and one pool, called again and again."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.act, self.pool = nn.SiLU(), nn.AvgPool2d(2)
+
+    def forward(self, x):
+        y = self.pool(self.act(self.a(x)))
+        return self.c(self.pool(self.act(self.b(y)))).mean([2, 3])
+
+
+class Hooked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.b.register_forward_hook(double)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x))).mean([2, 3])
+
+
+def double(layer: nn.Module, given: tuple, found: torch.Tensor) -> torch.Tensor:
+    return 2 * found
+
+
+@pytest.mark.parametrize("net", [ReluHead, InPlace, Tokens, Dense, PreActivation, NormTwice, SharedFunctions, Hooked])
 def test_eight_bits_are_close_to_float_whatever_the_graph(net):
     assert simulated_against_float(net())[0] < 0.03
 
@@ -274,6 +339,74 @@ def test_eight_bits_are_close_to_float_whatever_the_graph(net):
 @pytest.mark.parametrize("key", ["residual_bits", "first_last_bits"])
 def test_close_to_float_with_parts_in_float(key):
     assert simulated_against_float(InPlace(), **{key: 32})[0] < 0.03
+
+
+def test_an_activation_that_a_net_shares_is_an_integer_operator_wherever_it_is_called():
+    _, prepared = simulated_against_float(SharedFunctions())
+    rows = {row[0]: row for row in quant.report(prepared, quant.convert(prepared, "reference"))}
+    assert all(rows[name][-2] == "integers in float32" for name in ("act", "act_1", "pool", "pool_1"))
+
+
+def test_a_layer_with_hooks_stays_as_it_is():
+    _, prepared = simulated_against_float(Hooked())
+    rows = {row[0]: row for row in quant.report(prepared, quant.convert(prepared, "reference"))}
+    assert rows["b"][-2:] == ["float", "it has hooks"]
+
+
+@pytest.mark.parametrize(
+    "compute", [lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm]
+)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_weight_that_is_computed_is_refused_in_a_line(compute):
+    net = nets.plain(10)
+    compute(net[2])
+    with pytest.raises(UserError, match=r"^2: its weight is computed at each call; make it plain first \("):
+        quant.prepare(net, spec(method="lsq"))
+
+
+class PooledFirst(nn.Module):
+    """A pool between each convolution and its ReLU; one value that is read with and without one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = F.max_pool2d(self.a(x), 2)
+        z = F.relu(torch.cat([F.max_pool2d(self.b(F.relu(y)), 2)], 1))
+        return self.c(z).flatten(1)
+
+
+@pytest.mark.parametrize("method", ["lsq", "pact", "dorefa", "statassist", "ptq"])
+def test_a_relu_behind_a_pool_leaves_the_bits_to_what_is_not_negative(method):
+    net, x = PooledFirst().eval(), torch.randn(16, 3, 20, 20)
+    assert simulated_against_float(net, (3, 20, 20))[0] < 0.03
+    prepared = quant.prepare(copy.deepcopy(net), spec(method=method, weight_bits=4, act_bits=2, first_last_bits="same"))
+    prepared.train()(x)
+    if method == "ptq":
+        quant.calibrate(prepared, [x])
+    prepared.eval()
+    for name in ("a", "b"):
+        grid = prepared.get_submodule(name).output.grid()
+        assert (grid.q_max - grid.q_min, int(grid.zero_point) - grid.q_min) == (3, 0), name
+    with torch.inference_mode():
+        assert torch.equal(quant.convert(prepared, "fbgemm")(x), prepared(x))
+
+
+def test_the_second_quantizer_of_a_value_sees_the_relu_in_front_of_it():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.c(y + self.b(F.relu(y))).mean([2, 3])
+
+    prepared = quant.prepare(Net(), spec(method="lsq", weight_bits=4, act_bits=4)).train()
+    prepared(torch.randn(4, 3, 8, 8))
+    (second,) = (one.grid() for name, one in quant.quantizers(prepared).items() if name.endswith("relu_to_4"))
+    assert (second.q_max - second.q_min, int(second.zero_point) - second.q_min) == (15, 0)
 
 
 def test_a_value_read_by_a_float_operator_keeps_residual_bits():
@@ -363,7 +496,7 @@ def test_an_operator_in_place_on_a_part_of_what_is_read_again_is_refused():
             torch.relu_(y[:, :4])
             return self.b(y).mean((2, 3))
 
-    with pytest.raises(UserError, match="works in place on getitem, a part of a, which is read again"):
+    with pytest.raises(UserError, match="works in place on getitem, which shares its memory with a, and that is read"):
         quant.prepare(Net(), spec(method="ptq"))
 
 
@@ -387,6 +520,13 @@ def test_layers_have_bits_of_their_own_by_name():
     assert any(name.endswith("_to_3") for name in quant.quantizers(prepared))
     assert found["conv1"].weight_quantizer.bits == 4, "a name comes before first_last_bits"
     assert found["fc"].weight_quantizer is None
+    assert all("operators.mean" not in name and "avgpool" not in name for name in quant.quantizers(prepared))
+
+
+def test_what_a_layer_reads_is_float_if_its_name_says_so():
+    _, prepared = simulated_against_float(nets.plain(10), (3, 16, 16), residual_bits=2, layers={"4": "float"})
+    assert "2.output" not in quant.quantizers(prepared)
+    assert prepared.get_submodule("0").output.bits == 8
 
 
 def test_a_pattern_that_matches_no_layer_is_an_error():

@@ -37,6 +37,10 @@ from utils.errors import UserError
             {"method": "dorefa", "weight_bits": 4, "first_last_bits": 7, "reduce_range": True},
             r"quant.first_last_bits: dorefa cannot use 7 bits: its levels are the odd integers up to",
         ),
+        (
+            {"method": "ptq", "percentile": 90.0},
+            r"quant.percentile: observer minmax has none; quant.observer=percentile$",
+        ),
         ({"method": "ptq", "rounding": "adaround", "drop": 0.5}, r"quant.drop: rounding adaround .*; it is brecq's$"),
     ],
 )
