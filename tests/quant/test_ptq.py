@@ -56,7 +56,8 @@ def test_mse_is_far_better_than_minmax_at_two_bits(float_net, digits16):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_weights_of_few_bits_have_the_range_that_was_asked_for(float_net, digits16, observer, bits):
     """In the whole net: hidden layers on `bits`, each channel's range its own; first and last on 8, sums on 8."""
-    settings = spec(method="ptq", observer=observer, weight_bits=bits, act_bits=4, percentile=95.0)
+    own = {"percentile": 95.0} if observer == "percentile" else {}
+    settings = spec(method="ptq", observer=observer, weight_bits=bits, act_bits=4, **own)
     prepared = quant.prepare(copy.deepcopy(float_net), settings)
     quant.calibrate(prepared, [x for x, _ in digits16[0]][:1])
     layers = {name: m for name, m in prepared.named_modules() if hasattr(m, "weight_quantizer")}
