@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
         return
     settings = config.load(config.TrainSettings, options.config, options.overrides)
     with config.blame(options.config):
-        cells = sweeps.cells(settings.sweep) if settings.sweep else []
+        cells = sweeps.cells(settings.sweep)
     sweeps.check_given(cells, [text.partition("=")[0] for text in options.overrides])
     with config.blame(options.config):
         name = settings.run.name or config.as_name(Path(options.config).stem)

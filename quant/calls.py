@@ -78,8 +78,7 @@ def call_of_node(node: fx.Node, modules: dict[str, nn.Module]) -> Call:
     """The call, without arguments of its own, that a node of a graph makes."""
     if node.op == "call_module":
         return call_of(modules[node.target])
-    arithmetic = {function.__name__ for function in ARITHMETIC}
-    scaled = name_of(node) in arithmetic and node.kwargs  # torch.add's alpha, which + has not
+    scaled = CALLS.get(name_of(node)) in ARITHMETIC and node.kwargs  # torch.add's alpha, which + has not
     if node.op not in ("call_function", "call_method") or name_of(node) not in CALLS or scaled:
         raise refused(name_of(node))
     return Call(name_of(node))

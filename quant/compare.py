@@ -63,10 +63,8 @@ def float_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
 
 def megabytes_at_bits(model: nn.Module) -> float:
     """Decimal MB of the layers' weights, scales and biases in a file of quant/packed.py, and of all else in float."""
-    size, counted = (
-        0,
-        {part for module in model.modules() if isinstance(module, Quantizer) for part in module.modules()},
-    )
+    counted = {part for module in model.modules() if isinstance(module, Quantizer) for part in module.modules()}
+    size = 0
     for layer, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
         size += layer_bytes(layer, source.grid() if layer.runs_in_integers(source) else None, norm)
         counted |= {*layer.modules(), norm}

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from quant.roles import RELU, bounds_of, name_of, roles, vanishes
+from quant.roles import RELU, bounds_of, name_of, pools_or_pads, roles
 from quant.trace import trace
 
 SWEEPS = 20
@@ -67,17 +67,16 @@ def pairs(traced: fx.GraphModule) -> list[Pair]:
         if end and role[end] == "layer" and (norm is None or calls[normed] == 1):
             pair = Pair(traced.get_submodule(node.target), norm, traced.get_submodule(end.target))
             alone = all(owners[id(tensor)] == 1 for part in pair.parts() for tensor in part.parameters(recurse=False))
-            found += [pair] if alone and _fits(pair) and _same_axis(traced, pair, between) else []
+            found += [pair] if alone and _fits(pair) and _same_axis(traced, role, pair, between) else []
     return found
 
 
-def _same_axis(traced: fx.GraphModule, pair: Pair, between: list[fx.Node]) -> bool:
+def _same_axis(traced: fx.GraphModule, role: dict[fx.Node, str], pair: Pair, between: list[fx.Node]) -> bool:
     """Whether the consumer's inputs are the producer's channels. A convolution has them on axis 1, a linear layer on
     the last: maps have to be made flat between the two, and nothing may pool over a linear layer's."""
-    flat = any(name_of(node) == "mean" or _flattens(traced, node) for node in between)
     if isinstance(pair.producer, nn.Linear):
-        whole = (traced.get_submodule(node.target) if node.op == "call_module" else None for node in between)
-        return all(vanishes(module) or _flattens(traced, node) for node, module in zip(between, whole, strict=True))
+        return not any(role[node] == "average" or pools_or_pads(traced, node) for node in between)
+    flat = any(name_of(node) == "mean" or _flattens(traced, node) for node in between)
     return flat or isinstance(pair.consumer, nn.Conv2d)
 
 

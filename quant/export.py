@@ -6,6 +6,7 @@ model.json       image size, normalisation, class names
 example.py       classifies an image file
 """
 
+import inspect
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from quant.engine import Engine, Operator
 from quant.grid import Grid
 from quant.integer import IntegerLayer
 from utils.files import write_json, write_text, write_whole
+from utils.picture import as_seen, square
 
 EXAMPLE = '''\
 """python example.py image.jpg"""
@@ -33,23 +35,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 
-def as_seen(image):
-    """RGB, upright as its camera was held, 16 bits of grey scaled to 8, on white where it is transparent."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def square(image, side):
-    """The shorter side resized to `side`, then the centre cut out."""
-    wide, high = (max(side, round(length * side / min(image.size))) for length in image.size)
-    left, top = (wide - side) // 2, (high - side) // 2
-    return image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
-
+'''
+EXAMPLE += f"{inspect.getsource(as_seen)}\n\n{inspect.getsource(square)}"
+EXAMPLE += """
 
 here = Path(__file__).parent
 info = json.loads((here / "model.json").read_text())
@@ -59,7 +47,7 @@ prepare = v2.Compose([v2.CenterCrop(info["image_size"]), v2.ToImage(), values])
 image = prepare(square(as_seen(Image.open(sys.argv[1])), info["resize"]))
 with torch.inference_mode():
     print(info["classes"][int(model(image[None]).argmax())])
-'''
+"""
 
 
 class PortableEngine(Engine):

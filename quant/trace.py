@@ -116,7 +116,7 @@ def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, 
         return
     both = traced.get_submodule(node.target)
     if type(both).__name__ == NORM_ACT:
-        inside = {name: module for name, module in both.named_children() if not isinstance(module, nn.Identity)}
+        inside = [name for name, module in both.named_children() if not isinstance(module, nn.Identity)]
         apart[node.target] = [f"{node.target}.{name}" for name in inside]
         norm = nn.BatchNorm2d(both.num_features, both.eps, both.momentum, both.affine, both.track_running_stats)
         norm._parameters, norm._buffers, norm.training = both._parameters, both._buffers, both.training

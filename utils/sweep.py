@@ -41,7 +41,9 @@ class Cell:
 
 
 def cells(sweep: dict[str, list | dict]) -> list[Cell]:
-    """Every combination; the last axis runs fastest."""
+    """Every combination, the last axis fastest; none of no sweep."""
+    if not sweep:
+        return []
     axes = []
     for key, values in sweep.items():
         if not values:

@@ -58,7 +58,8 @@ def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, 
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: named.append(path))
     settings = config.load(config.TrainSettings, str(path), [])
     assert settings.note
-    cells = sweep.cells(settings.sweep) if settings.sweep else []
-    runs = [own for _, own in sweep.runs(settings, cells, train.check)] or [train.check(settings, path.stem)]
+    runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep), train.check)] or [
+        train.check(settings, path.stem)
+    ]
     assert all(one.quant.method in quant.METHODS for one in runs)
     assert {Path(file).parts[1] for file in named} <= {setting.stem for setting in SETTINGS}
