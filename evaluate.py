@@ -16,9 +16,11 @@ from torch import nn
 import data
 import models
 import quant
+from experiment.report import sensitivity_table
 from setting.names import TABLES
-from utils import checkpoint, config, files, memory, sensitivity_table, tensors
+from utils import config, files, memory
 from utils.errors import UserError, choose, run
+from utils.runs import checkpoint, tensor_file
 
 FILES = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
 """What writes a single file, by the ending of its name; any other name is a folder's."""
@@ -33,7 +35,7 @@ def main(arguments: list[str]) -> None:
     with config.blame(options.config):
         for name in settings.engines:
             quant.engine(name, "engines")
-        tensors.check_exists(settings.checkpoint)
+        tensor_file.check_exists(settings.checkpoint)
         if settings.export and Path(settings.export).suffix == ".onnx":
             quant.check_onnx("export")
     if options.print_config:

@@ -19,12 +19,14 @@ from tqdm import tqdm
 
 import models
 import quant
+from experiment.report.latency_table import report
 from setting.names import TABLES
-from utils import checkpoint, config, files, memory, resume, tensors, timing
+from utils import config, files, memory, timing
 from utils.complexity import complexity
 from utils.environment import environment
 from utils.errors import UserError, run
-from utils.latency_table import report
+from utils.runs import checkpoint, tensor_file
+from utils.runs import folder as run_folder
 
 
 def main(arguments: list[str]) -> None:
@@ -47,7 +49,7 @@ def main(arguments: list[str]) -> None:
 def check(entry: str | dict[str, Any], image_size: int) -> None:
     """Refuse a model that is neither a run nor a name, before anything is built."""
     if isinstance(entry, str) and is_run(entry):
-        tensors.check_exists(checkpoint_of(entry))
+        tensor_file.check_exists(checkpoint_of(entry))
         return
     asked = model_settings(entry)
     if asked.weights:
@@ -72,7 +74,7 @@ def checkpoint_of(entry: str) -> str:
 
 def summary_of(folder: Path) -> dict[str, Any]:
     """summary.json of a run; of one that is not finished, or older than its key `checkpoint`, what it would be."""
-    found = resume.summary(folder) if (folder / resume.SUMMARY).is_file() else {}
+    found = run_folder.summary(folder) if (folder / run_folder.SUMMARY).is_file() else {}
     return {"checkpoint": "last.pt", "accuracy": {}} | found
 
 
@@ -154,7 +156,7 @@ def measure(
     return [
         {"model": label, "engine": name}
         | head
-        | {"int8_mb": tensors.megabytes(twin.stored())}
+        | {"int8_mb": tensor_file.megabytes(twin.stored())}
         | named("as_built_ms", times["as built"])
         | named("float_ms", times[best])
         | named("int8_ms", times[name])
@@ -180,7 +182,7 @@ def facts(plain: nn.Module, image_size: int, batch_size: int) -> dict[str, Any]:
         "macs": macs,
         "flops": 2 * macs,
         "conv_flops_32": macs_32 and 2 * macs_32,
-        "float_mb": tensors.megabytes(plain.state_dict()),
+        "float_mb": tensor_file.megabytes(plain.state_dict()),
     }
 
 

@@ -16,36 +16,21 @@ from torch import nn
 import data
 import models
 import quant
+from experiment import sweep as sweeps
+from experiment.report import plot
+from quant.methods import gradboost
 from setting.names import TABLES
-from utils import (
-    average,
-    checkpoint,
-    config,
-    device,
-    distill,
-    files,
-    gradboost,
-    interrupt,
-    keeper,
-    memory,
-    metrics,
-    optim,
-    plot,
-    precision,
-    resume,
-    runlog,
-    schedule,
-    seed,
-    tensors,
-)
-from utils import ranks as processes
-from utils import sweep as sweeps
+from utils import config, device, distributed, files, memory, metrics, seed
 from utils.complexity import complexity
+from utils.console import kept_in, quiet, say
+from utils.distributed import Processes
 from utils.environment import environment
 from utils.errors import UserError, choose, run
-from utils.ranks import Ranks
-from utils.say import kept_in, quiet, say
-from utils.trainer import Trainer
+from utils.runs import checkpoint, checkpointing, interrupt, tensor_file
+from utils.runs import folder as run_folder
+from utils.runs import log as run_log
+from utils.training import average, distill, optim, precision, schedule
+from utils.training.trainer import Trainer
 
 MANY_MACS = 1e12
 """Multiply-accumulates of a training from which compiled quantizers gain more than they cost: minutes on two cores."""
@@ -70,13 +55,13 @@ def main(arguments: list[str]) -> None:
     if options.print_config:
         print(settings.model_dump_json(indent=2))
         return
-    with interrupt.handled(), processes.joined(device.find(settings.run.device)) as ranks:
-        if not ranks.first:
+    with interrupt.handled(), distributed.joined(device.find(settings.run.device)) as processes:
+        if not processes.is_main:
             quiet()
         if cells:
-            train_all(runs, name, ranks)
+            train_all(runs, name, processes)
         else:
-            train(settings, ranks)
+            train(settings, processes)
 
 
 def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
@@ -87,7 +72,7 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     device.find(r.device)
     optim.check(o)
     if r.tensorboard:
-        runlog.check_tensorboard()
+        run_log.check_tensorboard()
     q = quant.resolve(settings.quant)
     check_model(m, d.image_size, q)
     quant.check_run(q, r.epochs, trained_before=bool(m.weights))
@@ -117,15 +102,15 @@ def check_model(asked: config.ModelSettings, image_size: int, spec: config.Quant
         checkpoint.check_weights(trial, asked.weights, asked.name)
 
 
-def train_all(runs: list[tuple[sweeps.Cell, config.TrainSettings]], name: str, ranks: Ranks) -> None:
+def train_all(runs: list[tuple[sweeps.Cell, config.TrainSettings]], name: str, processes: Processes) -> None:
     """The runs of a sweep, in the folder of that name. The first process alone writes there, and no other program."""
     settings = [own for _, own in runs]
     folder = Path(settings[0].run.dir) / name
-    if ranks.first:
+    if processes.is_main:
         files.make_folder(folder.parent, "run.dir")
-        resume.check_is_sweeps(folder)
-    with files.locked(folder) if ranks.first else contextlib.nullcontext():
-        sweeps.run(folder, runs, train, lambda: float_score(settings), sweeps.title(settings, name), ranks)
+        run_folder.check_is_sweeps(folder)
+    with files.locked(folder) if processes.is_main else contextlib.nullcontext():
+        sweeps.run(folder, runs, train, lambda: float_score(settings), sweeps.title(settings, name), processes)
 
 
 def load_dataset(d: config.DataSettings) -> data.Dataset:
@@ -140,54 +125,54 @@ def _read(
     return data.split(data.DATASETS[name](root, image_size, limit, workers, True, on_error, cache), val)
 
 
-def train(settings: config.TrainSettings, ranks: Ranks) -> None:
+def train(settings: config.TrainSettings, processes: Processes) -> None:
     """One run, from where its folder says. The first process alone writes into the folder, and no other program."""
     folder = Path(settings.run.dir) / settings.run.name
     with contextlib.ExitStack() as stack:
-        stack.enter_context(interrupt.explained(f"stopped; {resume.how(folder, settings.run.resume)}"))
+        stack.enter_context(interrupt.explained(f"stopped; {run_folder.how(folder, settings.run.resume)}"))
         begin = None
-        if ranks.first:
+        if processes.is_main:
             files.make_folder(folder.parent, "run.dir")
             stack.enter_context(files.locked(folder))
             begin = open_folder(folder, settings)
             stack.enter_context(kept_in(folder / "run.log"))
-        begin = ranks.share(begin)
+        begin = processes.broadcast_object(begin)
         if begin.finished:
             say(f"{folder} is finished; run.resume=never trains it again\n")
-            if ranks.first:
-                say(quant.accuracy_table(resume.summary(folder)))
+            if processes.is_main:
+                say(quant.accuracy_table(run_folder.summary(folder)))
         else:
-            train_from(begin.state, settings, folder, ranks)
+            train_from(begin.state, settings, folder, processes)
 
 
-def open_folder(folder: Path, settings: config.TrainSettings) -> resume.Start:
+def open_folder(folder: Path, settings: config.TrainSettings) -> run_folder.Start:
     """Where in the run to begin, and the folder ready for it."""
-    asked = resume.request(settings.run.resume)
-    begin = resume.find(folder, settings, asked)
+    asked = run_folder.request(settings.run.resume)
+    begin = run_folder.find(folder, settings, asked)
     if begin.finished:
         return begin
-    if begin.state is None or resume.is_elsewhere(folder, asked):
-        resume.check_is_runs(folder)
-        resume.make_room(folder)
+    if begin.state is None or run_folder.is_elsewhere(folder, asked):
+        run_folder.check_is_runs(folder)
+        run_folder.make_room(folder)
     files.make_folder(folder, "run.dir")
     files.remove_parts(folder)
-    resume.bring(folder, asked)
-    (folder / resume.SUMMARY).unlink(missing_ok=True)  # until this run has one of its own
-    files.write_json(folder / resume.SETTING, settings.model_dump())
+    run_folder.bring(folder, asked)
+    (folder / run_folder.SUMMARY).unlink(missing_ok=True)  # until this run has one of its own
+    files.write_json(folder / run_folder.SETTING, settings.model_dump())
     files.write_json(folder / "environment.json", environment() | {"engine": settings.quant.engine})
     return begin
 
 
-def train_from(state: dict | None, settings: config.TrainSettings, folder: Path, ranks: Ranks) -> None:
+def train_from(state: dict | None, settings: config.TrainSettings, folder: Path, processes: Processes) -> None:
     """Train from a checkpoint, or from the start; then the first process converts and measures."""
     d, q, r = settings.data, settings.quant, settings.run
-    log = runlog.RunLog(folder, r.epochs, ranks.first, r.tensorboard)
+    log = run_log.RunLog(folder, r.epochs, processes.is_main, r.tensorboard)
     seed.seed_all(r.seed, r.deterministic)
-    if processes.local() > 0:
-        ranks.meet()  # once the first of this machine has the files, which it may have to download
+    if distributed.local_rank() > 0:
+        processes.barrier()  # once the first of this machine has the files, which it may have to download
     dataset = load_dataset(d)
-    if processes.local() == 0:
-        ranks.meet()
+    if distributed.local_rank() == 0:
+        processes.barrier()
     batches = functools.partial(
         data.batches,
         mean=dataset.mean,
@@ -200,29 +185,31 @@ def train_from(state: dict | None, settings: config.TrainSettings, folder: Path,
     if settings.model.weights and state is None:
         start_from(model, settings.model.weights, head_anew=r.epochs > 0)
     params, macs = complexity(model, d.image_size)
-    say(f"{settings.model.name}: {params:,} parameters, {macs:,} MACs; {len(dataset.train):,} training images, {ranks}")
+    say(
+        f"{settings.model.name}: {params:,} parameters, {macs:,} MACs; {len(dataset.train):,} training images, {processes}"
+    )
     if q.method != "float" and q.reduce_range:
         say("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
 
     in_float = quant.ends_in_float(q, r.epochs)
     if q.layers == "auto":
         chosen_by(dataset, q)  # refused here, not when all is trained
-        settings = with_layers(settings, state["settings"]["quant"]["layers"], ranks, folder) if state else settings
+        settings = with_layers(settings, state["settings"]["quant"]["layers"], processes, folder) if state else settings
     if not in_float:
-        settings = chosen(settings, model, dataset, batches, ranks, folder)
+        settings = chosen(settings, model, dataset, batches, processes, folder)
     if worth_compiling(settings, macs, len(dataset.train)):
         quant.compile_kernels()
     else:
         quant.interpret_kernels()  # those of a sweep's cell before
-    model = fit(model, settings, dataset, batches, ranks, log, state)
-    settings = chosen(settings, model, dataset, batches, ranks, folder)
-    model = quantized(model, settings, dataset, batches, ranks)
-    if ranks.first:
+    model = fit(model, settings, dataset, batches, processes, log, state)
+    settings = chosen(settings, model, dataset, batches, processes, folder)
+    model = quantized(model, settings, dataset, batches, processes)
+    if processes.is_main:
         save_final(model, settings, dataset, log)
         test = batches(dataset.test, data.evaluation_batch(d.image_size))
         measure(model, settings, test, log, {"params": params, "macs": macs})
         say(f"{len(dataset.test):,} test images; layers.txt and more in {folder}")
-        reached = runlog.time_to_accuracy(log.rows)
+        reached = run_log.time_to_accuracy(log.rows)
         if reached:
             say(f"top-1 of the held-out images, in training time: {reached}")
 
@@ -233,19 +220,19 @@ def start_from(model: nn.Module, path: str, head_anew: bool) -> None:
         say(f"{path}: of other classes; all but {head} is taken from it, which is learned anew")
 
 
-def save_final(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, log: runlog.RunLog) -> None:
+def save_final(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, log: run_log.RunLog) -> None:
     """Save the finished model where checkpoints so far are of another: quantized, averaged or measured anew since."""
     q, epochs = settings.quant, settings.run.epochs
     final = checkpoint.pack(model, settings, dataset, quant.is_prepared(model), epochs, {"log": log.state()})
     changed = quant.ends_in_float(q, epochs) or (log.best is None and (settings.optim.average or q.norm_images))
     if changed:
-        tensors.save(log.folder / "last.pt", final)
+        tensor_file.save(log.folder / "last.pt", final)
     if log.best is not None:
-        tensors.save(log.folder / "best.pt", final)
+        tensor_file.save(log.folder / "best.pt", final)
 
 
 def measure(
-    model: nn.Module, settings: config.TrainSettings, test: Collection, log: runlog.RunLog, facts: dict[str, int]
+    model: nn.Module, settings: config.TrainSettings, test: Collection, log: run_log.RunLog, facts: dict[str, int]
 ) -> None:
     """Convert to each engine and compare them on the test images: summary.json, layers.txt, curves.png and a table."""
     q, r, folder = settings.quant, settings.run, log.folder
@@ -265,8 +252,8 @@ def measure(
     }
     files.write_text(folder / "layers.txt", layers)
     plot.curves(log.rows, f"{settings.model.name} on {settings.data.name}, {q.method}", folder / "curves.png")
-    files.write_json(folder / resume.SUMMARY, summary | result)  # last: with it the run is finished
-    (folder / resume.PREVIOUS).unlink(missing_ok=True)
+    files.write_json(folder / run_folder.SUMMARY, summary | result)  # last: with it the run is finished
+    (folder / run_folder.PREVIOUS).unlink(missing_ok=True)
     say(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
 
 
@@ -290,8 +277,8 @@ def fit(
     settings: config.TrainSettings,
     dataset: data.Dataset,
     batches: Callable,
-    ranks: Ranks,
-    log: runlog.RunLog,
+    processes: Processes,
+    log: run_log.RunLog,
     state: dict | None,
 ) -> nn.Module:
     """Train: float epochs, then fake-quantized ones, under one optimizer. Returns the best epoch's model, or the last.
@@ -301,21 +288,21 @@ def fit(
     """
     d, q, o, r = settings.data, settings.quant, settings.optim, settings.run
     if r.epochs > 0:
-        data.check_training(len(dataset.train), d.batch_size, ranks.world)
+        data.check_training(len(dataset.train), d.batch_size, processes.world_size)
     side = data.evaluation_batch(d.image_size)
-    model = model.to(ranks.device, memory_format=torch.channels_last)
+    model = model.to(processes.device, memory_format=torch.channels_last)
     before = (state or {}).get("training") or {}
-    arithmetic = precision.choose(r.precision, before.get("precision"), model, d.batch_size, d.image_size, ranks)
+    arithmetic = precision.choose(r.precision, before.get("precision"), model, d.batch_size, d.image_size, processes)
     bf16 = arithmetic == "bf16"
     optimizer = optim.build(o.name, model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
-    noise = seed.Noise(r.seed, ranks.rank, ranks.device)
+    noise = seed.Noise(r.seed, processes.rank, processes.device)
     if o.name in optim.BOOSTED:
         gradboost.GradBoost(optimizer, o.mode, o.clip_by, o.noise_decay, o.toss_coin, noise.shared)
     few = data.first(dataset.train, q.norm_images or q.calibration_images)
     drawn = batches(few, side, draw=data.Draw(r.seed, d.augment, dataset.flip))
 
     def quantize(model: nn.Module) -> nn.Module:
-        prepared = quant.prepare(model, q).to(ranks.device)
+        prepared = quant.prepare(model, q).to(processes.device)
         quant.draw_from(prepared, noise.own)
         optim.add_learned(optimizer, quant.learned(prepared), o.learned_lr)
         gradboost.end_warm_up(optimizer)
@@ -331,12 +318,14 @@ def fit(
         model=model,
         optimizer=optimizer,
         training=batches(
-            dataset.train, d.batch_size, draw=data.Draw(r.seed, d.augment, dataset.flip, ranks.rank, ranks.world)
+            dataset.train,
+            d.batch_size,
+            draw=data.Draw(r.seed, d.augment, dataset.flip, processes.rank, processes.world_size),
         ),
-        held_out=batches(dataset.val.take(ranks.part(len(dataset.val))), side) if dataset.val else None,
+        held_out=batches(dataset.val.take(processes.shard_indices(len(dataset.val))), side) if dataset.val else None,
         rate=lambda done: o.lr * schedule.factor(o.schedule, done, r.epochs, o.warmup_epochs, o.milestones),
         loss_of=distill.loss(
-            o.label_smoothing, teacher(settings, dataset, ranks, bf16), q.teacher_share, q.temperature
+            o.label_smoothing, teacher(settings, dataset, processes, bf16), q.teacher_share, q.temperature
         ),
         clip_norm=o.clip_norm,
         bf16=bf16,
@@ -347,20 +336,22 @@ def fit(
         average=average.Average(optimizer, o.average) if o.average else None,
         renorm=lambda model: quant.renorm(model, (images for images, _ in drawn)),
         noise=noise,
-        ranks=ranks,
+        processes=processes,
         log=log,
-        saves=keeper.Keeper(log.folder, pack, r.checkpoint_minutes, resume.how(log.folder, r.resume), ranks),
+        saves=checkpointing.Keeper(
+            log.folder, pack, r.checkpoint_minutes, run_folder.how(log.folder, r.resume), processes
+        ),
     )
     if state and state["prepared"]:
         trainer.to_quantized()
-    at = keeper.restored(state, trainer.model, optimizer, r.epochs, log, ranks)
+    at = checkpointing.restored(state, trainer.model, optimizer, r.epochs, log, processes)
     trainer.run(at)
     if not at.ended:
         trainer.finish(renorm=bool(q.norm_images))
     return trainer.model.cpu().eval()
 
 
-def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks, bf16: bool) -> Callable | None:
+def teacher(settings: config.TrainSettings, dataset: data.Dataset, processes: Processes, bf16: bool) -> Callable | None:
     """The net that quant.teacher names, for the images of this run; None if there is none to be.
 
     bf16: it computes as the net that it teaches does.
@@ -377,9 +368,9 @@ def teacher(settings: config.TrainSettings, dataset: data.Dataset, ranks: Ranks,
     data.check_classes(dataset.classes, state["classes"])
     if trained.data.image_size != settings.data.image_size:
         raise UserError(f"quant.teacher: {path} was trained on images of {trained.data.image_size} pixels")
-    model = model.to(ranks.device, memory_format=torch.channels_last).eval()
+    model = model.to(processes.device, memory_format=torch.channels_last).eval()
     line = data.renormalized((dataset.mean, dataset.std), (state["mean"], state["std"]))
-    gain, shift = (values.to(ranks.device) for values in line)
+    gain, shift = (values.to(processes.device) for values in line)
 
     def answers(images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
@@ -406,7 +397,7 @@ def chosen(
     model: nn.Module,
     dataset: data.Dataset,
     batches: Callable,
-    ranks: Ranks,
+    processes: Processes,
     folder: Path,
 ) -> config.TrainSettings:
     """The setting with the layers that quant.layers=auto chooses by a float model. No labels."""
@@ -414,7 +405,9 @@ def chosen(
     if spec.method == "float" or spec.layers != "auto":
         return settings
     sample, held_out = (batches(images, side) for images in chosen_by(dataset, spec))
-    return with_layers(settings, ranks.share(quant.choose_layers(model, spec, sample, held_out)), ranks, folder)
+    return with_layers(
+        settings, processes.broadcast_object(quant.choose_layers(model, spec, sample, held_out)), processes, folder
+    )
 
 
 def chosen_by(dataset: data.Dataset, spec: config.QuantSettings) -> tuple:
@@ -427,16 +420,18 @@ def chosen_by(dataset: data.Dataset, spec: config.QuantSettings) -> tuple:
     return data.first(dataset.train, count), held_out
 
 
-def with_layers(settings: config.TrainSettings, layers: dict | str, ranks: Ranks, folder: Path) -> config.TrainSettings:
+def with_layers(
+    settings: config.TrainSettings, layers: dict | str, processes: Processes, folder: Path
+) -> config.TrainSettings:
     """The setting with these quant.layers, in config.json too."""
     settings = config.vary(settings, {"quant.layers": layers}, "quant.layers")
-    if ranks.first:
-        files.write_json(folder / resume.SETTING, settings.model_dump())
+    if processes.is_main:
+        files.write_json(folder / run_folder.SETTING, settings.model_dump())
     return settings
 
 
 def quantized(
-    model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, batches: Callable, ranks: Ranks
+    model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, batches: Callable, processes: Processes
 ) -> nn.Module:
     """Prepare what was trained in float alone, and find its ranges on training images without augmentation.
 
@@ -450,7 +445,7 @@ def quantized(
     model = quant.prepare(model, spec)
     sample = batches(data.first(dataset.train, spec.calibration_images), data.evaluation_batch(d.image_size))
     quant.calibrate(model, (images for images, _ in sample))
-    if ranks.first:
+    if processes.is_main:
         quant.refine(model, (images for images, _ in sample), spec)
     return model
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import latency
 import quant
-from quant.runtimes import compiled, onnxruntime_session
+from quant.engines.onnx_sessions import compiled, onnxruntime_session
 from utils import config, files, timing
 from utils.environment import environment
 from utils.table import markdown_table

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from data.folders import open_image, square
 from data.images import Files, Images
+from utils.console import say
 from utils.errors import UserError
-from utils.say import say
 from utils.seed import mixed
 
 PAD = 4

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from data.images import IMAGENET_MEAN, IMAGENET_STD, Dataset, Files, Images, first, statistics
+from utils.console import say, tracked
 from utils.errors import UserError
 from utils.picture import as_seen, square
-from utils.say import say, tracked
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
 MEMORY_BYTES = 2**31

@@ -1,6 +1,6 @@
 """Quantization: methods, prepare (float -> trainable and simulated), convert (simulated -> integers on an engine).
 
-A new method is one file and a row in METHODS, quant/tables.py.
+A new method is one file and a row in METHODS, quant/registry.py.
 """
 
 from collections.abc import Collection
@@ -8,38 +8,38 @@ from collections.abc import Collection
 import torch
 from torch import fx, nn
 
-from quant.calibrate import calibrate
-from quant.compare import accuracy_table, compare
-from quant.convert import IntegerModel
-from quant.convert import convert as _convert
-from quant.dampen import Damping
-from quant.dorefa import GradientQuantizer
-from quant.equalize import equalize
-from quant.export import export
-from quant.fold import fold
-from quant.kernels import compile_all as compile_kernels
-from quant.kernels import interpret_all as interpret_kernels
-from quant.method import Method
-from quant.mixed import choose_bits
-from quant.packed_model import export as export_packed
-from quant.packed_model import load as load_packed
-from quant.prepare import prepare as _prepare
-from quant.prepare import quantizers
-from quant.qdq import check_onnx, export_onnx
-from quant.refine import refine
-from quant.renorm import renorm
-from quant.report import report, report_line, report_table
-from quant.resolve import allows, check_layers, check_run, ends_in_float, resolve
-from quant.sensitivity import sensitivity
-from quant.switch import set_enabled
-from quant.tables import ENGINES, METHODS, engine
-from quant.trace import trace
+from quant.analysis.compare import accuracy_table, compare
+from quant.analysis.layer_table import report, report_line, report_table
+from quant.analysis.mixed_precision import choose_bits
+from quant.analysis.sensitivity import sensitivity
+from quant.core.kernels import compile_all as compile_kernels
+from quant.core.kernels import interpret_all as interpret_kernels
+from quant.core.method import Method
+from quant.engines.base import IntegerModel
+from quant.engines.convert import convert as _convert
+from quant.engines.float_baseline import fold
+from quant.export.npz.read import export as export_packed
+from quant.export.npz.read import load as load_packed
+from quant.export.onnx import check_onnx, export_onnx
+from quant.export.torch_export import export
+from quant.graph.prepare import prepare as _prepare
+from quant.graph.prepare import quantizers
+from quant.graph.trace import trace
+from quant.graph.views import set_enabled
+from quant.methods.dorefa import GradientQuantizer
+from quant.ptq.calibrate import calibrate
+from quant.ptq.cross_layer_equalization import equalize
+from quant.ptq.pipeline import refine
+from quant.qat.bn_reestimation import renorm
+from quant.qat.oscillation_dampening import Damping
+from quant.registry import ENGINES, METHODS, engine
+from quant.validate import allows, check_layers, check_run, ends_in_float, resolve
 from utils.config import QuantSettings
-from utils.say import tracked
+from utils.console import tracked
 
 
 def prepare(model: nn.Module, spec: QuantSettings) -> fx.GraphModule:
-    """quant/prepare.py with the method that a resolved spec names."""
+    """graph/prepare.py with the method that a resolved spec names."""
     return _prepare(model, spec, METHODS[spec.method])
 
 
@@ -59,7 +59,7 @@ def draw_from(prepared: nn.Module, generator: torch.Generator) -> None:
 
 
 def choose_layers(model: nn.Module, spec: QuantSettings, sample: Collection, held_out: Collection) -> dict:
-    """What quant/mixed.py chooses for `layers` of a resolved spec, as a setting holds it."""
+    """What analysis/mixed_precision.py chooses for `layers` of a resolved spec, as a setting holds it."""
     allowed = [bits for bits in range(1, 9) if allows(spec, bits)]
     chosen = choose_bits(model, spec, allowed, sample, held_out)
     return {name: {"weight_bits": bits} for name, bits in chosen.items() if bits in allowed}  # others have them anyway
@@ -70,14 +70,14 @@ def is_prepared(model: nn.Module) -> bool:
 
 
 def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
-    """quant/convert.py on the engine of that name."""
+    """engines/convert.py on the engine of that name."""
     return _convert(prepared, engine(engine_name))
 
 
 def measure(model: nn.Module, engine_names: list[str], batches: Collection, with_float: bool) -> tuple[dict, str]:
     """Convert a model to each engine and compare them all over (images, labels) batches, with a progress bar.
 
-    Returns the result of quant/compare.py and the layer tables of the engines as text; a float model has neither.
+    Returns the result of analysis/compare.py and the layer tables of the engines as text; a float model has neither.
     """
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
     result = compare(model, engines, tracked(batches, len(batches), "measuring", "batches"), with_float)

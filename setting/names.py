@@ -3,7 +3,7 @@
 import data
 import models
 import quant
-from utils import optim
+from utils.training import optim
 
 TABLES = {
     "models": models.MODELS,

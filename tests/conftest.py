@@ -13,7 +13,7 @@ from filelock import FileLock
 import data
 import models
 import quant
-from quant.forced import forced
+from quant.engines.layerwise_check import forced
 from tests.nets import plain
 from utils import memory
 from utils.config import QuantSettings

@@ -14,8 +14,9 @@ import latency
 import models
 import quant
 import train
-from utils import checkpoint, errors
+from utils import errors
 from utils.config import QuantSettings, TrainSettings
+from utils.runs import checkpoint
 
 SCRIPTS = {"train": train.main, "evaluate": evaluate.main, "latency": latency.main}
 

@@ -19,7 +19,8 @@ import models
 import quant
 import train
 from tests.conftest import spec
-from utils import checkpoint, config, errors, tensors
+from utils import config, errors
+from utils.runs import checkpoint, tensor_file
 
 SCRIPTS = {"train": train.main, "evaluate": evaluate.main, "latency": latency.main}
 KINDS = {"train": config.TrainSettings, "evaluate": config.EvaluateSettings, "latency": config.LatencySettings}
@@ -93,7 +94,7 @@ def folder(tmp_path_factory) -> Path:
     model = quant.prepare(models.build(own.model.name, 10, 8, {}), own.quant)
     model.train()(torch.randn(4, 3, 8, 8))
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
-    tensors.save(folder / "last.pt", checkpoint.pack(model, own, seen, True, 1))
+    tensor_file.save(folder / "last.pt", checkpoint.pack(model, own, seen, True, 1))
     (folder / "summary.json").write_text("mine")
     return folder
 
@@ -139,10 +140,10 @@ def good(folder: Path) -> bytes:
 def test_a_checkpoint_with_any_value_anywhere(choose, new, folder):
     """With a checksum that fits: somebody made it so."""
     state = torch.load(io.BytesIO(good(folder)), weights_only=True)
-    state.pop(tensors.CHECKSUM)
+    state.pop(tensor_file.CHECKSUM)
     put_somewhere(state, choose, new)
     buffer = io.BytesIO()
-    torch.save(state | {tensors.CHECKSUM: tensors.checksum(state)}, buffer)
+    torch.save(state | {tensor_file.CHECKSUM: tensor_file.checksum(state)}, buffer)
     measured(buffer.getvalue(), folder)
 
 

@@ -11,8 +11,9 @@ import data
 import latency
 import models
 import quant
-from utils import checkpoint, plot
+from experiment.report import plot
 from utils.config import QuantSettings, TrainSettings
+from utils.runs import checkpoint
 
 KEYS = {"model", "engine", "image_size", "batch_size", "threads", "params", "macs", "flops", "float_mb", "int8_mb"}
 KEYS |= {f"{form}_ms{part}" for form in ("float", "int8", "as_built") for part in ("", "_p10", "_p90")}

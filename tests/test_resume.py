@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import train
-from utils import keeper, resume, tensors
 from utils.errors import UserError
+from utils.runs import checkpointing, tensor_file
+from utils.runs import folder as run_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["data.image_size=16", "data.batch_size=64", "data.limit=300", "run.epochs=3", 'run.engines=["reference"]']
@@ -45,7 +46,7 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch, save: int):
     """Let the program die right after so many saves of last.pt."""
-    count, real = [0], keeper.Keeper.keep
+    count, real = [0], checkpointing.Keeper.keep
 
     def keep(self, *arguments):
         message = real(self, *arguments)
@@ -54,7 +55,7 @@ def killed_at(monkeypatch, save: int):
             raise Killed
         return message
 
-    monkeypatch.setattr(keeper.Keeper, "keep", keep)
+    monkeypatch.setattr(checkpointing.Keeper, "keep", keep)
 
 
 def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:
@@ -72,7 +73,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 def outcome(folder: Path) -> dict:
     """All that a run ends with, but for its times."""
-    found = {name: tensors.load(str(folder / name)) for name in ("last.pt", "best.pt") if (folder / name).exists()}
+    found = {name: tensor_file.load(str(folder / name)) for name in ("last.pt", "best.pt") if (folder / name).exists()}
     numbers = {f"{name}: {key}": value for name in found for key, value in flat(found[name]).items()}
     rows = [line.split(",")[:-2] for line in (folder / "metrics.csv").read_text().splitlines()]
     return numbers | {"rows": rows, "accuracy": json.loads((folder / "summary.json").read_text())["accuracy"]}
@@ -132,7 +133,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(number, code, tmp_pa
     assert process.returncode == code
     assert said.count("\n") == 1
     assert f"the same command goes on from {tmp_path / 'run'}\n" in said
-    state = tensors.load(str(tmp_path / "run" / "last.pt"))
+    state = tensor_file.load(str(tmp_path / "run" / "last.pt"))
     assert state["epoch"] >= 1, "the epoch that was seen is saved"
     if "stopped after step" in said:
         assert f"stopped after step {state['training']['step']} of epoch {state['epoch'] + 1};" in said
@@ -146,13 +147,13 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    begin = resume.find(tmp_path / "run", _setting_of(tmp_path / "run"), "auto")
+    begin = run_folder.find(tmp_path / "run", _setting_of(tmp_path / "run"), "auto")
     assert begin.state is not None
 
 
 def _setting_of(folder: Path):
     newest = next(path for name in ("last.pt", "last.prev.pt") if (path := folder / name).exists())
-    from utils import checkpoint
+    from utils.runs import checkpoint
 
     return checkpoint.load(str(newest))[1]
 
@@ -185,7 +186,7 @@ def test_what_goes_on_with_a_run_that_began_anew(interrupted, monkeypatch, capsy
         killed_at(patch, 2)
         with pytest.raises(Killed):
             train.main([*command, "run.resume=never"])
-    assert resume.how(folder, "never") == f"the same command, without run.resume, goes on from {folder}"
+    assert run_folder.how(folder, "never") == f"the same command, without run.resume, goes on from {folder}"
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -294,7 +295,7 @@ def test_a_run_goes_on_from_a_checkpoint_elsewhere(interrupted, capsys):
     capsys.readouterr()
     train.main([*command[:-1], "run.name=other", f"run.resume={early}"])
     assert "going on in epoch 1, step 3" in capsys.readouterr().out
-    assert tensors.load(str(folder.with_name("other") / "last.pt"))["epoch"] == 3
+    assert tensor_file.load(str(folder.with_name("other") / "last.pt"))["epoch"] == 3
     assert same(outcome(folder.with_name("other")), outcome(folder))
 
 
@@ -333,8 +334,8 @@ def test_a_checkpoint_from_elsewhere_does_not_take_the_place_of_a_run(interrupte
 @pytest.mark.parametrize("training", [None, {"log": 3}, {"log": {"rows": []}, "optimizer": {}, "step": 1, "score": []}])
 def test_a_checkpoint_without_its_training_is_refused_in_a_line(training, interrupted, tmp_path):
     folder, command = interrupted
-    state = tensors.load(str(folder / "last.pt")) | {"training": training}
-    tensors.save(tmp_path / "odd.pt", state)
+    state = tensor_file.load(str(folder / "last.pt")) | {"training": training}
+    tensor_file.save(tmp_path / "odd.pt", state)
     with pytest.raises(UserError, match=r"holds no training to go on with") as refused:
         train.main([*command[:-1], "run.name=other", f"run.resume={tmp_path / 'odd.pt'}"])
     assert "\n" not in str(refused.value)
@@ -372,7 +373,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path):
     try:
         out, _ = start(small, "data.val_fraction=0").communicate()
         assert "last.pt could not be saved (No space left on device); the run goes on" in out
-        state = tensors.load(str(small / "run" / "last.pt"))
+        state = tensor_file.load(str(small / "run" / "last.pt"))
         assert state["training"]["step"] == 1, "the first is whole"
         assert not [*(small / "run").glob(".last.*")], "and nothing half-written is left"
     finally:
@@ -388,7 +389,7 @@ def test_a_loss_that_is_not_finite_names_the_first_layer(tmp_path, monkeypatch):
             named[0].weight[0] = torch.nan
         return real(self, at, *others) if at.step < 2 else ""
 
-    real, build, named = keeper.Keeper.keep, train.models.build, []
+    real, build, named = checkpointing.Keeper.keep, train.models.build, []
 
     def remembered(*arguments):
         model = build(*arguments)
@@ -396,7 +397,7 @@ def test_a_loss_that_is_not_finite_names_the_first_layer(tmp_path, monkeypatch):
         return model
 
     monkeypatch.setattr(train.models, "build", remembered)
-    monkeypatch.setattr(keeper.Keeper, "keep", broken)
+    monkeypatch.setattr(checkpointing.Keeper, "keep", broken)
     with pytest.raises(UserError, match=r"nan in epoch 1, step 2 of 4; .*: layer2.0.conv1, whose weights are"):
         train.main(command)
-    assert tensors.load(str(tmp_path / "run" / "last.pt"))["training"]["step"] == 1
+    assert tensor_file.load(str(tmp_path / "run" / "last.pt"))["training"]["step"] == 1

@@ -18,9 +18,11 @@ import latency
 import models
 import quant
 import train
-from quant import kernels
-from utils import checkpoint, gradboost, say, tensors
+from quant.core import kernels
+from quant.methods import gradboost
+from utils import console
 from utils.errors import UserError
+from utils.runs import checkpoint, tensor_file
 
 ROOT = Path(__file__).parent.parent
 TINY = ["data.image_size=16", "data.limit=300", "run.epochs=2", 'run.engines=["reference","fbgemm"]']
@@ -49,7 +51,7 @@ COMMANDS = re.findall(r"^ {4}python (\w+\.py.*)$", (ROOT / "README.md").read_tex
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[0] in SCRIPTS])
 def test_a_command_of_the_readme_is_one_that_its_script_takes(command, monkeypatch, capsys):
     """The checkpoints in it are other commands' own, and not here."""
-    monkeypatch.setattr(tensors, "check_exists", lambda path: None)
+    monkeypatch.setattr(tensor_file, "check_exists", lambda path: None)
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: None)
     monkeypatch.setattr(latency, "is_run", lambda entry: str(entry).startswith("runs/"))
     monkeypatch.setattr(latency, "checkpoint_of", str)
@@ -225,20 +227,20 @@ def test_ptq_of_a_checkpoint(trained, tmp_path):
     assert "float" in done.stdout
     accuracy = json.loads((tmp_path / "train" / "summary.json").read_text())["accuracy"]
     assert set(accuracy) == {"float", "fake_quant", "reference", "fbgemm"}
-    found, source = (tensors.load(str(path))["model"] for path in (tmp_path / "train" / "last.pt", weights))
+    found, source = (tensor_file.load(str(path))["model"] for path in (tmp_path / "train" / "last.pt", weights))
     assert torch.equal(found["layer1.0.conv1.weight"], source["layer1.0.conv1.weight"])
 
 
 def test_a_net_of_other_classes_gives_all_but_its_last_layer(trained, tmp_path, capsys):
     """As a net that was trained on ImageNet does for one's own images."""
-    state = tensors.load(str(trained[0] / "best.pt"))["model"]
+    state = tensor_file.load(str(trained[0] / "best.pt"))["model"]
     state = {name: value for name, value in state.items() if name in models.build("resnet20", 10, 16, {}).state_dict()}
     state |= {"fc.weight": torch.zeros(7, 64), "fc.bias": torch.zeros(7)}
     torch.save(state, tmp_path / "seven.pth")
     command = [*TINY, "quant.method=float", "optim.lr=1e-9", "run.epochs=1", f"run.dir={tmp_path}"]
     train.main([*command, f"model.weights={tmp_path / 'seven.pth'}"])
     assert "seven.pth: of other classes; all but fc is taken from it, which is learned anew" in capsys.readouterr().out
-    found = tensors.load(str(tmp_path / "train" / "last.pt"))["model"]
+    found = tensor_file.load(str(tmp_path / "train" / "last.pt"))["model"]
     assert torch.allclose(found["layer3.2.conv2.weight"], state["layer3.2.conv2.weight"], atol=1e-6)
     assert found["fc.weight"].shape == (10, 64)
     assert found["fc.weight"].abs().min() > 0
@@ -393,6 +395,6 @@ def test_without_tensorboard_one_line_says_so(monkeypatch):
 
 def test_where_there_is_no_terminal_long_work_says_a_line_now_and_then(monkeypatch, capsys):
     monkeypatch.setattr("utils.say.EVERY", 0.0)
-    with say.Progress(100, "epoch 3", "images") as progress:
+    with console.Progress(100, "epoch 3", "images") as progress:
         progress.add(40, lambda: "loss 0.5")
     assert re.search(r"epoch 3: 40 of 100 images, \d+ s left; loss 0.5", capsys.readouterr().out)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train
-from utils import tensors
+from utils.runs import tensor_file
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ["data.image_size=16", "data.batch_size=60", "data.limit=300", 'run.engines=["reference"]', "run.name=run"]
@@ -85,7 +85,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
-    return tensors.load(str(folder / "run" / "last.pt"))["model"]
+    return tensor_file.load(str(folder / "run" / "last.pt"))["model"]
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
@@ -101,7 +101,9 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
     for name in learn:
         ranks = [torch.load(tmp_path / "two" / name / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-        assert all(torch.equal(value, ranks[1][key]) for key, value in ranks[0].items()), "processes agree to the bit"
+        assert all(torch.equal(value, ranks[1][key]) for key, value in ranks[0].items()), (
+            "processes agree to the bit"
+        )
         whole, shared = state(tmp_path / "one" / name), state(tmp_path / "two" / name)
         exact = name == "float"  # a value on an edge between two integers may fall to either side
         for key, value in whole.items():
@@ -149,7 +151,7 @@ def test_all_processes_stop_at_the_same_step(tmp_path):
     assert launched.returncode != 0
     assert "the same command goes on from" in said
     log = (tmp_path / "run" / "run.log").read_text()
-    saved = tensors.load(str(tmp_path / "run" / "last.pt"))
+    saved = tensor_file.load(str(tmp_path / "run" / "last.pt"))
     assert saved["epoch"] >= log.count("float  ") + log.count("statassist  ") - 1
     at = str(saved["training"]["step"]), str(saved["epoch"] + 1)
     assert set(re.findall(r"stopped after step (\d+) of epoch (\d+)", said)) <= {at}, "said where it was in an epoch"

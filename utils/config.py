@@ -213,7 +213,7 @@ class OptimSettings(Section):
     clip_norm: float | None = Field(None, gt=0)
     """Scale the gradients down to this norm of all together where they pass it; null: never."""
     mode: Literal["intended", "reference"] = "intended"
-    """GradBoost (qsgd ..): as its idea is, or as its authors' code does it; utils/gradboost.py tells both."""
+    """GradBoost (qsgd ..): as its idea is, or as its authors' code does it; methods/gradboost.py tells both."""
     clip_by: float = Field(1e-3, ge=0)
     """GradBoost: the largest noise added to an element of a gradient; 0: no limit."""
     noise_decay: float = Field(1e-2, ge=0, lt=1)

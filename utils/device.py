@@ -2,7 +2,7 @@
 
 import torch
 
-from utils import ranks
+from utils import distributed
 from utils.errors import UserError
 
 
@@ -21,7 +21,7 @@ def find(name: str) -> torch.device:
             raise UserError(f"run.device: {name!r} is not to be had here ({str(error).splitlines()[0]})") from None
     if found.type == "cpu" or found.index is not None or torch.accelerator.device_count() < 2:
         return found
-    number = ranks.local()
+    number = distributed.local_rank()
     if number >= torch.accelerator.device_count():
         raise UserError(f"run.device: process {number} of this machine, which has {torch.accelerator.device_count()}")
     torch.accelerator.set_device_index(number)

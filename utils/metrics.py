@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.ranks import Ranks
+from utils.distributed import Processes
 
 
 @dataclass
@@ -41,6 +41,6 @@ def score(model, batches, device: torch.device) -> Score:
     return total
 
 
-def of_all(own: Score, ranks: Ranks) -> Score:
+def of_all(own: Score, processes: Processes) -> Score:
     """The totals of all processes."""
-    return Score(*ranks.total(astuple(own)))
+    return Score(*processes.sum(astuple(own)))

@@ -17,9 +17,9 @@ from torch import nn
 import models
 import quant
 from models.mobilenet_v3 import SqueezeExcite
-from utils import checkpoint
 from utils.complexity import complexity
 from utils.errors import UserError
+from utils.runs import checkpoint
 
 GOLDEN = json.loads((Path(__file__).parent.parent / "golden.json").read_text())
 FORMS = [(name, form) for name, row in models.MODELS.items() for form in row.forms]

@@ -5,8 +5,8 @@ import torch
 
 import models
 import quant
-from quant.forced import forced
-from quant.layers import QuantLayer
+from quant.engines.layerwise_check import forced
+from quant.graph.quant_layers import QuantLayer
 from tests.conftest import KERNELS, photos, spec, with_real_statistics
 from utils.errors import UserError
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from utils import files, metrics, optim, schedule, tensors
+from utils import files, metrics
 from utils.config import OptimSettings
 from utils.errors import UserError
+from utils.runs import tensor_file
 from utils.table import text_table
+from utils.training import optim, schedule
 
 
 def test_warm_up_starts_at_zero_and_ends_at_one():
@@ -119,7 +121,7 @@ class Payload:
 def test_checkpoints_never_run_code(tmp_path, capsys):
     torch.save({"a": Payload()}, tmp_path / "bad.pt")
     with pytest.raises(UserError, match=r"bad.pt: not a readable checkpoint"):
-        tensors.load(str(tmp_path / "bad.pt"))
+        tensor_file.load(str(tmp_path / "bad.pt"))
     assert capsys.readouterr().out == ""
 
 
@@ -128,7 +130,7 @@ def test_corrupt_checkpoints_are_named(tmp_path, content):
     path = tmp_path / "bad.pt"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"bad.pt: not a readable checkpoint"):
-        tensors.load(str(path))
+        tensor_file.load(str(path))
 
 
 def test_tables_align():

@@ -1,0 +1,70 @@
+"""The latency table: on the screen, in files, as a picture."""
+
+from pathlib import Path
+
+from experiment.report import plot
+from utils import files
+from utils.table import markdown_table, text_table
+
+HEADER = ["model", "params", "FLOPs", "@32", "MB", "MB INT8", "as built", "float"]
+DETAIL = ["model", "engine", "as built", "float", "INT8", "x as built", "x float"]
+CAPTION = (
+    "Milliseconds, median of {repeats} runs by turns, threads: {threads}; under an engine's name those of INT8, and "
+    "how many times faster than float that is. As built: the float net as it comes, eager, NCHW. Float: its best form "
+    "here, batch norm folded, channels_last, one TorchScript program, as INT8 is run. FLOPs: 2 x the "
+    "multiply-accumulates of convolutions and linear layers; @32: of convolutions alone, at 32 x 32."
+)
+
+
+def report(rows: list[dict], repeats: int, machine: dict, folder: Path) -> None:
+    """Print the rows of latency.py and write them to a folder: latency.json, .csv, .md, .png and environment.json."""
+    flags, first = " ".join(machine["cpu_flags"]), rows[0]
+    head = f"{machine['cpu']} ({flags}), torch {machine['torch']}, batch {first['batch_size']}"
+    caption = CAPTION.format(repeats=repeats, threads=first["threads"])
+    header, cells = _by_model(rows)
+    files.write_json(folder / "latency.json", rows)
+    files.write_json(folder / "environment.json", machine)
+    files.write_csv(folder / "latency.csv", rows)
+    detail = f"Median (10th to 90th percentile):\n\n{markdown_table(DETAIL, [_detail(row) for row in rows])}"
+    files.write_text(folder / "latency.md", f"{head}\n\n{markdown_table(header, cells)}\n\n{caption}\n\n{detail}\n")
+    plot.latency(rows, head, folder / "latency.png")
+    pictures = "latency.png"
+    if any(row["int8_top1"] is not None for row in rows):
+        plot.accuracy_against_cost(rows, head, folder / "accuracy.png")
+        pictures += " and accuracy.png"
+    print(f"{head}\n\n{text_table(header, cells)}\n\n{caption}\nlatency.json, .csv, .md, {pictures} in {folder}")
+
+
+def _by_model(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of a table with a row a model and a column an engine."""
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    of_model = [rows[i : i + len(engines)] for i in range(0, len(rows), len(engines))]
+    cells = [
+        [*_facts(same[0]), *(f"{row['int8_ms']:.2f} ({row['speedup']:.2f}x)" for row in same)] for same in of_model
+    ]
+    return [*HEADER, *engines], cells
+
+
+def _facts(row: dict) -> list[str]:
+    return [
+        _name(row),
+        f"{row['params'] / 1e6:.2f} M",
+        f"{row['flops'] / 1e9:.3f} G",
+        "" if row["conv_flops_32"] is None else f"{row['conv_flops_32'] / 1e6:.2f} M",
+        f"{row['float_mb']:.2f}",
+        f"{row['int8_mb']:.2f}",
+        f"{row['as_built_ms']:.2f}",
+        f"{row['float_ms']:.2f}",
+    ]
+
+
+def _detail(row: dict) -> list[str]:
+    def ms(key: str) -> str:
+        return f"{row[key]:.2f} ({row[f'{key}_p10']:.2f}-{row[f'{key}_p90']:.2f})"
+
+    times = [ms("as_built_ms"), ms("float_ms"), ms("int8_ms")]
+    return [_name(row), row["engine"], *times, f"{row['speedup_as_built']:.2f}", f"{row['speedup']:.2f}"]
+
+
+def _name(row: dict) -> str:
+    return f"{row['model']} @{row['image_size']}"

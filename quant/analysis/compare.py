@@ -1,0 +1,96 @@
+"""Float, simulation and every engine on the same images: accuracy, agreement, bit-equal logits, size."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, fx, nn
+
+from quant.core.quantizer import Quantizer
+from quant.engines.base import IntegerModel
+from quant.export.npz.records import layer_bytes
+from quant.graph.prepare import quantizers
+from quant.graph.quant_layers import Correction
+from quant.graph.views import layers, set_enabled
+from utils.metrics import Score
+from utils.runs import tensor_file
+from utils.table import text_table
+
+
+@torch.inference_mode()
+def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches: Iterable, with_float: bool) -> dict:
+    """Measure a prepared model and its integer twins over (images, labels) batches.
+
+    Returns {"accuracy": {name: {"top1", "top5", "loss"}}, "agreement": {engine: percent of images with the simulation's
+    top-1}, "bit_equal": {engine: percent of images whose logits are the simulation's to the bit}, "size_mb",
+    "size_mb_at_bits"}; names are "float" (with_float: the net with all quantizers off), "fake_quant" and the engines'.
+    """
+    quantized = bool(quantizers(prepared))
+    with_float = with_float or not quantized
+    names = [*(["float"] if with_float else []), *(["fake_quant"] if quantized else []), *engines]
+    scores = {name: Score() for name in names}
+    same, equal = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0)
+    for images, labels in batches:
+        if with_float:
+            set_enabled(prepared, False)
+            scores["float"].add(prepared(images), labels)
+            set_enabled(prepared, True)
+        if not quantized:
+            continue
+        simulated = prepared(images)
+        scores["fake_quant"].add(simulated, labels)
+        for name, model in engines.items():
+            logits = model(images)
+            scores[name].add(logits, labels)
+            same[name] += int((logits.argmax(1) == simulated.argmax(1)).sum())
+            equal[name] += int((logits == simulated).all(1).sum())
+    images_seen = max(scores[names[0]].images, 1)
+    return {
+        "accuracy": {name: score.summary() for name, score in scores.items()},
+        "agreement": {name: 100 * count / images_seen for name, count in same.items()},
+        "bit_equal": {name: 100 * count / images_seen for name, count in equal.items()},
+        "size_mb": {"float": tensor_file.megabytes(float_state(prepared))}
+        | {name: tensor_file.megabytes(model.stored()) for name, model in engines.items()},
+        "size_mb_at_bits": megabytes_at_bits(prepared),
+    }
+
+
+def float_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
+    """The state of the float model within: nothing of quantizers and corrections."""
+    added = Quantizer | Correction
+    inside = tuple(f"{name}." for name, module in prepared.named_modules() if isinstance(module, added))
+    return {name: value for name, value in prepared.state_dict().items() if not name.startswith(inside)}
+
+
+def megabytes_at_bits(model: nn.Module) -> float:
+    """Decimal MB of the layers' weights, scales and biases in a file of export/npz/write.py, and of all else in float."""
+    counted = {part for module in model.modules() if isinstance(module, Quantizer) for part in module.modules()}
+    size = 0
+    for layer, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
+        size += layer_bytes(layer, source.grid() if layer.runs_in_integers(source) else None, norm)
+        counted |= {*layer.modules(), norm}
+    for module in set(model.modules()) - counted:
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        size += sum(tensor.nbytes for tensor in own if tensor.is_floating_point())
+    return size / 1e6
+
+
+def accuracy_table(result: dict) -> str:
+    """The result of `compare` as text, a row for each of float, simulated and the engines."""
+    rows = []
+    for name, score in result["accuracy"].items():
+        engine = name in result.get("agreement", {})
+        size = result["size_mb"].get(name)
+        rows.append(
+            [
+                "simulated" if name == "fake_quant" else name,
+                f"{score['top1']:.2f}",
+                f"{score['top5']:.2f}",
+                f"{score['loss']:.4f}",
+                f"{result['agreement'][name]:.2f}" if engine else "",
+                f"{result['bit_equal'][name]:.2f}" if engine else "",
+                "" if size is None else f"{size:.3f}",
+            ]
+        )
+    table = text_table(["", "top-1 %", "top-5 %", "loss", "agreement %", "bit-equal %", "MB"], rows)
+    at_bits = f"\n\nat its own bits: {result['size_mb_at_bits']:.3f} MB" if "fake_quant" in result["accuracy"] else ""
+    return table + at_bits

@@ -1,0 +1,91 @@
+"""The arithmetic of operators without weights: what the simulation computes, what engines must reproduce.
+
+On centred integers n = q - z of grids with scales s, output scale s_y:
+
+    add        n_y = round((s_a n_a + s_b n_b) / s_y)
+    mul        n_y = round(n_a n_b / t),      t = s_y / (s_a s_b)
+    average    n_y = round(mean(n) / t),      t = s_y / s_x
+    function   n_y = round(f(s_x n) / s_y),   a table: one output for each input integer
+
+ties to even, clamped to the output grid and to what the activation behind lets through. Divisions are multiplications
+with the fp32 inverse, as in torch.quantize_per_tensor. Sums of an average are exact, in whatever order they are made.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quant.core.activation import ClampedAffine
+from quant.core.grid import Grid
+from quant.core.integer_layer import EXACT, integer_bounds
+
+
+@dataclass(frozen=True)
+class IntegerOperator:
+    """kind: add, mul, average or function. x: the grids of its inputs; y: that of its output (None for an average whose
+    output is float). run: the operator in float. lo and hi bound the output's integers."""
+
+    kind: str
+    run: Callable[..., Tensor]
+    x: tuple[Grid, ...]
+    y: Grid | None
+    lo: int = 0
+    hi: int = 0
+
+    def __call__(self, *n: Tensor) -> Tensor:
+        """Centred integers, fp32, of inputs to those of the output; float values where there is no output grid."""
+        return ARITHMETIC[self.kind](self, *n)
+
+    def step(self) -> Tensor:
+        """t, fp32: what a product or an average is divided by."""
+        return self.y.scale / torch.stack([grid.scale for grid in self.x]).prod()
+
+    def clamped(self, n: Tensor) -> Tensor:
+        zero_point = int(self.y.zero_point)
+        return n.clamp_(self.lo - zero_point, self.hi - zero_point)
+
+    def table(self) -> Tensor:
+        """A function's output integers, centred, fp32, for all of its input's from q_min up."""
+        x = self.x[0]
+        every = torch.arange(x.q_min, x.q_max + 1.0, device=x.scale.device) - int(x.zero_point)
+        return self.clamped(self.y.centred(self.run(x.value(every))))
+
+
+def integer_operator(
+    kind: str, run: Callable[..., Tensor], x: tuple[Grid, ...], y: Grid | None, bounds: ClampedAffine
+) -> IntegerOperator:
+    lo, hi = (0, 0) if y is None else integer_bounds(y, bounds)
+    return IntegerOperator(kind, run, x, y, lo, hi)
+
+
+def _add(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
+    return op.clamped(op.y.centred(op.x[0].value(p) + op.x[1].value(q)))
+
+
+def _mul(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
+    return op.clamped((p * q).mul_(1.0 / op.step()).round_())
+
+
+def _average(op: IntegerOperator, n: Tensor) -> Tensor:
+    mean = exact_average(op.run, n)
+    return op.x[0].value(mean) if op.y is None else op.clamped((mean * (1.0 / op.step())).round_())
+
+
+def _function(op: IntegerOperator, n: Tensor) -> Tensor:
+    return looked_up(op.x[0], op.table(), n)
+
+
+def looked_up(x: Grid, table: Tensor, n: Tensor) -> Tensor:
+    """The entries of an IntegerOperator's table for centred integers n on the grid x."""
+    return table[(n + (int(x.zero_point) - x.q_min)).long()]
+
+
+ARITHMETIC: dict[str, Callable[..., Tensor]] = {"add": _add, "mul": _mul, "average": _average, "function": _function}
+
+
+def exact_average(average: Callable[[Tensor], Tensor], n: Tensor) -> Tensor:
+    """The average of centred integers; sums that could pass 2^24 are made in fp64."""
+    large = n.shape[-1] * n.shape[-2] * 256 >= EXACT
+    return average(n.double()).float() if large else average(n)

@@ -1,0 +1,124 @@
+"""Observers: how a range [low, high] is found from the data that passes.
+
+    minmax          the least and the greatest value seen
+    moving_average  an exponential average of the batches' least and greatest values, constant 0.01 (Jacob et al.,
+                    arXiv 1712.05877, section 3.1)
+    percentile      the range beyond which, at each end, lies all but the given share of a sample of the values
+    mse             the range, within that of minmax, with the least mean squared error of a sample on its grid
+
+`update(x, low, high, observed)` takes a batch (per channel: [C, values]) and returns the new range, or None to wait for
+more; `settle(fit)` returns the range that only all batches together give, or None where update has given it already.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from utils import distributed
+
+SAMPLE = 2**17
+Range = tuple[Tensor, Tensor]
+
+
+def extremes(x: Tensor, like: Tensor) -> Range:
+    """Least and greatest value: of all x, in all processes, for a scalar range, of each row for a range a channel."""
+    return torch.aminmax(x, dim=1) if like.ndim else distributed.all_reduce_minmax(*torch.aminmax(x))
+
+
+class MinMax:
+    samples = False
+    """Whether it looks at more than the extremes."""
+
+    def __init__(self, percentile: float):
+        pass
+
+    def update(self, x: Tensor, low: Tensor, high: Tensor, observed: bool) -> Range | None:
+        least, greatest = extremes(x, low)
+        return (torch.minimum(low, least), torch.maximum(high, greatest)) if observed else (least, greatest)
+
+    def settle(self, fit: Callable) -> Range | None:
+        return None
+
+
+class LastMinMax(MinMax):
+    """The last batch alone: for weights, whose one 'batch' is the tensor as it is now."""
+
+    def update(self, x: Tensor, low: Tensor, high: Tensor, observed: bool) -> Range | None:
+        return extremes(x, low)
+
+
+class MovingAverage(MinMax):
+    def update(self, x: Tensor, low: Tensor, high: Tensor, observed: bool) -> Range | None:
+        least, greatest = extremes(x, low)
+        return (low.lerp(least, 0.01), high.lerp(greatest, 0.01)) if observed else (least, greatest)
+
+
+class Sampled(MinMax):
+    """Keeps a random sample of each batch, and the exact extremes of all."""
+
+    samples = True
+
+    def __init__(self, percentile: float):
+        self.share, self.sample, self.range = percentile / 100, [], None
+
+    def update(self, x: Tensor, low: Tensor, high: Tensor, observed: bool) -> Range | None:
+        least, greatest = extremes(x, low)
+        if self.range is not None:
+            least, greatest = torch.minimum(self.range[0], least), torch.maximum(self.range[1], greatest)
+        self.range = least, greatest
+        if low.ndim:  # weights: the same rows at every batch
+            self.sample = [x.clone()]
+        else:
+            self.sample.append(x.reshape(-1)[self._drawn_from(x.numel(), SAMPLE // 4)])
+        return self.range
+
+    def settle(self, fit: Callable) -> Range | None:
+        if self.range is None:
+            return None
+        found = self.search(self._drawn(), *self.range, fit)
+        self.sample, self.range = [], None
+        return found
+
+    def _drawn(self) -> Tensor:
+        every = torch.cat(self.sample, dim=-1)
+        return every[self._drawn_from(len(every), SAMPLE)] if every.ndim == 1 else every
+
+    def _drawn_from(self, count: int, most: int) -> Tensor | slice:
+        """At most so many random positions: a stride would fall into step with rows and channels."""
+        return slice(None) if count <= most else torch.randint(count, (most,), generator=_seeded(len(self.sample)))
+
+    def search(self, sample: Tensor, low: Tensor, high: Tensor, fit: Callable) -> Range:
+        raise NotImplementedError
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Percentile(Sampled):
+    def search(self, sample: Tensor, low: Tensor, high: Tensor, fit: Callable) -> Range:
+        ordered = sample.sort(dim=-1).values
+        last = ordered.shape[-1] - 1
+        return ordered[..., round(last * (1 - self.share))], ordered[..., round(last * self.share)]
+
+
+class MeanSquaredError(Sampled):
+    """Tries 100 shares of the full range, for each channel its own; low and high shrink together."""
+
+    def search(self, sample: Tensor, low: Tensor, high: Tensor, fit: Callable) -> Range:
+        best, best_error = torch.ones_like(low), torch.full_like(low, torch.inf)
+        for step in range(100, 0, -1):
+            error = fit(low * step / 100, high * step / 100, sample)
+            best = torch.where(error < best_error, step / 100, best)
+            best_error = torch.minimum(error, best_error)
+        return low * best, high * best
+
+
+OBSERVERS = {
+    "minmax": MinMax,
+    "last_minmax": LastMinMax,
+    "moving_average": MovingAverage,
+    "percentile": Percentile,
+    "mse": MeanSquaredError,
+}

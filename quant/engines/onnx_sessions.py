@@ -1,0 +1,35 @@
+"""Sessions of ONNX Runtime and OpenVINO on an ONNX file held in memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Session = Callable[[Tensor], Tensor]
+
+
+def onnxruntime_session(file: bytes, shape: torch.Size, threads: int) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    options.add_free_dimension_override_by_name("batch", shape[0])
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
+
+
+def openvino_session(file: bytes, shape: torch.Size, threads: int) -> Session:
+    import openvino
+
+    return compiled(openvino.Core().read_model(model=file), shape, threads)
+
+
+def compiled(model: Any, shape: torch.Size, threads: int) -> Session:
+    """A session of an openvino.Model."""
+    import openvino
+
+    model.reshape({"images": list(shape)})
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    return lambda images: torch.from_numpy(request.infer({"images": images.contiguous().numpy()})["logits"].copy())

@@ -1,0 +1,49 @@
+"""Writing the integer model as an ONNX file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from quant.engines.base import IntegerModel
+from quant.engines.convert import convert
+from quant.engines.onnx_qdq import QdqEngine, missing, onnx_model
+from quant.engines.onnx_sessions import onnxruntime_session
+from utils.errors import UserError
+from utils.files import write_whole
+
+
+def check_onnx(key: str) -> None:
+    """Raise UserError, for the setting's `key`, unless ONNX files can be written."""
+    if missing():
+        raise UserError(f"{key}: an ONNX file {missing()}")
+
+
+def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str, Any]) -> IntegerModel:
+    """Write the integer model of a prepared one as an ONNX file; returns what was written.
+
+    Input "images", float32 [N, 3, image_size, image_size], N any number; output "logits". `info` is its metadata: text
+    as it is, all else as JSON.
+    """
+    import onnx
+
+    model = convert(prepared, QdqEngine())
+    proto = onnx_model(model.graph, torch.zeros(2, 3, image_size, image_size))
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in info.items()}
+    onnx.helper.set_model_props(proto, texts)
+    onnx.checker.check_model(proto, full_check=True)
+    _check_by_running(proto.SerializeToString(), model, torch.randn(2, 3, image_size, image_size))
+    write_whole(file, lambda part: onnx.save(proto, part))
+    return model
+
+
+def _check_by_running(file: bytes, model: IntegerModel, images: Tensor) -> None:
+    """Raise UserError if ONNX Runtime, where it is installed, computes something else from the file."""
+    if missing("onnxruntime"):
+        return
+    ours, theirs = model(images), onnxruntime_session(file, images.shape, 1)(images)
+    off = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-30))
+    if off > 0.1:
+        raise UserError(f"export: ONNX Runtime's logits of the file are off by {100 * off:.0f} % of the largest")

@@ -1,0 +1,111 @@
+"""A model to take away: a file of torch.export that computes the integers and needs nothing of this repository.
+
+model.pt2        the integer model: int8 weights, any batch size
+integer_ops.py   its operators (export/integer_ops.py), to be imported before it is loaded
+model.json       image size, normalisation, class names
+example.py       classifies an image file
+"""
+
+import inspect
+import shutil
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from quant.core.grid import Grid
+from quant.core.integer_layer import IntegerLayer
+from quant.engines.base import Engine, IntegerModel, Operator
+from quant.engines.convert import convert
+from quant.export import integer_ops
+from utils.files import write_json, write_text, write_whole
+from utils.picture import as_seen, square
+
+EXAMPLE = '''\
+"""python example.py image.jpg"""
+
+import json
+import sys
+from pathlib import Path
+
+import integer_ops  # noqa: F401  the operators of model.pt2
+import numpy
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import v2
+
+
+'''
+EXAMPLE += f"{inspect.getsource(as_seen)}\n\n{inspect.getsource(square)}"
+EXAMPLE += """
+
+here = Path(__file__).parent
+info = json.loads((here / "model.json").read_text())
+model = torch.export.load(here / "model.pt2").module()
+values = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(info["mean"], info["std"])])
+prepare = v2.Compose([v2.CenterCrop(info["image_size"]), v2.ToImage(), values])
+image = prepare(square(as_seen(Image.open(sys.argv[1])), info["resize"]))
+with torch.inference_mode():
+    print(info["classes"][int(model(image[None]).argmax())])
+"""
+
+
+class PortableEngine(Engine):
+    """NativeTensor as plain uint8 from q_min up, by operators that torch.export can write; layers by export/integer_ops.py."""
+
+    name = "portable"
+
+    def quantize(self, grid: Grid) -> Operator:
+        return lambda x: (grid.to_int(x) - grid.q_min).to(torch.uint8)
+
+    def dequantize(self, grid: Grid) -> Operator:
+        centred = self.from_native(grid)
+        return lambda held: grid.value(centred(held))
+
+    def to_native(self, grid: Grid) -> Operator:
+        zero_point = _zero_point(grid)
+        return lambda n: (n + zero_point).to(torch.uint8)
+
+    def from_native(self, grid: Grid) -> Operator:
+        zero_point = _zero_point(grid)
+        return lambda held: held.float() - zero_point
+
+    def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
+        return ("onednn", "onednn sums") if layer.y is not None and layer.off_ties() else ("onednn sums",)
+
+    def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
+        g, y, operators = layer.geometry, layer.y, torch.ops.integer
+        geometry = [] if g.linear else [*g.stride, *g.padding, *g.dilation, g.groups]
+        numbers = (layer.weight.to(torch.int8).contiguous(), layer.bias)
+        if y is None:
+            given = (*numbers, layer.accumulator_scale(), geometry, _zero_point(layer.x))
+            return lambda x: operators.logits(x, *given)
+        given = (*numbers, layer.multiplier(), geometry, _zero_point(layer.x))
+        given += (_zero_point(y), layer.lo - y.q_min, layer.hi - y.q_min, kernel == "onednn")
+        return lambda x: operators.layer(x, *given)
+
+    def relu(self, grid: Grid) -> Operator:
+        zero_point = _zero_point(grid)
+        return lambda held: held.clamp_min(zero_point)
+
+    def around(self, grid: Grid, pools_or_pads: bool) -> tuple[Operator, Operator] | None:
+        return (self.from_native(grid), self.to_native(grid)) if pools_or_pads else None
+
+
+def _zero_point(grid: Grid) -> int:
+    return int(grid.zero_point) - grid.q_min
+
+
+def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict) -> IntegerModel:
+    """Write the integer model of a prepared one into a folder, with `info` as model.json; returns what was written."""
+    model, images = convert(prepared, PortableEngine()), torch.zeros(2, 3, image_size, image_size)
+    batch = {0: torch.export.Dim("batch")}
+    with torch.no_grad():
+        program = torch.export.export(model.graph, (images,), dynamic_shapes=(batch,))
+    for node in program.graph.nodes:  # where this machine keeps its source is nobody's business, and half the file
+        node.meta.pop("stack_trace", None)
+    write_whole(folder / "model.pt2", lambda part: torch.export.save(program, part))
+    write_whole(folder / "integer_ops.py", lambda part: shutil.copyfile(integer_ops.__file__, part))
+    write_json(folder / "model.json", info)
+    write_text(folder / "example.py", EXAMPLE)
+    return model

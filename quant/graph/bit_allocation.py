@@ -1,0 +1,276 @@
+"""Which values get a quantizer, and of how many bits: decided on the float graph, before anything is changed.
+
+    the image                     8, affine
+    read by a layer               act_bits; by the last layer first_last_bits
+    read by an operator           residual_bits; 8 before the first layer, float behind the last
+    the logits                    none: float
+
+A value read at two widths gets the wider grid (the narrower reader gets a second quantizer). First layers read the
+image, last layers write the logits; their weights have first_last_bits; the others are hidden layers. What hidden
+layers read may be quantized otherwise than all else (Method.activation, Method.residual): a value read by both kinds
+has a second quantizer, too. All that meets in a concatenation shares one quantizer, along the whole chain of
+concatenations. `layers` of the setting gives single layers bits of their own, by name.
+"""
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from quant.core.activation import IDENTITY, ClampedAffine
+from quant.graph.op_table import RELU, activation_of, data_inputs, preserves_qparams, tail_of
+from utils.config import LayerBits, QuantSettings
+
+FLOAT = 32
+OPERATORS = ("add", "mul", "average", "function", "act")
+"""Roles of heads that have an integer form without weights; an activation by itself is a function."""
+SIGMOIDS = (torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A node that computes, and what is fused behind it; its value leaves at `end`."""
+
+    head: fx.Node
+    end: fx.Node
+    norm: fx.Node | None = None
+    act: fx.Node | None = None
+
+
+@dataclass(frozen=True)
+class Edge:
+    """How a value is to be quantized: bits (32: not at all), and whether as hidden layers read it or as all else."""
+
+    bits: int
+    hidden: bool
+
+
+UNQUANTIZED = Edge(FLOAT, False)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a chain: bits of its weights (32: float), what it wants to read and what it writes, its sign, its
+    activation, and the name of the quantizer it shares, if any, with how many chains in all."""
+
+    chain: Chain
+    role: str
+    hidden: bool
+    weight_bits: int
+    read: Edge
+    written: Edge
+    signed: bool
+    bounds: ClampedAffine
+    shared: str | None
+    members: int
+
+
+class Plan:
+    """Chains of a traced model, and the bits that `spec` gives to their weights and values."""
+
+    def __init__(self, traced: fx.GraphModule, role: dict[fx.Node, str], spec: QuantSettings):
+        self.traced, self.role, self.spec = traced, role, spec
+        fused: set[fx.Node] = set()
+        self.chains: list[Chain] = []
+        for node in traced.graph.nodes:
+            if (
+                node not in fused
+                and not preserves_qparams(traced, role, node)
+                and role[node] not in ("output", "shape")
+            ):
+                self.chains.append(self._chain(node))
+                fused |= {self.chains[-1].norm, self.chains[-1].act}
+        self.by_head = {chain.head: chain for chain in self.chains}
+        self.by_end = {chain.end: chain for chain in self.chains}
+        self.signs: dict[fx.Node, bool] = {}
+        self.shared: dict[fx.Node, tuple[str, list[Chain]]] = {}
+        for node in traced.graph.nodes:
+            if role[node] == "pass" and len(data_inputs(node)) > 1:
+                self._share(node)
+
+    def decisions(self) -> list[Decision]:
+        """In topological order."""
+        return [
+            Decision(
+                chain,
+                self.role[chain.head],
+                self.role[chain.head] == "layer" and self.is_hidden(chain),
+                self.weight_bits(chain) if self.role[chain.head] == "layer" else FLOAT,
+                self.read(chain.head),
+                self.written(chain),
+                any(self.signed(member.end) and not self._ends_in_relu(member) for member in self._sharing(chain)),
+                self._bounds(chain),
+                self.shared.get(chain.head, (None,))[0],
+                len(self._sharing(chain)),
+            )
+            for chain in self.chains
+        ]
+
+    def weight_bits(self, chain: Chain) -> int:
+        own = self.own_bits(chain).weight_bits
+        if own is not None or self.spec.weight_bits == FLOAT:
+            return FLOAT if own is None else own
+        return self.spec.weight_bits if self.is_hidden(chain) else self._first_last(self.spec.weight_bits)
+
+    def read(self, head: fx.Node) -> Edge:
+        """How the head of a chain wants its inputs quantized; 32 bits if it does not mind."""
+        if self.role[head] == "layer":
+            return self._read_by_layer(self.by_head[head])
+        if self.role[head] not in OPERATORS or not self._quantizes() or self.is_last(self.by_head[head]):
+            return UNQUANTIZED
+        return Edge(8 if self.is_first(self.by_head[head]) else self.spec.residual_bits, False)
+
+    def _read_by_layer(self, chain: Chain) -> Edge:
+        own, hidden = self.own_bits(chain).act_bits, self.is_hidden(chain)
+        if own is not None:
+            return Edge(own, hidden)
+        if not self._quantizes() or (self.weight_bits(chain) == FLOAT and not hidden):
+            return UNQUANTIZED
+        if self.is_first(chain):
+            return Edge(8, False)
+        if hidden or self.spec.first_last_bits == "same":
+            return Edge(self.spec.act_bits, True)
+        return Edge(self._first_last(self.spec.act_bits), False)
+
+    def written(self, chain: Chain) -> Edge:
+        """The grid that the chain's value is put on; 32 bits for none."""
+        readers = dict.fromkeys(reader for member in self._sharing(chain) for reader in self._readers(member.end))
+        edges = [self.read(reader) for reader in readers if self.role[reader] != "output" and not self._floats(reader)]
+        wants = [edge for edge in edges if edge.bits != FLOAT]
+        writes_integers = self._quantizes() and any(
+            self.role[member.head] in ("layer", *OPERATORS) for member in self._sharing(chain)
+        )
+        behind_all = any(self.is_last(member) for member in self._sharing(chain))
+        if writes_integers and len(wants) < len(edges) and not behind_all:
+            wants.append(Edge(self.spec.residual_bits, False))
+        if not wants:
+            return UNQUANTIZED
+        return Edge(max(edge.bits for edge in wants), all(edge.hidden for edge in wants))
+
+    def _floats(self, head: fx.Node) -> bool:
+        """Whether a reader is a layer that is to read float, by its name."""
+        return self.role[head] == "layer" and self.own_bits(self.by_head[head]).act_bits == FLOAT
+
+    def own_bits(self, chain: Chain) -> LayerBits:
+        """What the setting says of this layer by name; of several patterns that match, the last."""
+        own = LayerBits()
+        for pattern, bits in self.spec.by_name.items():
+            if fnmatch.fnmatchcase(chain.head.target, pattern):
+                said = LayerBits(weight_bits=FLOAT, act_bits=FLOAT) if bits == "float" else bits
+                own = own.model_copy(update=said.model_dump(exclude_none=True))
+        return own
+
+    def is_hidden(self, chain: Chain) -> bool:
+        return not self.is_first(chain) and not self.is_last(chain)
+
+    def is_first(self, chain: Chain) -> bool:
+        """Whether no other layer comes before it: it reads the image, as it is or after other operators."""
+        return not any(self.role[node] == "layer" for node in _reached(chain.head, lambda n: n.all_input_nodes))
+
+    def is_last(self, chain: Chain) -> bool:
+        """Whether no other layer comes after it: it writes the logits, or only other operators stand between."""
+        return not any(self.role[node] == "layer" for node in _reached(chain.end, lambda n: n.users))
+
+    def signed(self, node: fx.Node) -> bool:
+        """Whether the value of a node can be negative, as far as the graph tells."""
+        if node not in self.signs:
+            self.signs[node] = self._signed(node)
+        return self.signs[node]
+
+    def _signed(self, node: fx.Node) -> bool:
+        bounds = activation_of(self.traced, node)
+        if bounds is not None:
+            return bounds.low < 0
+        if self.role[node] in ("add", "mul", "pass", "average"):
+            read = node.args if self.role[node] in ("add", "mul") else data_inputs(node)
+            return any(self.signed(value) for value in read)
+        if node.op == "call_module":
+            return not isinstance(self.traced.get_submodule(node.target), nn.Sigmoid)
+        return node.target not in SIGMOIDS
+
+    def _quantizes(self) -> bool:
+        return self.spec.act_bits != FLOAT
+
+    def _first_last(self, otherwise: int) -> int:
+        return otherwise if self.spec.first_last_bits == "same" else self.spec.first_last_bits
+
+    def _chain(self, head: fx.Node) -> Chain:
+        end, norm, act = head, None, None
+        if self.role[head] == "layer" and self._is_convolution(head):
+            norm = self._only_user(end, "norm")
+            end = norm or end
+        if self.role[head] not in ("image", "act"):
+            act = self._only_user(end, "act")
+            if act and self.role[head] != "layer" and activation_of(self.traced, act).gain != 1:
+                act = None  # only weights can absorb its line
+            end = act or end
+        return Chain(head, end, norm, act)
+
+    def _bounds(self, chain: Chain) -> ClampedAffine:
+        """Its activation; or the bounds beyond which the only function that reads it is constant, or a ReLU behind
+        pools and reshapes, which might as well be in front of them."""
+        if chain.act is not None:
+            return activation_of(self.traced, chain.act)
+        if self._ends_in_relu(chain):
+            return RELU
+        function = self._only_user(chain.end, "function")
+        return IDENTITY if function is None else tail_of(self.traced, function)
+
+    def _ends_in_relu(self, chain: Chain) -> bool:
+        """Whether all that read a chain without an activation read it through a ReLU."""
+        return chain.act is None and self.role[chain.head] not in ("image", "act") and self._behind_relu(chain.end)
+
+    def _behind_relu(self, node: fx.Node) -> bool:
+        users = [user for user in node.users if self.role[user] != "shape"]
+        return bool(users) and all(
+            activation_of(self.traced, user) == RELU or (self.role[user] == "pass" and self._behind_relu(user))
+            for user in users
+        )
+
+    def _share(self, concatenation: fx.Node) -> None:
+        """Join the chains whose values meet in a concatenation, and those that they share a quantizer with already."""
+        name, found = f"quantizers.{concatenation.name}", {}
+        for end in self._origins(concatenation):
+            for chain in self._sharing(self.by_end[end]):
+                found[chain.head] = chain
+        for head in found:
+            self.shared[head] = name, list(found.values())
+
+    def _sharing(self, chain: Chain) -> list[Chain]:
+        return self.shared[chain.head][1] if chain.head in self.shared else [chain]
+
+    def _origins(self, node: fx.Node) -> list[fx.Node]:
+        """The ends of the chains whose values a node hands on."""
+        if node in self.by_end:
+            return [node]
+        return [end for value in data_inputs(node) for end in self._origins(value)]
+
+    def _is_convolution(self, head: fx.Node) -> bool:
+        """A batch norm behind a linear layer may run over another axis (of [N, T, C]): it stays a float operator."""
+        return isinstance(self.traced.get_submodule(head.target), nn.Conv2d)
+
+    def _only_user(self, node: fx.Node, role: str) -> fx.Node | None:
+        users = list(node.users)
+        return users[0] if len(users) == 1 and self.role[users[0]] == role else None
+
+    def _readers(self, end: fx.Node) -> Iterator[fx.Node]:
+        for user in end.users:
+            if self.role[user] == "shape":
+                continue
+            if user in self.by_head or not preserves_qparams(self.traced, self.role, user):
+                yield user
+            elif end in data_inputs(user):  # else it is a size or an index that a pass node is given
+                yield from self._readers(user)
+
+
+def _reached(start: fx.Node, step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """All nodes that repeated steps from `start` lead to, without it."""
+    found, waiting = set(), [start]
+    while waiting:
+        new = set(step(waiting.pop())) - found
+        found |= new
+        waiting += new
+    return found

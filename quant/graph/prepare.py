@@ -1,0 +1,211 @@
+"""prepare: a float model becomes one that trains, and in eval computes, as its integer twin will."""
+
+import copy
+import operator
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, fx, nn
+
+from quant.core.activation import IDENTITY
+from quant.core.method import Method
+from quant.core.quantizer import Quantizer
+from quant.graph.bit_allocation import FLOAT, OPERATORS, Decision, Edge, Plan
+from quant.graph.op_table import data_inputs, preserves_qparams, roles
+from quant.graph.quant_layers import Correction, QuantLayer, QuantOperator, share_output
+from quant.graph.trace import trace
+from utils.config import QuantSettings
+
+OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
+OUT_OF_PLACE |= {operator.itruediv: operator.truediv, torch.sigmoid_: torch.sigmoid, torch.tanh_: torch.tanh}
+OUT_OF_PLACE |= {f"{name}_": name for name in ("add", "mul", "sub", "div", "sigmoid", "tanh")}
+"""What reads an operator's input afterwards reads its result (graph/trace.py), so that it need not be in place."""
+
+
+def prepare(model: nn.Module, spec: QuantSettings, method: Method) -> fx.GraphModule:
+    """Trace `model` and put the quantizers of `method` in, as graph/bit_allocation.py says.
+
+    Every Parameter of the model stays the same object under the same name, so an optimizer that was running before
+    keeps its state. Layers become QuantLayers under their own names; operators without weights live under `operators`,
+    quantizers of other values, and those that several share, under `quantizers`. Raises UserError if the model cannot
+    be traced.
+    """
+    own = set(model.modules())
+    traced = trace(model)
+    role = roles(traced)
+    decisions = Plan(traced, role, spec).decisions()
+    editor = _Editor(traced, role, spec, method)
+    for decision in decisions:
+        editor.put(decision)
+    for module in set(traced.modules()) - own:
+        module.training = model.training
+    traced.graph.lint()
+    traced.recompile()
+    return traced
+
+
+def quantizers(prepared: nn.Module) -> dict[str, Quantizer]:
+    """All quantizers of a prepared model by name."""
+    return {name: m for name, m in prepared.named_modules() if isinstance(m, Quantizer)}
+
+
+class _Editor:
+    """Changes the graph chain by chain, in topological order."""
+
+    def __init__(self, traced: fx.GraphModule, role: dict[fx.Node, str], spec: QuantSettings, method: Method):
+        self.traced, self.graph, self.role = traced, traced.graph, role
+        self.spec, self.method = spec, method
+        self.source: dict[fx.Node, tuple[str, Edge, bool]] = {}  # value -> its quantizer's name, edge, signed
+        self.second: dict[tuple[fx.Node, Edge], fx.Node] = {}
+        self.shared: dict[str, Quantizer] = {}
+
+    def put(self, decision: Decision) -> None:
+        head = decision.chain.head
+        head.target = OUT_OF_PLACE.get(head.target, head.target) if head.op != "call_module" else head.target
+        if decision.role == "layer":
+            self._put_layer(decision)
+        elif decision.role in OPERATORS and (decision.written.bits != FLOAT or decision.role == "average"):
+            self._put_operator(decision)
+        elif decision.written.bits != FLOAT:
+            self._quantize(decision)
+
+    def _put_layer(self, decision: Decision) -> None:
+        chain, written = decision.chain, decision.written
+        name = chain.head.target
+        layer = self._layer(name, decision)
+        _replace(self.traced, name, layer)
+        x = self._as_wanted(chain.head.args[0], decision.read)
+        with self.graph.inserting_before(chain.head):
+            source = self._source(x)
+            norm = chain.norm and self.graph.get_attr(chain.norm.target)
+            node = self.graph.call_module(name, (x, source and self.graph.get_attr(source[0]), norm))
+        written_as = self._output(name, layer, decision) if written.bits != FLOAT else None
+        self._take_place(node, [chain.act if written.bits != FLOAT else None, chain.norm, chain.head])
+        if written_as is not None:  # else an activation of a float output stays a node of its own
+            self.source[node] = (written_as, written, decision.signed)
+
+    def _output(self, name: str, module: QuantLayer | QuantOperator, decision: Decision) -> str:
+        """Give a module its output's quantizer and its activation; returns the quantizer's name."""
+        module.bounds = decision.bounds
+        if decision.shared is None:
+            module.output = self._quantizer(decision.written, decision.signed)
+            return f"{name}.output"
+        share_output(module, self._shared(decision))
+        return decision.shared
+
+    def _shared(self, decision: Decision) -> Quantizer:
+        if decision.shared not in self.shared:
+            self.shared[decision.shared] = self._quantizer(decision.written, decision.signed)
+            self.shared[decision.shared].members = decision.members
+            self.traced.add_submodule(decision.shared, self.shared[decision.shared])
+        return self.shared[decision.shared]
+
+    def _take_place(self, new: fx.Node, old: list[fx.Node | None]) -> None:
+        """Put a node in the place of others, the last of them first."""
+        old = [node for node in old if node is not None]
+        old[0].replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        for node in old:
+            self.graph.erase_node(node)
+
+    def _layer(self, name: str, decision: Decision) -> QuantLayer:
+        layer, bits, gradient = self.traced.get_submodule(name), decision.weight_bits, None
+        weight = None if bits == FLOAT else self.method.weight(self.spec, bits, tuple(layer.weight.shape))
+        if decision.hidden and min(bits, decision.read.bits) < FLOAT:
+            gradient = self.method.gradient(self.spec)
+        corrects = weight is not None and self.spec.correct in ("bias", "norm")
+        correction = Correction(len(layer.weight), isinstance(layer, nn.Linear)) if corrects else None
+        return QuantLayer(layer, weight, gradient, correction, self.spec.weight_limit)
+
+    def _quantizer(self, edge: Edge, signed: bool) -> Quantizer:
+        return (self.method.activation if edge.hidden else self.method.residual)(self.spec, edge.bits, signed)
+
+    def _put_operator(self, decision: Decision) -> None:
+        chain, written, head = decision.chain, decision.written, decision.chain.head
+        values = [self._as_wanted(value, decision.read) for value in _tensors(head)]
+        kind = "function" if decision.role == "act" else decision.role
+        run = _out_of_place(self.traced.get_submodule(head.target)) if head.op == "call_module" else _function_of(head)
+        name = f"operators.{head.name}"
+        module = QuantOperator(kind, run, IDENTITY)
+        self.traced.add_submodule(name, module)
+        with self.graph.inserting_before(head):
+            sources = [self._source(value) for value in values]
+            given = [source and self.graph.get_attr(source[0]) for source in sources]
+            node = self.graph.call_module(name, (*values, *given))
+        written_as = self._output(name, module, decision) if written.bits != FLOAT else None
+        self._take_place(node, [chain.act if written.bits != FLOAT else None, head])
+        if written_as is not None:
+            self.source[node] = (written_as, written, decision.signed)
+
+    def _as_wanted(self, value: fx.Node, edge: Edge) -> fx.Node:
+        """The value as its reader wants it: itself, or a second quantizer's output if its grid is wider or foreign."""
+        source = self._source(value)
+        if source is None or (edge.bits >= source[1].bits and not self._foreign(edge, source[1])):
+            return value
+        edge = Edge(min(edge.bits, source[1].bits), edge.hidden)
+        if (value, edge) not in self.second:
+            name = f"quantizers.{value.name.removeprefix('quantizers_')}_to_{edge.bits}"
+            name = name if edge.hidden else f"{name}_residual"
+            self.traced.add_submodule(name, self._quantizer(edge, source[2]))
+            with self.graph.inserting_after(value):
+                self.second[value, edge] = self.graph.call_module(name, (value,))
+            self.source[self.second[value, edge]] = (name, edge, source[2])
+        return self.second[value, edge]
+
+    def _foreign(self, wanted: Edge, found: Edge) -> bool:
+        """Whether a hidden layer would read a grid that the method makes for other readers alone."""
+        apart = self.method.activation is not self.method.residual
+        return apart and wanted.bits != FLOAT and wanted.hidden and not found.hidden
+
+    def _quantize(self, decision: Decision) -> None:
+        """Put a quantizer behind the image or a float operator."""
+        value, written = decision.chain.end, decision.written
+        name = decision.shared or f"quantizers.{value.name}"
+        if decision.shared:
+            self._shared(decision)
+        else:
+            self.traced.add_submodule(name, self._quantizer(written, decision.signed))
+        with self.graph.inserting_after(value):
+            node = self.graph.call_module(name, (value,))
+        value.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
+        self.source[node] = (name, written, decision.signed)
+
+    def _source(self, value: fx.Node) -> tuple[str, Edge, bool] | None:
+        """The quantizer whose grid a value lies on, seen through the nodes that hand it on."""
+        if value in self.source or value not in self.role or not preserves_qparams(self.traced, self.role, value):
+            return self.source.get(value)
+        sources = [self._source(one) for one in data_inputs(value)]
+        if None in sources or len({name for name, _, _ in sources}) > 1:
+            return None
+        name, edge, _ = sources[0]
+        return name, edge, self.role[value] != "act" and any(signed for _, _, signed in sources)
+
+
+def _tensors(node: fx.Node) -> list[fx.Node]:
+    return [value for value in node.args if isinstance(value, fx.Node)]
+
+
+def _out_of_place(module: nn.Module) -> nn.Module:
+    """The module, or a copy that leaves its input alone: quantizers keep what they return for the backward pass."""
+    if not getattr(module, "inplace", False):
+        return module
+    module = copy.copy(module)
+    module.inplace = False
+    return module
+
+
+def _function_of(node: fx.Node) -> Callable[..., Tensor]:
+    """What a function or method node does to those of its arguments that are tensors."""
+    function = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
+    given, kwargs = node.args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {})
+
+    def run(*tensors: Tensor) -> Tensor:
+        rest = iter(tensors)
+        return function(*(next(rest) if isinstance(value, fx.Node) else value for value in given), **kwargs)
+
+    run.function, run.given, run.kwargs = function, given, kwargs
+    return run
+
+
+def _replace(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(traced.get_submodule(parent), child, module)

@@ -1,0 +1,208 @@
+"""The prepared layer: a convolution or linear layer with its batch norm, activation and quantizers as one unit.
+
+It takes the place of the float layer under the same name and holds the very same Parameter objects. In train mode it is
+the usual fake-quantized computation, batch norm live and unfolded. In eval, with its quantizers enabled, it *is* the
+integer layer (core/integer_layer.py), computed on integers held in fp32. Operators without weights are prepared alike.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quant.core.activation import IDENTITY, ClampedAffine, Line, bounded
+from quant.core.grid import Grid
+from quant.core.integer_layer import Geometry, IntegerLayer, absorb
+from quant.core.integer_operator import IntegerOperator, integer_operator
+from quant.core.quantizer import Quantizer
+
+
+class Correction(nn.Module):
+    """gain y + shift: what puts back what rounding took from the statistics of a layer's output (ptq/bias_correction.py)."""
+
+    def __init__(self, channels: int, linear: bool):
+        super().__init__()
+        self.register_buffer("gain", torch.ones(channels))
+        self.register_buffer("shift", torch.zeros(channels))
+        self.shape = (-1,) if linear else (-1, 1, 1)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * self.gain.view(self.shape) + self.shift.view(self.shape)
+
+    def set(self, gain: Tensor | float, shift: Tensor | float) -> None:
+        self.gain.copy_(torch.as_tensor(gain))
+        self.shift.copy_(torch.as_tensor(shift))
+
+    @torch.no_grad()
+    def behind(
+        self, weight: Tensor, bias: Tensor | None, norm: nn.Module | None
+    ) -> tuple[Tensor, Tensor | None, nn.Module | None]:
+        """Weight, bias and batch norm of a layer that has the line in its norm, or in itself."""
+        if norm is None:
+            shift = self.shift if bias is None else bias * self.gain + self.shift
+            return weight * self.gain.view(-1, *[1] * (weight.ndim - 1)), shift, None
+        norm = copy.deepcopy(norm)
+        gamma = torch.ones_like(self.gain) if norm.weight is None else norm.weight
+        beta = torch.zeros_like(self.gain) if norm.bias is None else norm.bias
+        norm.weight, norm.bias = nn.Parameter(gamma * self.gain), nn.Parameter(beta * self.gain + self.shift)
+        return weight, bias, norm
+
+    def line(self) -> Line:
+        return Line(self.gain, self.shift)
+
+
+class QuantLayer(nn.Module):
+    """weight and bias are those of `layer`.
+
+    `weight_quantizer`, `gradient` (what quantizes the gradient of its sums), `correction` (on where the weights'
+    quantizer is) and `output` (the quantizer of what leaves) may be None.
+
+    forward(x, source, norm): `source` is the quantizer whose grid x lies on, `norm` the batch norm; both live
+    elsewhere in the model under their own names and are passed in by the graph, or are None.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        weight_quantizer: Quantizer | None,
+        gradient: nn.Module | None,
+        correction: Correction | None,
+        limit: int,
+    ):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.geometry = geometry_of(layer)
+        self.weight_quantizer, self.gradient, self.correction = weight_quantizer, gradient, correction
+        self.output: Quantizer | None = None
+        self.bounds: ClampedAffine = IDENTITY
+        self.limit = limit
+
+    def forward(self, x: Tensor, source: Quantizer | None, norm: nn.Module | None) -> Tensor:
+        if not self.training and self.runs_in_integers(source):
+            with torch.autocast(x.device.type, enabled=False):  # sums in bf16 would not be exact
+                layer = self.integer(source.grid(), norm)
+                n = layer(layer.x.centred(x.float()))
+                return n if layer.y is None else layer.y.value_(n)
+        return self.simulate(x, norm)
+
+    def simulate(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        """The fake-quantized computation in float."""
+        weight = self.used_weight()
+        if self.output is None or self.corrects():
+            y = self.in_float(x, weight, norm)
+            return y if self.output is None else self.output(y)
+        return self.output.forward_normed(self._summed(x, weight), norm, self.bounds)
+
+    def frozen(self, norm: nn.Module | None) -> "FloatLayer":
+        """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
+        weight, bias = self.used_weight().detach(), self.bias
+        if self.corrects():
+            weight, bias, norm = self.correction.behind(weight, bias, norm)
+        return FloatLayer(self.geometry, weight, bias, norm, self.bounds)
+
+    def in_float(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
+        """Its output before its quantizer, with these weights."""
+        return bounded(self.before_activation(x, weight, norm), self.bounds)
+
+    def before_activation(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
+        y = self._summed(x, weight)
+        y = y if norm is None else norm(y)
+        return self.correction(y) if self.corrects() else y
+
+    def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
+        y = self.geometry(x, weight, self.bias)
+        return y if self.gradient is None else self.gradient(y)
+
+    def used_weight(self) -> Tensor:
+        return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+
+    def corrects(self) -> bool:
+        return self.correction is not None and bool(self.weight_quantizer.enabled)
+
+    def runs_in_integers(self, source: Quantizer | None) -> bool:
+        """Whether weights and input are on integer grids, and those quantizers are enabled."""
+        needed = [source, self.weight_quantizer, *([] if self.output is None else [self.output])]
+        return all(q is not None and bool(q.enabled) for q in needed)
+
+    @torch.no_grad()
+    def integer(self, x: Grid, norm: nn.Module | None) -> IntegerLayer:
+        """The integer layer, for inputs on the grid x."""
+        grid = self.weight_quantizer.grid()
+        q = self.weight_quantizer.to_int(self.weight.float())
+        y = None if self.output is None else self.output.grid()
+        line = None if self.correction is None else self.correction.line()
+        return absorb(self.geometry, q, grid, self.bias, norm, x, y, self.bounds, self.limit, line)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, {self.geometry}, bounds={self.bounds}"
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """A layer that runs in float, with its batch norm (in eval) and its activation."""
+
+    geometry: Geometry
+    weight: Tensor
+    bias: Tensor | None
+    norm: nn.Module | None
+    bounds: ClampedAffine
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.geometry(x, self.weight, self.bias)
+        return bounded(y if self.norm is None else self.norm(y), self.bounds)
+
+
+class QuantOperator(nn.Module):
+    """An operator without weights, with the activation behind it: add, mul, average or function (core/integer_operator.py).
+
+    forward(*values, *sources): `sources` are the quantizers on whose grids the values lie. `output` is the quantizer of
+    what leaves; only an average may have none.
+    """
+
+    def __init__(self, kind: str, run: Callable[..., Tensor], bounds: ClampedAffine):
+        super().__init__()
+        self.kind, self.run, self.bounds = kind, run, bounds
+        self.output: Quantizer | None = None
+
+    def forward(self, *arguments: Tensor | Quantizer | None) -> Tensor:
+        half = len(arguments) // 2
+        values, sources = arguments[:half], arguments[half:]
+        if self.training or not self.runs_in_integers(sources):
+            return self.simulate(*values)
+        grids = [source.grid() for source in sources]
+        operator = self.integer(grids)
+        n = operator(*(grid.centred(x.float()) for grid, x in zip(grids, values, strict=True)))
+        return n if operator.y is None else operator.y.value(n)
+
+    def simulate(self, *values: Tensor) -> Tensor:
+        """The fake-quantized computation in float."""
+        return self.in_float(*values) if self.output is None else self.output(self.run(*values), self.bounds)
+
+    def in_float(self, *values: Tensor) -> Tensor:
+        return bounded(self.run(*values), self.bounds)
+
+    def runs_in_integers(self, sources: Sequence[Quantizer | None]) -> bool:
+        needed = [*sources, *([] if self.output is None else [self.output])]
+        return all(q is not None and bool(q.enabled) for q in needed)
+
+    @torch.no_grad()
+    def integer(self, grids: Sequence[Grid]) -> IntegerOperator:
+        """The integer operator, for inputs on these grids."""
+        y = None if self.output is None else self.output.grid()
+        return integer_operator(self.kind, self.run, tuple(grids), y, self.bounds)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, bounds={self.bounds}"
+
+
+def share_output(module: QuantLayer | QuantOperator, quantizer: Quantizer) -> None:
+    """Let a quantizer that lives elsewhere in the model, under a name of its own, be the module's output."""
+    module.__dict__["output"] = quantizer
+
+
+def geometry_of(layer: nn.Conv2d | nn.Linear) -> Geometry:
+    if isinstance(layer, nn.Linear):
+        return Geometry()
+    return Geometry(tuple(layer.stride), tuple(layer.padding), tuple(layer.dilation), layer.groups)

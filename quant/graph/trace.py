@@ -1,0 +1,246 @@
+"""From an nn.Module to a graph, written in as few ways as there are meanings (graph/op_table.py reads them).
+
+torch.fx traces the model; its modules and Parameters stay the same objects under the same names. Dropouts become
+modules, views become reshapes, a channel shuffle one module; who reads a tensor after an operator has overwritten it
+reads that operator.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch.nn.functional as F
+from torch import fx, nn
+
+from quant.graph.op_table import CONCATENATIONS, DROPS, is_identity_in_eval, name_of
+from utils.errors import UserError
+
+VIEWS = {"getitem", "chunk", "split", "reshape", "view", "permute", "transpose", "flatten", "squeeze", "unsqueeze"}
+IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
+NORM_ACT = "BatchNormAct2d"
+"""timm's module of a batch norm and an activation."""
+DROPOUTS: dict[Callable, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
+
+
+def trace(model: nn.Module) -> fx.GraphModule:
+    """The model as a graph on the same modules. Raises UserError, in one line, for what torch.fx cannot follow.
+
+    Traced in train and in eval mode: torch.fx takes one side of `if self.training`, so the two must be the same graph.
+    """
+    _refuse_computed_weights(model)
+    traced, in_eval = _traced(model, True), _traced(model, False)
+    for ours, theirs in itertools.zip_longest(_written(traced), _written(in_eval)):
+        if ours != theirs:
+            cure = "use modules, such as nn.Dropout, in place of functions of self.training"
+            if any("aux" in name.lower() for name, _ in model.named_children()):
+                cure = "switch the auxiliary heads off (model.aux_logits=false)"
+            raise UserError(
+                f"model {type(model).__name__}: its graph in train mode is not that in eval mode (at {ours or theirs});"
+                f" torch.fx freezes self.training: {cure}"
+            )
+    for name, module in model.named_modules():  # those that forward never reaches: they keep their state
+        if name and any(True for _ in module.parameters(recurse=False)) and not _has(traced, name):
+            traced.add_submodule(name, module)
+    return traced
+
+
+class _Tracer(fx.Tracer):
+    """torch.fx's, with other libraries' modules that have a meaning here left whole."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return super().is_leaf_module(module, name) or type(module).__name__ in {*DROPS, NORM_ACT}
+
+
+def _refuse_computed_weights(model: nn.Module) -> None:
+    """torch's older weight_norm and pruning set a layer's weight anew at each call: such a net cannot be copied."""
+    for name, module in model.named_modules():
+        plain = type(module) in (nn.Conv2d, nn.Linear)
+        if plain and not isinstance(module._parameters.get("weight"), nn.Parameter):
+            raise UserError(
+                f"{name}: its weight is computed at each call; make it plain first (torch.nn.utils.prune.remove, "
+                "torch.nn.utils.remove_weight_norm)"
+            )
+
+
+def _written(traced: fx.GraphModule) -> list[str]:
+    return [f"{node.name} = {name_of(node)}({node.args}, {node.kwargs})" for node in traced.graph.nodes]
+
+
+def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
+    training = {m: m.training for m in model.modules()}
+    try:
+        model.train(mode)
+        traced = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"model {type(model).__name__}: torch.fx cannot trace it: {reason}") from error
+    finally:
+        for module, was in training.items():
+            module.training = was
+    apart: dict[str, list[str]] = {}
+    for node in list(traced.graph.nodes):
+        _norm_and_act_apart(traced, node, apart)
+        _without_identity(traced, node)
+    order = {node: i for i, node in enumerate(traced.graph.nodes)}
+    for node in traced.graph.nodes:
+        _first_argument_by_position(node)
+        _dropout_as_module(traced, node)
+        _as_reshape(node)
+        _axis_by_position(node)
+        _read_after_in_place(traced, node, order)
+    for node in list(traced.graph.nodes):
+        _shuffle_as_module(traced, node)
+    traced.recompile()
+    return traced
+
+
+def _has(traced: fx.GraphModule, name: str) -> bool:
+    try:
+        traced.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _first_argument_by_position(node: fx.Node) -> None:
+    if node.op.startswith("call_") and not node.args and node.kwargs:
+        first = next((key for key in ("input", "self", "x", "tensors") if key in node.kwargs), next(iter(node.kwargs)))
+        node.args, node.kwargs = (node.kwargs[first],), {k: v for k, v in node.kwargs.items() if k != first}
+
+
+def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, list[str]]) -> None:
+    """timm's batch norm with an activation inside becomes a plain batch norm, with the same tensors, and the rest.
+
+    apart: by the name of such a module the names of what was inside, for its other calls.
+    """
+    if node.op != "call_module":
+        return
+    both = traced.get_submodule(node.target)
+    if type(both).__name__ == NORM_ACT:
+        inside = [name for name, module in both.named_children() if not isinstance(module, nn.Identity)]
+        apart[node.target] = [f"{node.target}.{name}" for name in inside]
+        norm = nn.BatchNorm2d(both.num_features, both.eps, both.momentum, both.affine, both.track_running_stats)
+        norm._parameters, norm._buffers, norm.training = both._parameters, both._buffers, both.training
+        for name, module in both.named_children():
+            norm.add_module(name, module)
+        parent, _, child = node.target.rpartition(".")
+        setattr(traced.get_submodule(parent), child, norm)
+    last = node
+    for name in apart.get(node.target, ()):
+        with traced.graph.inserting_after(last):
+            after = traced.graph.call_module(name, (last,))
+        last.replace_all_uses_with(after, delete_user_cb=lambda user, new=after: user is not new)
+        last = after
+
+
+def _without_identity(traced: fx.GraphModule, node: fx.Node) -> None:
+    """nn.Identity gives back the very tensor that it is given: who reads the one reads the other."""
+    if node.op == "call_module" and type(traced.get_submodule(node.target)) is nn.Identity:
+        node.replace_all_uses_with(node.all_input_nodes[0])
+        traced.graph.erase_node(node)
+
+
+def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
+    """F.dropout was traced with self.training frozen in; a module follows train() and eval()."""
+    if node.op == "call_function" and node.target in DROPOUTS:
+        rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        name = f"{node.name}_module"
+        traced.add_submodule(name, DROPOUTS[node.target](rate))
+        node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
+
+
+def _shuffle_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
+    """reshape(n, g, c / g, h, w), transpose(1, 2), reshape(n, c, h, w), written with the tensor's own sizes n, h and w,
+    is a channel shuffle."""
+    last = node if _calls(node, "reshape") and len(node.args) == 5 else None
+    swap = last and last.args[0]
+    swap = swap.args[0] if swap and _calls(swap, "contiguous") else swap
+    first = swap.args[0] if swap and _calls(swap, "transpose") and sorted(swap.args[1:]) == [1, 2] else None
+    if first is None or not (_calls(first, "reshape") and len(first.args) == 6):
+        return
+    x, n, groups, _, height, width = first.args
+    sizes = [_size_of(size, x) for size in (n, height, width, last.args[1], *last.args[3:])]
+    if sizes != [0, 2, 3, 0, 2, 3] or not isinstance(groups, int):
+        return
+    traced.add_submodule(f"{last.name}_shuffle", nn.ChannelShuffle(groups))
+    last.op, last.target, last.args, last.kwargs = "call_module", f"{last.name}_shuffle", (x,), {}
+    traced.graph.eliminate_dead_code(_may_have_effects)
+
+
+def _may_have_effects(node: fx.Node) -> bool:
+    return node.op not in ("call_function", "call_method") or name_of(node).endswith("_")
+
+
+def _calls(node: fx.Node, name: str) -> bool:
+    return isinstance(node, fx.Node) and node.op in ("call_function", "call_method") and name_of(node) == name
+
+
+def _size_of(node: fx.Node, x: fx.Node) -> int | None:
+    """i, if a node is x.size(i), x.size()[i] or x.shape[i]."""
+    if _calls(node, "size") and node.args[0] is x and len(node.args) == 2:
+        return node.args[1]
+    sizes = node.args[0] if _calls(node, "getitem") else None
+    whole = _calls(sizes, "size") and len(sizes.args) == 1
+    of_x = (whole or _calls(sizes, "getattr")) and sizes.args[0] is x
+    return node.args[1] if of_x and (whole or sizes.args[1] == "shape") else None
+
+
+def _as_reshape(node: fx.Node) -> None:
+    """view needs a layout that channels_last tensors do not have; reshape does the same on any."""
+    if node.op == "call_method" and node.target == "view":
+        node.target = "reshape"
+
+
+def _axis_by_position(node: fx.Node) -> None:
+    """A concatenation's axis may be called dim or axis, or be left out."""
+    if node.target in CONCATENATIONS:
+        named = node.kwargs.get("dim", node.kwargs.get("axis", 0))
+        node.args, node.kwargs = (node.args[0], node.args[1] if len(node.args) > 1 else named), {}
+
+
+def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Who reads a tensor after an activation has overwritten it reads the activation's result: so says the graph."""
+    if node.op == "call_module":
+        in_place = getattr(traced.get_submodule(node.target), "inplace", False)
+    else:
+        in_place = node.kwargs.get("inplace", False) or _writes_to_its_input(node)
+    if in_place and node.args and isinstance(node.args[0], fx.Node):
+        _refuse_shared_memory(traced, node, order)
+        for user in list(node.args[0].users):
+            if order[user] > order[node]:
+                user.replace_input_with(node.args[0], node)
+
+
+def _writes_to_its_input(node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_method") and (name_of(node) in IN_PLACE or name_of(node).endswith("_"))
+
+
+def _refuse_shared_memory(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
+    """An operator in place changes all that lies in the same memory: refused if any of it is read again, but for its
+    own input."""
+    written = base = node.args[0]
+    while _is_view(traced, base):
+        base = base.args[0]
+    for other in (base, *_views(traced, base, order, node)):
+        if other is not written and any(order[user] > order[node] for user in other.users):
+            raise UserError(
+                f"{node.name} works in place on {written.name}, which shares its memory with {other.name}, and that is "
+                "read again"
+            )
+
+
+def _views(traced: fx.GraphModule, base: fx.Node, order: dict[fx.Node, int], until: fx.Node) -> Iterator[fx.Node]:
+    """The views of a tensor, and views of them, that are taken before the node `until`."""
+    for user in base.users:
+        if order[user] < order[until] and _is_view(traced, user):
+            yield user
+            yield from _views(traced, user, order, until)
+
+
+def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node may give back the memory of its first argument."""
+    if not (node.args and isinstance(node.args[0], fx.Node)):
+        return False
+    if node.op == "call_module":
+        module = traced.get_submodule(node.target)
+        return isinstance(module, nn.Flatten | nn.Unflatten) or is_identity_in_eval(module)
+    return node.op in ("call_function", "call_method") and name_of(node) in VIEWS

@@ -1,0 +1,118 @@
+"""DoReFa-Net (Zhou et al., arXiv 1606.06160): low-precision weights, activations and gradients.
+
+    Q_k(x) = round((2^k - 1) x) / (2^k - 1),  x in [0, 1],  straight through in the backward pass      equations 5 and 6
+    weights       w_q = 2 Q_k(tanh(w) / (2 max |tanh(w)|) + 1 / 2) - 1                                       equation 9
+                  one bit: w_q = sign(w) E|w|                                                          equations 7 and 8
+    activations   a_q = Q_k(h(a)), h(a) = clip(a, 0, 1), no gradient outside [0, 1]                         equation 11
+    gradients     d_q = 2 M (Q_k(clip(d / 2 M + 1 / 2 + N, 0, 1)) - 1 / 2),  M = max |d| of the sample,     equation 12
+                  N uniform in (-1 / 2, 1 / 2) / (2^k - 1) for each element: rounding is right on average
+
+k is weight_bits, act_bits and grad_bits. Weights are odd integers (methods/midrise.py); at 8 bits they do not fit int8 and
+are refused. Gradients of hidden layers alone are quantized, before they reach the layer's own backward pass; N comes
+from the run's generator of noise.
+
+Differs from the paper: first and last layers, float there, have linear 8-bit weights (first_last_bits 32 leaves them
+float); the image, what additions and pools read and the last layer's input are 8-bit affine, so that all of the net
+runs in integers; max |tanh| and E|w| are of each output channel unless granularity is per_tensor; inputs that can be
+negative, which the paper has none of, are clipped to [-1, 1] on 2^k - 1 levels (signed_edges: clip) or 8-bit affine
+(affine, and always at 1 bit); a sample whose gradient is all zero stays so (there: 0 / 0). act_clip: calibration takes
+h(a) = clip(a / c, 0, 1) with c of least squared error on the first batch, and gives c h(a): a trained float net, whose
+activations were never bounded, goes on from where it was.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from quant.core.fake_quantize import Rounding, just_above, just_below
+from quant.core.grid import Grid
+from quant.core.method import Method
+from quant.core.quantizer import Quantizer, StartedQuantizer
+from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
+from quant.methods.midrise import refuse_too_wide, tanh_weights
+from utils.config import QuantSettings
+
+
+class BoundedActivation(StartedQuantizer):
+    """c Q_k(clip(a / c, 0, 1)), or between -c and c where a can be negative; c is 1, or has its value from data."""
+
+    def __init__(self, bits: int, signed: bool, c: float | str):
+        given = c != "calibration"
+        super().__init__(bits, started=given)
+        self.q_min, self.q_max = steps_of(bits, signed)
+        self.register_buffer("c", torch.tensor(float(c) if given else 1.0))
+        self.note = "its input can be negative: clipped on both sides" if signed else ""
+
+    def rounding(self, a: Tensor) -> Rounding:
+        low, (least, most) = -self.c if self.q_min else torch.zeros_like(self.c), (self.q_min, self.q_max)
+        steps = self.c.new_tensor(least), self.c.new_tensor(most)
+        return Rounding(self.grid().scale, *steps, just_below(low), just_above(self.c))
+
+    def start(self, a: Tensor) -> None:
+        self.c.copy_(best_clip(a, self.q_min, self.q_max))
+
+    def grid(self) -> Grid:
+        return clip_grid(self.c, self.q_min, self.q_max)
+
+
+class GradientQuantizer(nn.Module):
+    """The identity, whose gradient d [N, ...] is quantized to k bits; only in train mode.
+
+    `generator` draws the noise N; None: torch's own of the device.
+    """
+
+    def __init__(self, k: int):
+        super().__init__()
+        self.k = k
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _QuantizeGradient.apply(x, self.k, self.generator) if self.training else x
+
+
+class _QuantizeGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
+        ctx.k, ctx.generator = k, generator
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, d: Tensor):
+        return quantize_gradient(d.float(), ctx.k, ctx.generator).to(d.dtype), None, None
+
+
+def quantize_gradient(d: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
+    """Equation 12 for d [N, ...], each of the N samples with its own M; fp32."""
+    levels = 2**k - 1
+    M = d.abs().flatten(1).amax(1).view(-1, *[1] * (d.ndim - 1))
+    noise = torch.rand(d.shape, generator=generator, device=d.device).sub_(0.5).div_(levels)
+    unit = torch.where(M > 0, d / (2 * M), 0).add_(0.5).add_(noise).clamp_(0, 1)
+    return unit.mul_(levels).round_().div_(levels).sub_(0.5).mul_(2 * M)
+
+
+def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
+    if signed and (spec.signed_edges == "affine" or bits == 1):
+        return signed_affine(spec)
+    return BoundedActivation(bits, signed, spec.act_clip)
+
+
+def gradient(spec: QuantSettings) -> nn.Module | None:
+    return None if spec.grad_bits == 32 else GradientQuantizer(spec.grad_bits)
+
+
+def check(spec: QuantSettings) -> None:
+    refuse_too_wide(spec, "dorefa", "fewer, or 32 for float")
+
+
+METHOD = Method(
+    tanh_weights,
+    activation,
+    affine,
+    float_epochs=lambda spec, epochs: 0,
+    weight_bits=range(1, 9),
+    act_bits=range(1, 9),
+    observers=("moving_average", "minmax"),
+    options=frozenset({"observer", "grad_bits", "act_clip", "signed_edges"}),
+    gradient=gradient,
+    rescales=lambda spec: spec.weight_bits != 32,
+    check=check,
+)

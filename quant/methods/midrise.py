@@ -1,0 +1,113 @@
+"""Weights on grids without a zero: odd multiples of a scale, as DoReFa's and SAWB's 2^k evenly spaced levels are.
+
+Q_k(x) = round((2^k - 1) x) / (2^k - 1) on [0, 1] becomes 2 Q_k(x / 2 + 1 / 2) - 1 on [-1, 1]: the levels are
+-1, .., -1 / n, 1 / n, .., 1 with n = 2^k - 1. As integers on the scale 1 / n they are the odd numbers -n .. n, which
+int8 holds up to k = 7.
+"""
+
+import torch
+from torch import Tensor
+
+from quant.core.fake_quantize import Straight
+from quant.core.grid import Grid, along_channels
+from quant.core.quantizer import TINY, Quantizer, Shape
+from quant.core.uniform import symmetric
+from utils.config import QuantSettings
+from utils.errors import UserError
+
+
+def refuse_too_wide(spec: QuantSettings, method: str, instead: str) -> None:
+    """Raise UserError for weight bits whose odd integers int8, or what is left of it (reduce_range), cannot hold."""
+    asked = {"quant.weight_bits": spec.weight_bits}
+    asked |= {"quant.first_last_bits": spec.first_last_bits} if spec.first_last_bits not in ("same", 8) else {}
+    asked |= {f"quant.layers.{name}.weight_bits": b.weight_bits for name, b in spec.by_name.items() if b != "float"}
+    for key, bits in asked.items():
+        if bits not in (None, 32) and 2**bits - 1 > spec.weight_limit:
+            limit = (
+                "int8 ends at 127" if bits == 8 else f"weights must stay within +-{spec.weight_limit} (reduce_range)"
+            )
+            raise UserError(
+                f"{key}: {method} cannot use {bits} bits: its levels are the odd integers up to +-{2**bits - 1}, and "
+                f"{limit}; choose {instead}"
+            )
+
+
+def odd(x: Tensor, n: int) -> Tensor:
+    """The nearest odd integers of -n .. n to n x, x in [-1, 1]."""
+    return ((x + 1) * (n / 2)).round_().mul_(2).sub_(n).clamp_(-n, n)
+
+
+class TanhWeights(Quantizer):
+    """DoReFa's weights (arXiv 1606.06160, equation 9), k in 2..7:
+
+        w_q = 2 Q_k(tanh(w) / (2 max |tanh(w)|) + 1 / 2) - 1
+
+    The gradient runs through tanh and max; Q_k lets it straight through. max is over the tensor as in the paper, or
+    (per_channel) over each output channel.
+    """
+
+    def __init__(self, bits: int, per_channel: bool):
+        super().__init__(bits)
+        self.n, self.per_channel = 2**bits - 1, per_channel
+        self.register_buffer("scale", torch.tensor(1 / self.n), persistent=False)
+
+    def forward(self, w: Tensor) -> Tensor:
+        if not self.enabled:
+            return w
+        with torch.autocast(w.device.type, enabled=False):
+            return self.to_int(w.float()) * self.scale
+
+    def to_int(self, w: Tensor) -> Tensor:
+        t = torch.tanh(w)
+        most = t.abs().flatten(1).amax(1) if self.per_channel else t.abs().amax()
+        unit = t / along_channels(most.clamp(min=TINY), w)
+        return Straight.apply(unit, odd(unit.detach(), self.n), self.n)
+
+    def grid(self) -> Grid:
+        return Grid(self.scale, torch.zeros_like(self.scale, dtype=torch.int32), -self.n, self.n)
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w: Tensor, E: Tensor) -> Tensor:
+        return torch.where(w > 0, E, -E)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient, None
+
+
+class SignWeights(Quantizer):
+    """One bit: w_q = sign(w) E, E = mean |w| of the tensor or of each output channel; d w_q / d w = 1.
+
+    arXiv 1606.06160, equations 7 and 8. E is that of the last training step.
+    """
+
+    def __init__(self, channels: int | None):
+        super().__init__(1)
+        self.register_buffer("E", torch.ones(() if channels is None else (channels,)))
+
+    def forward(self, w: Tensor) -> Tensor:
+        if self.training or self.observing:
+            size = w.detach().float().abs()
+            self.E.copy_(size.flatten(1).mean(1) if self.E.ndim else size.mean())
+        if not self.enabled:
+            return w
+        with torch.autocast(w.device.type, enabled=False):
+            return _Sign.apply(w.float(), along_channels(self.grid().scale, w))
+
+    def to_int(self, w: Tensor) -> Tensor:
+        return torch.where(w > 0, 1.0, -1.0)
+
+    def grid(self) -> Grid:
+        scale = self.E.clamp(min=TINY)
+        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -1, 1)
+
+
+def tanh_weights(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
+    """DoReFa's weights of so many bits; at 8, which only first and last layers have, linear ones."""
+    if bits == 8:
+        return symmetric(spec, bits, shape)
+    if bits == 1:
+        return SignWeights(shape[0] if spec.granularity == "per_channel" else None)
+    return TanhWeights(bits, spec.granularity == "per_channel")

@@ -1,0 +1,71 @@
+"""SAWB, statistics-aware weight binning (Choi et al., arXiv 1807.06964): the range of weights from two moments.
+
+    alpha_w = c1 sqrt(E[w^2]) - c2 E|w|
+
+approximates the range of least squared error. c1 and c2 of each bit-width k are a regression over standard
+distributions, which tests/quant/methods/test_pact.py makes anew. The levels are the odd multiples of alpha_w / (2^k - 1)
+(methods/midrise.py); at 8 bits, where those do not fit int8, the multiples of alpha_w / 127 (under reduce_range at 7 and 8
+bits of alpha_w / 63). The gradient is 1 within +-alpha_w and 0 beyond.
+
+Differs from the paper: alpha_w is of each output channel unless granularity is per_tensor, is never more than max |w|,
+and never less than 2 (1 - 2^-k) E|w|, the best range of uniform weights: the regression's line falls below that.
+"""
+
+import torch
+from torch import Tensor
+
+from quant.core.fake_quantize import Straight
+from quant.core.grid import Grid, along_channels
+from quant.core.quantizer import TINY, Quantizer
+from quant.methods.midrise import odd
+
+SAWB = {
+    2: (3.117, 2.052),
+    3: (7.372, 6.745),
+    4: (12.089, 12.154),
+    5: (17.037, 17.932),
+    6: (22.206, 24.035),
+    7: (26.816, 29.489),
+    8: (31.064, 34.538),
+}
+"""(c1, c2) by bits."""
+
+
+class Sawb(Quantizer):
+    """alpha_w: fp32 [] or [channels], of the last training step."""
+
+    def __init__(self, bits: int, channels: int | None, limit: int):
+        super().__init__(bits)
+        self.odd = 2**bits - 1 <= limit
+        self.n = 2**bits - 1 if self.odd else min(2 ** (bits - 1) - 1, limit)
+        self.register_buffer("alpha_w", torch.ones(() if channels is None else (channels,)))
+
+    def forward(self, w: Tensor) -> Tensor:
+        if self.training or self.observing:
+            self._measure(w.detach().float())
+        if not self.enabled:
+            return w
+        with torch.autocast(w.device.type, enabled=False):
+            w, grid, most = w.float(), self.grid(), along_channels(self.alpha_w, w)
+            return Straight.apply(w.clamp(-most, most), grid.value(self.to_int(w.detach())), 1)
+
+    def to_int(self, w: Tensor) -> Tensor:
+        unit = (w * along_channels(1 / self.alpha_w.clamp(min=TINY), w)).clamp(-1, 1)
+        return odd(unit, self.n) if self.odd else unit.mul_(self.n).round_()
+
+    def grid(self) -> Grid:
+        scale = self.alpha_w.clamp(min=TINY) / self.n
+        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -self.n, self.n)
+
+    def _measure(self, w: Tensor) -> None:
+        rows = w.flatten(1) if self.alpha_w.ndim else w.flatten()
+        self.alpha_w.copy_(sawb_alpha(rows, self.bits))
+
+
+def sawb_alpha(w: Tensor, bits: int) -> Tensor:
+    """alpha_w of w [..., values], a value for each row."""
+    c1, c2 = SAWB[bits]
+    size = w.abs()
+    mean = size.mean(-1)
+    alpha = c1 * w.square().mean(-1).sqrt() - c2 * mean
+    return torch.minimum(torch.maximum(alpha, 2 * (1 - 2**-bits) * mean), size.amax(-1))

@@ -1,0 +1,49 @@
+"""The tables of methods and of engines. A new method is one file and a row in METHODS."""
+
+import functools
+from collections.abc import Callable
+
+from quant.core.method import FLOAT, Method
+from quant.engines.base import Engine
+from quant.engines.runtimes import onnxruntime_engine, openvino_engine
+from quant.methods import dorefa, lsq, pact, ptq, statassist
+from utils.errors import UserError, choose
+
+METHODS: dict[str, Method] = {
+    "float": FLOAT,
+    "ptq": ptq.METHOD,
+    "dorefa": dorefa.METHOD,
+    "pact": pact.METHOD,
+    "lsq": lsq.METHOD,
+    "statassist": statassist.METHOD,
+}
+
+
+def _native(name: str) -> Callable[[], Engine]:
+    def make() -> Engine:
+        from quant.engines.native import NativeEngine
+
+        return NativeEngine(name)
+
+    return make
+
+
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "reference": Engine,
+    "fbgemm": _native("fbgemm"),
+    "qnnpack": _native("qnnpack"),
+    "x86": _native("x86"),
+    "onednn": _native("onednn"),
+    "onnxruntime": onnxruntime_engine,
+    "openvino": openvino_engine,
+}
+
+
+@functools.cache
+def engine(name: str, key: str = "quant.engine") -> Engine:
+    """The engine of that name, which the setting has under `key`. Raises UserError if there is none."""
+    found = choose(ENGINES, name, key)()
+    if not found.available():
+        here = [other for other, make in ENGINES.items() if make().available()]
+        raise UserError(f"{key}: {name} {found.missing()} (here: {', '.join(here)})")
+    return found

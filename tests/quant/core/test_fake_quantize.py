@@ -1,0 +1,197 @@
+"""Rounding and its gradients, as they stand and compiled, against formulas in fp64."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import models
+import quant
+from quant.core import fake_quantize, kernels
+from quant.core.activation import IDENTITY, ClampedAffine
+from quant.graph.op_table import HARD_SIGMOID
+from tests.conftest import spec
+
+RELU, RELU6 = ClampedAffine(0.0, float("inf")), ClampedAffine(0.0, 6.0)
+METHODS = [name for name, method in quant.METHODS.items() if method.activation is not None and name != "ptq"]
+LAYOUTS = {
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(2, 3),
+    "every other": lambda x: torch.cat([x, x], 1)[:, ::2],
+    "flat": lambda x: x.flatten(1),
+}
+
+
+@pytest.fixture(params=["plain", "compiled"])
+def way(request):
+    """Kernels as they stand, then as loops of their own."""
+    if request.param == "compiled":
+        quant.compile_kernels()
+        if not kernels.compiled():
+            pytest.skip("no C++ compiler")
+    yield request.param
+    kernels.interpret_all()
+
+
+def started(method: str, bits: int, signed: bool, x: torch.Tensor):
+    quantizer = quant.METHODS[method].activation(spec(method=method, weight_bits=4), bits, signed)
+    quantizer.train()(x)
+    return quantizer
+
+
+def off_edges(v: torch.Tensor, rounding: fake_quantize.Rounding, bounds: ClampedAffine) -> torch.Tensor:
+    """Where fp32 and fp64 cannot come to different integers, or sides of an edge."""
+    steps, edge = v / rounding.scale.double(), 1e-3
+    edges = torch.stack([rounding.low, rounding.high, *(rounding.ends or ()), *map(torch.tensor, bounds[:2])]).double()
+    return ((steps - steps.floor() - 0.5).abs() > edge) & ((v[..., None] - edges).abs().min(-1).values > edge / 10)
+
+
+def expected(v: torch.Tensor, g: torch.Tensor, r: fake_quantize.Rounding, bounds: ClampedAffine):
+    """(v_hat, the gradient of v, the terms of that of t) by the docstring of core/fake_quantize.py, in fp64."""
+    scale, least, most, low, high = (n.double() for n in (r.scale, r.least, r.most, r.low, r.high))
+    u = v.clamp(*bounds[:2])
+    v_hat = scale * (u / scale).round().clamp(least, most)
+    passing = (low < u) & (u < high) & (bounds.low < v) & (v < bounds.high)
+    floor, ceiling = (n.double() for n in (r.ends or (r.low, r.high)))
+    felt = torch.where((floor < u) & (u < ceiling), v_hat - u if r.inside else torch.zeros_like(u), v_hat)
+    terms = None if r.learned is None else r.share * (g * felt) / r.learned.detach().double()
+    return v_hat, g * passing, terms
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, size: torch.Tensor | None = None) -> bool:
+    """To 1e-6 of the size, which is that of `theirs`; of a sum that cancels it is the sum of the sizes."""
+    size = theirs.detach().norm() if size is None else size
+    return bool((ours.double() - theirs.detach()).norm() <= 1e-6 * size.clamp(min=1e-6))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("bounds", [IDENTITY, RELU, RELU6], ids=["none", "relu", "relu6"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("method", METHODS)
+def test_values_and_gradients(method, bits, bounds, layout, way):
+    x = LAYOUTS[layout](torch.randn(8, 16, 18, 18) * 4)
+    quantizer = started(method, bits, bounds == IDENTITY, fake_quantize.bounded(x, bounds))
+    rounding = quantizer.rounding(x)
+    v = x.clone().requires_grad_()  # in x's own layout
+    fine = off_edges(x.double(), rounding, bounds)
+    assert fine.double().mean() > 0.9
+    g = torch.randn_like(x) * fine
+    y = fake_quantize.rounded(v, rounding.behind(bounds))
+    y.backward(g)
+    v_hat, of_v, terms = expected(x.double(), g.double(), rounding, bounds)
+    assert close(y.detach() * fine, v_hat * fine)
+    assert close(v.grad, of_v)
+    assert terms is None or close(rounding.learned.grad, terms.sum(), terms.abs().sum())
+
+
+@pytest.mark.parametrize("bounds", [IDENTITY, RELU, RELU6], ids=["none", "relu", "relu6"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("method", METHODS)
+def test_behind_a_batch_norm(method, bits, bounds, way):
+    """Values, all four gradients and the running statistics are those of the norm, the activation and the quantizer."""
+    norm = nn.BatchNorm2d(16)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (torch.randn(8, 16, 18, 18) * 3 + 5 * torch.randn(16, 1, 1)).contiguous(memory_format=torch.channels_last)
+    quantizer = started(
+        method, bits, bounds == IDENTITY, fake_quantize.bounded(copy.deepcopy(norm)(x), bounds).detach()
+    )
+    apart, v64 = copy.deepcopy(norm), copy.deepcopy(norm).double()
+    apart(x)
+    inside, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    v = v64(exact)
+    rounding = quantizer.rounding(x)
+    fine = off_edges(v.detach(), rounding, bounds)
+    g = (torch.randn(x.shape) * fine).contiguous(memory_format=torch.channels_last)
+    y = fake_quantize.norm_rounded(inside, norm, fake_quantize.normed(inside, norm), rounding.behind(bounds))
+    y.backward(g)
+    v_hat, of_v, terms = expected(v.detach(), g.double(), rounding, bounds)
+    v.backward(of_v)
+    assert close(y.detach() * fine, v_hat * fine)
+    size = of_v.abs().sum((0, 2, 3)).norm()
+    assert close(inside.grad, exact.grad)
+    assert close(norm.weight.grad, v64.weight.grad, size)
+    assert close(norm.bias.grad, v64.bias.grad, size)
+    assert terms is None or close(rounding.learned.grad, terms.sum(), terms.abs().sum())
+    for name, buffer in apart.named_buffers():
+        assert torch.allclose(norm.get_buffer(name), buffer, rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_activation_that_is_a_line_comes_first(method, bits):
+    """Hard-sigmoid: it scales and shifts before it clamps."""
+    x = torch.randn(8, 16, 18, 18) * 4
+    quantizer = started(method, bits, False, fake_quantize.bounded(x, HARD_SIGMOID))
+    assert torch.equal(quantizer(x, HARD_SIGMOID), quantizer(F.hardsigmoid(x)))
+
+
+def test_extremes_behind_a_norm_are_those_of_its_values(way):
+    norm = nn.BatchNorm2d(16)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(8, 16, 18, 18).contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(fake_quantize.normed(x, copy.deepcopy(norm)).ends, torch.stack(torch.aminmax(norm(x))))
+
+
+def test_half_precision_is_rounded_in_fp32(way):
+    x = (torch.randn(8, 16, 18, 18) * 4).relu()
+    quantizer = started("lsq", 4, False, x)
+    half = x.bfloat16().requires_grad_()
+    y = quantizer(half)
+    assert torch.equal(y, quantizer(half.detach().float()).bfloat16())
+    y.backward(torch.ones_like(y))
+    assert half.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_net_trains_alike_in_either_way(method):
+    """Values near a tie may fall to either side: compiled, gradients differ as much as weights that are 1e-6 off do."""
+    model = quant.prepare(models.build("resnet20", 10, 32, {}), spec(method=method, weight_bits=4, act_bits=8))
+    model = model.to(memory_format=torch.channels_last).train()
+    images = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    model(images)
+
+    def gradient(off: float = 0.0) -> torch.Tensor:
+        twin = copy.deepcopy(model)
+        for p in twin.parameters():
+            p.data.mul_(1 + off * torch.randn_like(p))
+        F.cross_entropy(twin(images), torch.arange(8)).backward()
+        return torch.cat([p.grad.flatten() for p in twin.parameters()])
+
+    plain, disturbed = gradient(), gradient(1e-6)
+    quant.compile_kernels()
+    if not kernels.compiled():
+        pytest.skip("no C++ compiler")
+    compiled = gradient()
+    kernels.interpret_all()
+    least = torch.cosine_similarity(plain, disturbed, dim=0) - 0.1
+    assert torch.cosine_similarity(plain, compiled, dim=0) > least
+    assert compiled.norm() / plain.norm() == pytest.approx(1, abs=0.15)
+
+
+def test_without_a_compiler_a_line_says_so_and_all_goes_on(monkeypatch, capsys):
+    def absent(*_, **__):
+        raise RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')")
+
+    monkeypatch.setattr(torch, "compile", absent)
+    quant.compile_kernels()
+    assert not kernels.compiled()
+    out = capsys.readouterr().out
+    assert "quantizers are not compiled (No working C++ compiler" in out
+    assert out.count("\n") == 1
+
+
+def test_a_compiler_that_fails_in_the_middle_of_a_run_does_not_end_it(monkeypatch, capsys):
+    def broken(*_):
+        raise torch._dynamo.exc.TorchDynamoException("CppCompileError: no space left on device")
+
+    monkeypatch.setattr(kernels, "_compiled", {kernels.forward: broken})
+    x = torch.randn(8, 16, 18, 18)
+    quantizer = started("lsq", 4, True, x)
+    y = quantizer(x)
+    assert not kernels.compiled()
+    assert torch.equal(y, quantizer(x))
+    assert capsys.readouterr().out.count("not compiled (CppCompileError: no space left on device)") == 1

@@ -1,0 +1,156 @@
+"""The contract of a quantizer (core/quantizer.py), over every method, bit-width and granularity."""
+
+import copy
+
+import numpy
+import pytest
+import torch
+
+import quant
+from quant.core.quantizer import ObservedQuantizer
+from quant.methods.midrise import SignWeights, TanhWeights
+from tests.conftest import spec
+
+METHODS = {name: method for name, method in quant.METHODS.items() if method.weight is not None}
+VARIANTS = [(name, {}) for name in METHODS] + [
+    ("pact", {"weights": "dorefa", "signed_edges": "affine"}),
+    ("pact", {"alpha_init": 3.0}),
+    ("dorefa", {"signed_edges": "affine"}),
+    ("dorefa", {"act_clip": "calibration"}),
+    ("lsq", {"step_init": "mse"}),
+    ("ptq", {"rounding": "adaround"}),
+]
+CASES = [
+    pytest.param(method, options, kind, bits, granularity, id="-".join([method, *map(str, options.values()), *rest]))
+    for method, options in VARIANTS
+    for kind in ("weight", "unsigned", "signed")
+    for bits in (METHODS[method].weight_bits if kind == "weight" else METHODS[method].act_bits)
+    for granularity in (("per_channel", "per_tensor") if kind == "weight" else ("per_tensor",))
+    for rest in [(kind, str(bits), granularity)]
+]
+
+
+def make(method: str, options: dict, kind: str, bits: int, granularity: str):
+    settings = spec(method=method, granularity=granularity, weight_bits=4, reduce_range=False, **options)
+    row = quant.METHODS[method]
+    if kind == "weight":
+        return row.weight(settings, bits, (6, 5, 4, 4))
+    return row.activation(settings, bits, kind == "signed")
+
+
+def sample(kind: str) -> torch.Tensor:
+    x = torch.randn(6, 5, 4, 4) * torch.linspace(0.1, 2, 6).view(6, 1, 1, 1)
+    return x.relu() if kind == "unsigned" else x
+
+
+def observed(quantizer, x):
+    quantizer.train()(x)
+    quantizer.finish_observing()
+    return quantizer.eval()
+
+
+@pytest.mark.parametrize(("method", "options", "kind", "bits", "granularity"), CASES)
+def test_contract(method, options, kind, bits, granularity):
+    x = sample(kind)
+    quantizer = observed(make(method, options, kind, bits, granularity), x)
+    before = copy.deepcopy(quantizer.state_dict())
+    y, q, grid = quantizer(x), quantizer.to_int(x), quantizer.grid()
+
+    shape = (-1, 1, 1, 1) if grid.scale.ndim else ()
+    assert torch.equal(y, grid.scale.reshape(shape) * (q - grid.zero_point.reshape(shape))), (
+        "x_hat = s (q - z), exactly"
+    )
+    assert q.min() >= grid.q_min
+    assert q.max() <= grid.q_max
+    assert torch.equal(q, q.round())
+    rows = q if grid.scale.ndim else q.reshape(1, -1)
+    assert max(len(row.unique()) for row in rows) <= 2**quantizer.bits
+    assert quantizer.bits == bits or quantizer.note, "other bits than asked for are reported"
+    if not isinstance(quantizer, TanhWeights):  # which transforms before it rounds
+        assert torch.equal(quantizer(y), y), "idempotent"
+        assert torch.equal(quantizer.to_int(y), q)
+    assert torch.equal(quantizer(x), y), "twice the same in eval"
+    assert all(torch.equal(before[k], v) for k, v in quantizer.state_dict().items()), "eval changes nothing"
+    assert (grid.scale > 0).all()
+    if kind == "weight":
+        assert (grid.zero_point == 0).all()
+        assert max(-grid.q_min, grid.q_max) <= 127
+
+    assert torch.equal(quantizer(x.contiguous(memory_format=torch.channels_last)), y)
+    assert torch.equal(quantizer(x.transpose(2, 3)), y.transpose(2, 3))
+
+    quantizer.enabled.fill_(False)
+    assert quantizer(x) is x, "disabled is the identity"
+
+
+@pytest.mark.parametrize(("method", "options", "kind", "bits", "granularity"), CASES)
+def test_state_dict_round_trip_is_bit_equal(method, options, kind, bits, granularity):
+    x = sample(kind)
+    fresh = make(method, options, kind, bits, granularity)
+    make(method, options, kind, bits, granularity).load_state_dict(fresh.state_dict())  # also before the first batch
+    quantizer = observed(fresh, x)
+    twin = make(method, options, kind, bits, granularity).eval()
+    twin.load_state_dict(quantizer.state_dict())
+    assert torch.equal(twin(x), quantizer(x))
+
+
+@pytest.mark.parametrize(("method", "options", "kind", "bits", "granularity"), CASES)
+@pytest.mark.parametrize("value", [0.0, 1.5, -1.5])
+def test_constant_inputs_give_no_nan(method, options, kind, bits, granularity, value):
+    x = torch.full((6, 5, 4, 4), abs(value) if kind == "unsigned" else value)
+    quantizer = observed(make(method, options, kind, bits, granularity), x)
+    y = quantizer(x)
+    assert torch.isfinite(y).all()
+    if isinstance(quantizer, ObservedQuantizer):
+        assert torch.allclose(y, x, rtol=1e-6), "the ends of an observed range are on the grid"
+
+
+@pytest.mark.parametrize(("method", "options", "kind", "bits", "granularity"), CASES)
+def test_gradient_is_one_inside_the_range_and_zero_outside(method, options, kind, bits, granularity):
+    x = sample(kind)
+    quantizer = observed(make(method, options, kind, bits, granularity), x)
+    if isinstance(quantizer, TanhWeights | SignWeights):
+        pytest.skip("gradients of their own: tests/quant/test_dorefa.py")
+    wide = (x * 8).requires_grad_()
+    quantizer(wide).sum().backward()
+    grid = quantizer.grid()
+    scale, zero = (t.reshape((-1, 1, 1, 1) if grid.scale.ndim else ()) for t in (grid.scale, grid.zero_point))
+    low, high = scale * (grid.q_min - zero), scale * (grid.q_max - zero)
+    inside = (wide > low) & (wide < high)  # the half steps at the ends are each method's own
+    outside = (wide < low - scale) | (wide > high + scale)
+    assert (wide.grad[inside] == 1).all()
+    assert (wide.grad[outside] == 0).all()
+    assert set(wide.grad.unique().tolist()) <= {0.0, 1.0}
+    if isinstance(quantizer, ObservedQuantizer):
+        unclamped = torch.round(wide.detach() * (1 / scale)) + zero
+        assert torch.equal(wide.grad, ((unclamped >= grid.q_min) & (unclamped <= grid.q_max)).float())
+    assert outside.any()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_affine_quantizer_against_numpy(bits):
+    x = torch.randn(4000) * 2 + 0.5
+    y = observed(make("ptq", {}, "signed", bits, "per_tensor"), x)(x)
+    values = x.numpy()
+    low, high = min(values.min(), 0), max(values.max(), 0)
+    scale = numpy.float32((high - low) / numpy.float32(2**bits - 1))
+    zero = numpy.rint(-low / scale)
+    q = numpy.clip(numpy.rint(values * (numpy.float32(1) / scale)) + zero, 0, 2**bits - 1)
+    numpy.testing.assert_array_equal(y.numpy(), ((q - zero) * scale).astype(numpy.float32))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_symmetric_weights_against_numpy(bits):
+    w = torch.randn(6, 5, 3, 3)
+    y = observed(make("statassist", {}, "weight", bits, "per_channel"), w)(w)
+    values, top = w.numpy(), 2 ** (bits - 1) - 1
+    scale = numpy.abs(values).max(axis=(1, 2, 3), keepdims=True) / numpy.float32(top)
+    q = numpy.clip(numpy.rint(values * (numpy.float32(1) / scale)), -top, top)
+    numpy.testing.assert_array_equal(y.numpy(), q * scale)
+
+
+def test_observers_rest_in_eval():
+    quantizer = observed(make("statassist", {}, "signed", 8, "per_tensor"), torch.randn(100))
+    before = quantizer.grid()
+    quantizer.eval()(torch.randn(100) * 50)
+    assert torch.equal(quantizer.grid().scale, before.scale)

@@ -1,0 +1,67 @@
+"""The JSON Schemas beside the settings are those of the types, and editors that use them see what the scripts see."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import quant
+import train
+from experiment import sweep
+from setting.schema.generate import FOLDER, schemas
+from utils import config
+from utils.runs import checkpoint
+
+SETTINGS = sorted([*Path("setting").glob("*.json"), *Path("setting/tables").glob("*.json")])
+
+
+def test_schemas_are_current():
+    written = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*.json")}
+    assert written == json.loads(json.dumps(schemas())), "run: make schema"
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=str)
+def test_every_setting_names_its_schema_and_fits_it(path):
+    values = json.loads(path.read_text())
+    jsonschema.validate(values, json.loads((path.parent / values["$schema"]).read_text()))
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"quant": {"weight_bit": 4}},
+        {"quant": {"weight_bits": 9}},
+        {"quant": {"method": "lqs"}},
+        {"data": {"name": "cifar"}},
+        {"model": {"name": "resnet21"}},
+        {"quant": {"layers": {"fc": "flaot"}}},
+    ],
+)
+def test_a_schema_refuses_what_the_script_refuses(mistake):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(mistake, schemas()["train"])
+
+
+def test_a_schema_takes_layers_by_name():
+    jsonschema.validate({"quant": {"layers": {"fc": "float", "layer1.*": {"weight_bits": 4}}}}, schemas()["train"])
+
+
+def test_a_schema_takes_other_libraries_models():
+    jsonschema.validate({"model": {"name": "torchvision:resnet50", "width": 3}}, schemas()["train"])
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SETTINGS if "train.json" in json.loads(path.read_text())["$schema"]], ids=str
+)
+def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, monkeypatch):
+    named = []  # the checkpoints it starts from, which need not be there: another setting trains them
+    monkeypatch.setattr(tensor_file, "check_exists", named.append)
+    monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: named.append(path))
+    settings = config.load(config.TrainSettings, str(path), [])
+    assert settings.note
+    runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep), train.check)] or [
+        train.check(settings, path.stem)
+    ]
+    assert all(one.quant.method in quant.METHODS for one in runs)
+    assert {Path(file).parts[1] for file in named} <= {setting.stem for setting in SETTINGS}
