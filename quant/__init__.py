@@ -23,9 +23,8 @@ from quant.export.npz.read import load as load_packed
 from quant.export.onnx import check_onnx, export_onnx
 from quant.export.torch_export import export
 from quant.graph.prepare import prepare as _prepare
-from quant.graph.prepare import quantizers
 from quant.graph.trace import trace
-from quant.graph.views import set_enabled
+from quant.graph.views import quantizers, set_enabled
 from quant.methods.dorefa import GradientQuantizer
 from quant.ptq.calibrate import calibrate
 from quant.ptq.cross_layer_equalization import equalize

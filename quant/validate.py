@@ -7,8 +7,8 @@ from torch import nn
 
 from quant.core.method import FLOAT, Method
 from quant.engines.verify import exact_in_int8
-from quant.graph.op_table import roles
 from quant.graph.trace import trace
+from quant.graph.typed_graph import TypedGraph
 from quant.registry import ENGINES, METHODS, engine
 from utils.config import LayerBits, QuantSettings
 from utils.errors import UserError, choose, nearest
@@ -123,7 +123,7 @@ def check_run(spec: QuantSettings, epochs: int, trained_before: bool) -> None:
 def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
     """Raise UserError unless each pattern of quant.layers matches a convolution or linear layer of a float model."""
     traced = trace(model)
-    names = [node.target for node, role in roles(traced).items() if role == "layer"]
+    names = [node.target for node, role in TypedGraph(traced).roles.items() if role == "layer"]
     for pattern in patterns:
         if not names:
             raise UserError(f"quant.layers: {pattern!r} matches no layer; the model has none that can be quantized")

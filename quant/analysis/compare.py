@@ -8,9 +8,8 @@ from torch import Tensor, fx, nn
 from quant.core.quantizer import Quantizer
 from quant.engines.base import IntegerModel
 from quant.export.npz.records import layer_bytes
-from quant.graph.prepare import quantizers
 from quant.graph.quant_layers import Correction
-from quant.graph.views import layers, set_enabled
+from quant.graph.views import layers, quantizers, set_enabled
 from utils.metrics import Score
 from utils.runs import tensor_file
 from utils.table import text_table
@@ -65,7 +64,7 @@ def megabytes_at_bits(model: nn.Module) -> float:
     """Decimal MB of the layers' weights, scales and biases in a file of export/npz/write.py, and of all else in float."""
     counted = {part for module in model.modules() if isinstance(module, Quantizer) for part in module.modules()}
     size = 0
-    for layer, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
+    for layer, _, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
         size += layer_bytes(layer, source.grid() if layer.runs_in_integers(source) else None, norm)
         counted |= {*layer.modules(), norm}
     for module in set(model.modules()) - counted:

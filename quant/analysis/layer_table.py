@@ -6,36 +6,37 @@ from torch import fx, nn
 
 from quant.core.quantizer import Quantizer
 from quant.engines.base import FLOAT32_KERNEL, IntegerModel
-from quant.graph.op_table import roles, why_float
 from quant.graph.quant_layers import QuantLayer, QuantOperator
+from quant.graph.typed_graph import TypedGraph
+from quant.graph.views import LayerView, OperatorView, layer_view, operator_view
 from utils.table import text_table
 
-COMPUTE = ("add", "mul", "function", "float", "norm", "layer")
+COMPUTING_ROLES = ("binary", "function", "float", "norm", "layer")
 NAMED = 8
-"""How many float operators the report in a line names."""
+"""How many float operators the one-line report names."""
 HEADER = ["layer", "weight bits", "input bits", "output bits", "runs on", "note"]
 
 
 def report(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]:
     """A row (as HEADER) for each layer, and for each other operator that computes."""
-    modules, role = dict(prepared.named_modules()), roles(prepared)
+    modules, graph = dict(prepared.named_modules()), TypedGraph(prepared)
     rows = []
-    for node in prepared.graph.nodes:
+    for node in graph.nodes:
         module = modules.get(node.target) if node.op == "call_module" else None
-        if isinstance(module, QuantLayer):
-            rows.append(_layer_row(node, module, modules, model))
-        elif isinstance(module, QuantOperator):
-            rows.append(_quant_operator_row(node, module, modules, model))
+        if layer := layer_view(modules, node):
+            rows.append(_layer_row(node.target, layer, model))
+        elif operator := operator_view(modules, node):
+            rows.append(_quant_operator_row(node.target, operator, model))
         elif isinstance(module, Quantizer):
             rows += _quantizer_row(node, module, modules)
-        elif node.op != "get_attr" and (role[node] in COMPUTE or _acts_in_float(node, role, model)):
-            rows.append(_operator_row(node, prepared, modules))
+        elif node.op != "get_attr" and (graph.roles[node] in COMPUTING_ROLES or _acts_in_float(node, graph, model)):
+            rows.append(_operator_row(node, graph, modules))
     return rows
 
 
-def _acts_in_float(node: fx.Node, role: dict[fx.Node, str], model: IntegerModel) -> bool:
-    """Whether an activation is an operator of its own, on float values; most are part of what they follow."""
-    return role[node] == "act" and model.twins.get(node.name, ("", True))[1] is None
+def _acts_in_float(node: fx.Node, graph: TypedGraph, model: IntegerModel) -> bool:
+    """Whether an activation is a separate operator on float values; most are part of the operator before them."""
+    return graph.roles[node] == "activation" and model.twins.get(node.name, ("", True))[1] is None
 
 
 def report_table(prepared: fx.GraphModule, model: IntegerModel) -> str:
@@ -52,32 +53,25 @@ def report_line(prepared: fx.GraphModule, model: IntegerModel) -> str:
     return f"{model.engine.name}: {integers}; in float: {shown or 'nothing'}"
 
 
-def _layer_row(node: fx.Node, layer: QuantLayer, modules: dict, model: IntegerModel) -> list[str]:
-    source = node.args[1] and modules[node.args[1].target]
-    converted = model.layers.get(node.target)
+def _layer_row(name: str, view: LayerView, model: IntegerModel) -> list[str]:
+    layer, _, source, norm = view
+    converted = model.layers.get(name)
     notes = [quantizer.note for quantizer in (source, layer.weight_quantizer) if quantizer is not None]
     if converted is None:
         notes.append("its weights stay float" if layer.weight_quantizer is None else "its input stays float")
     elif converted.kernel == FLOAT32_KERNEL and layer.output is not None and model.engine.name != "reference":
         notes.append("no int8 kernel of this CPU is exact for it")
-    elif layer.weight_quantizer.grid().scale.ndim == 0 and node.args[2] is not None:
+    elif layer.weight_quantizer.grid().scale.ndim == 0 and norm is not None:
         notes.append("scales per tensor, per channel with the batch norm absorbed")
     where, note = "float" if converted is None else converted.kernel, "; ".join(filter(None, notes))
-    return [node.target, _bits(layer.weight_quantizer), _bits(source), _bits(layer.output), where, note]
+    return [name, _bits(layer.weight_quantizer), _bits(source), _bits(layer.output), where, note]
 
 
-def _quant_operator_row(node: fx.Node, module: QuantOperator, modules: dict, model: IntegerModel) -> list[str]:
-    sources = [source and modules[source.target] for source in node.args[len(node.args) // 2 :]]
-    kernel = model.operators.get(node.target)
+def _quant_operator_row(name: str, view: OperatorView, model: IntegerModel) -> list[str]:
+    kernel = model.operators.get(name)
     where, note = ("float", "its input stays float") if kernel is None else (kernel, "")
-    return [
-        node.target.removeprefix("operators."),
-        "",
-        " ".join(dict.fromkeys(map(_bits, sources))),
-        _bits(module.output),
-        where,
-        note,
-    ]
+    input_bits = " ".join(dict.fromkeys(map(_bits, view.sources)))
+    return [name.removeprefix("operators."), "", input_bits, _bits(view.operator.output), where, note]
 
 
 def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[list[str]]:
@@ -91,9 +85,9 @@ def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[l
     return [[node.target.removeprefix("quantizers."), "", _bits(before), _bits(quantizer), "requantize", ""]]
 
 
-def _operator_row(node: fx.Node, prepared: fx.GraphModule, modules: dict) -> list[str]:
+def _operator_row(node: fx.Node, graph: TypedGraph, modules: dict) -> list[str]:
     name = node.target if node.op == "call_module" else node.name
-    why = why_float(prepared, node) or "no integer form: works on dequantized values"
+    why = graph.why_float(node) or "no integer form: works on dequantized values"
     return [name, "", "", _output_bits(node, modules), "float", why]
 
 

@@ -26,7 +26,7 @@ from quant.analysis.sensitivity import divergence
 from quant.core.quantizer import Quantizer
 from quant.export.npz.records import layer_bytes
 from quant.graph.prepare import prepare
-from quant.graph.views import Placed, layers, only, set_enabled
+from quant.graph.views import LayerView, layers, only, set_enabled
 from quant.methods import ptq
 from quant.ptq.calibrate import calibrate
 from utils.config import QuantSettings
@@ -150,10 +150,6 @@ IMAGES = 256
 """How many images of the calibration the harm is measured on."""
 
 
-
-
-
-
 def quantized_after_training(model: nn.Module, spec: QuantSettings, sample: Collection) -> fx.GraphModule:
     """A copy of the float model after post-training quantization, each layer on the bits that the spec gives it."""
     prepared = prepare(copy.deepcopy(model).eval(), _spec(spec), ptq.METHOD)
@@ -194,8 +190,8 @@ def _spec(spec: QuantSettings) -> QuantSettings:
     return spec if spec.method == "ptq" else ptq.fill(spec.model_copy(update={"method": "ptq", "observer": "mse"}))
 
 
-def _ladder(placed: Placed, spec: QuantSettings, allowed: Collection[int]) -> list[Rung]:
-    layer, source, norm = placed
+def _ladder(placed: LayerView, spec: QuantSettings, allowed: Collection[int]) -> list[Rung]:
+    layer, source, norm = placed.layer, placed.source, placed.norm
     first, rungs = layer.weight_quantizer, []
     lower = [_found(layer.weight, spec, bits) for bits in BITS if bits < first.bits and bits in allowed]
     for quantizer in (first, *lower):
@@ -216,7 +212,9 @@ def _found(weight: Tensor, spec: QuantSettings, bits: int) -> Quantizer:
     return quantizer
 
 
-def _add_harm(prepared: fx.GraphModule, placed: Placed, ladder: list[Rung], images: Tensor, expected: Tensor) -> None:
+def _add_harm(
+    prepared: fx.GraphModule, placed: LayerView, ladder: list[Rung], images: Tensor, expected: Tensor
+) -> None:
     for rung in ladder:
         placed.layer.weight_quantizer = rung.quantizer
         with only(prepared, [rung.quantizer]):

@@ -17,8 +17,7 @@ from torch import Tensor, fx, nn
 
 from quant.core.grid import along_channels
 from quant.core.quantizer import Quantizer
-from quant.graph.prepare import quantizers
-from quant.graph.views import Placed, layers, only, set_enabled
+from quant.graph.views import LayerView, layers, only, quantizers, set_enabled
 from utils.console import tracked
 from utils.metrics import Score
 
@@ -45,8 +44,8 @@ class _Noise:
 class _Layer:
     """What is measured of one layer."""
 
-    def __init__(self, placed: Placed):
-        self.placed, self.own = placed, placed.own()
+    def __init__(self, placed: LayerView):
+        self.placed, self.own = placed, placed.quantizers()
         self.weights, self.inputs = _Noise(), _Noise()
         self.alone, self.left_out, self.divergence = Score(), Score(), 0.0
         if placed.layer.weight_quantizer is not None:
@@ -80,7 +79,7 @@ def sensitivity(prepared: fx.GraphModule, batches: Collection) -> dict:
     all but this) and "harm".
     """
     every = list(quantizers(prepared).values())
-    measured = {name: _Layer(placed) for name, placed in layers(prepared).items() if placed.own()}
+    measured = {name: _Layer(placed) for name, placed in layers(prepared).items() if placed.quantizers()}
     in_float, in_all = Score(), Score()
     for images, labels in tracked(batches, len(batches), "layer by layer", "batches"):
         logits = _float_logits(prepared, images, list(measured.values()))

@@ -24,10 +24,12 @@ from quant.core.integer_layer import EXACT, integer_bounds
 
 @dataclass(frozen=True)
 class IntegerOperator:
-    """kind: add, mul, average or function. x: the grids of its inputs; y: that of its output (None for an average whose
-    output is float). run: the operator in float. lo and hi bound the output's integers."""
+    """arithmetic: add, mul, average or function, below. run: the operator in float. x: the grids of its inputs; y: the
+    grid of its output (None for an average whose output is float). lo and hi bound the output's integers. name: the row
+    of the table of operators (graph/op_table.py) that it was made from."""
 
-    kind: str
+    name: str
+    arithmetic: "Arithmetic"
     run: Callable[..., Tensor]
     x: tuple[Grid, ...]
     y: Grid | None
@@ -36,7 +38,7 @@ class IntegerOperator:
 
     def __call__(self, *n: Tensor) -> Tensor:
         """Centred integers, fp32, of inputs to those of the output; float values where there is no output grid."""
-        return ARITHMETIC[self.kind](self, *n)
+        return self.arithmetic(self, *n)
 
     def step(self) -> Tensor:
         """t, fp32: what a product or an average is divided by."""
@@ -53,27 +55,36 @@ class IntegerOperator:
         return self.clamped(self.y.centred(self.run(x.value(every))))
 
 
+Arithmetic = Callable[..., Tensor]
+"""(operator, centred integers of each input) -> centred integers of the output."""
+
+
 def integer_operator(
-    kind: str, run: Callable[..., Tensor], x: tuple[Grid, ...], y: Grid | None, bounds: ClampedAffine
+    name: str,
+    arithmetic: Arithmetic,
+    run: Callable[..., Tensor],
+    x: tuple[Grid, ...],
+    y: Grid | None,
+    bounds: ClampedAffine,
 ) -> IntegerOperator:
     lo, hi = (0, 0) if y is None else integer_bounds(y, bounds)
-    return IntegerOperator(kind, run, x, y, lo, hi)
+    return IntegerOperator(name, arithmetic, run, x, y, lo, hi)
 
 
-def _add(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
+def add(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
     return op.clamped(op.y.centred(op.x[0].value(p) + op.x[1].value(q)))
 
 
-def _mul(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
+def mul(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
     return op.clamped((p * q).mul_(1.0 / op.step()).round_())
 
 
-def _average(op: IntegerOperator, n: Tensor) -> Tensor:
+def average(op: IntegerOperator, n: Tensor) -> Tensor:
     mean = exact_average(op.run, n)
     return op.x[0].value(mean) if op.y is None else op.clamped((mean * (1.0 / op.step())).round_())
 
 
-def _function(op: IntegerOperator, n: Tensor) -> Tensor:
+def function(op: IntegerOperator, n: Tensor) -> Tensor:
     return looked_up(op.x[0], op.table(), n)
 
 
@@ -82,10 +93,7 @@ def looked_up(x: Grid, table: Tensor, n: Tensor) -> Tensor:
     return table[(n + (int(x.zero_point) - x.q_min)).long()]
 
 
-ARITHMETIC: dict[str, Callable[..., Tensor]] = {"add": _add, "mul": _mul, "average": _average, "function": _function}
-
-
-def exact_average(average: Callable[[Tensor], Tensor], n: Tensor) -> Tensor:
+def exact_average(pool: Callable[[Tensor], Tensor], n: Tensor) -> Tensor:
     """The average of centred integers; sums that could pass 2^24 are made in fp64."""
     large = n.shape[-1] * n.shape[-2] * 256 >= EXACT
-    return average(n.double()).float() if large else average(n)
+    return pool(n.double()).float() if large else pool(n)

@@ -107,8 +107,9 @@ class Engine:
         """What conversion hands out: the model itself, unless the engine runs it in a way of its own."""
         return model
 
-    def around(self, grid: Grid, pools_or_pads: bool) -> tuple[Operator, Operator] | None:
-        """What to do before and after a node that hands values on, if it does not take what is held as it is."""
+    def around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator] | None:
+        """(before, after): conversions around a node that moves values, if it cannot work on native tensors; else None.
+        pads: whether the node fills in values itself, as max-pools do."""
         return None
 
 

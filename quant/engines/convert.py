@@ -9,9 +9,9 @@ from quant.core.grid import Grid
 from quant.core.quantizer import Quantizer
 from quant.engines.base import Converted, Engine, IntegerModel
 from quant.engines.verify import choose_kernel, choose_operator
-from quant.graph.op_table import data_inputs, is_identity_in_eval, pools_or_pads, preserves_qparams, roles, splits
-from quant.graph.prepare import quantizers
-from quant.graph.quant_layers import QuantLayer, QuantOperator
+from quant.graph.op_table import module_operator
+from quant.graph.typed_graph import TypedGraph, data_inputs
+from quant.graph.views import LayerView, OperatorView, layer_view, operator_view, quantizers
 from utils.errors import UserError
 
 
@@ -33,7 +33,7 @@ class _Converter:
     def __init__(self, prepared: fx.GraphModule, engine: Engine):
         self.prepared, self.engine = prepared, engine
         self.modules = dict(prepared.named_modules())
-        self.role = roles(prepared)
+        self.typed = TypedGraph(prepared)
         self.graph = fx.Graph()
         self.new: dict[fx.Node, fx.Node] = {}
         self.grid: dict[fx.Node, Grid | None] = {}
@@ -54,43 +54,40 @@ class _Converter:
     def _put(self, node: fx.Node) -> None:
         module = self.modules.get(node.target) if node.op == "call_module" else None
         if node.op == "get_attr" and isinstance(self.modules.get(node.target), nn.Module):
-            return  # a quantizer or norm that a layer is given; its numbers are in the integer layer
-        if isinstance(module, QuantLayer):
-            self._put_layer(node, module)
-        elif isinstance(module, QuantOperator):
-            self._put_operator(node, module)
+            return  # a quantizer or batch norm that a layer is given: its numbers are in the integer layer
+        if layer := layer_view(self.modules, node):
+            self._put_layer(node, layer)
+        elif operator := operator_view(self.modules, node):
+            self._put_operator(node, operator)
         elif isinstance(module, Quantizer):
             self._put_quantizer(node, module)
-        elif is_identity_in_eval(module):
+        elif module_operator(module).identity_in_eval:
             self._set(node, self.new[node.args[0]], self.grid[node.args[0]])
         elif self._on_grid(node):
             self._put_pass(node)
-        elif self.role[node] == "shape":
+        elif self.typed.roles[node] == "shape":
             self._set(node, self.graph.node_copy(node, lambda n: self.new[n]), None)
         else:
             self._set(node, self.graph.node_copy(node, self._float), None)
 
-    def _put_layer(self, node: fx.Node, module: QuantLayer) -> None:
-        x, source, norm = node.args
-        quantizer = source and self.modules[source.target]
-        norm = norm and self.modules[norm.target]
+    def _put_layer(self, node: fx.Node, view: LayerView) -> None:
+        module, x, source, norm = view
         grid = None if module.output is None else module.output.grid()
-        if module.runs_in_integers(quantizer) and self.grid[x] is not None:
+        if module.runs_in_integers(source) and self.grid[x] is not None:
             layer = module.integer(self.grid[x], norm)
             kernel, run, _ = choose_kernel(self.engine, layer)
             self.layers[node.target] = Converted(layer, kernel)
             self._set(node, self._call(run, (self.new[x],), node.name), grid)
             return
-        for part, held in (("", module), (".norm", norm)):
-            if held is not None:
-                tensors = held.state_dict().items()
-                self.float_layers |= {f"{node.target}{part}.{name}": value for name, value in tensors}
+        for suffix, part in (("", module), (".norm", norm)):
+            if part is not None:
+                tensors = part.state_dict().items()
+                self.float_layers |= {f"{node.target}{suffix}.{name}": value for name, value in tensors}
         value = self._call(module.frozen(norm), (self._float(x),), node.name)
         self._set(node, self._quantized(value, grid, node), grid)
 
-    def _put_operator(self, node: fx.Node, module: QuantOperator) -> None:
-        half = len(node.args) // 2
-        values, sources = node.args[:half], [source and self.modules[source.target] for source in node.args[half:]]
+    def _put_operator(self, node: fx.Node, view: OperatorView) -> None:
+        module, values, sources = view
         grid = None if module.output is None else module.output.grid()
         grids = [self.grid[value] for value in values]
         if module.runs_in_integers(sources) and all(grids):
@@ -107,16 +104,16 @@ class _Converter:
         self._set(node, self._call(run, (self.new[x],), node.name), y)
 
     def _put_pass(self, node: fx.Node) -> None:
-        if self.role[node] == "act":
+        if self.typed.roles[node] == "activation":
             x = node.args[0]
             self._set(node, self._call(self.engine.relu(self.grid[x]), (self.new[x],), node.name), self.grid[x])
             return
         x, grid = data_inputs(node)[0], self.grid[data_inputs(node)[0]]
-        if len(data_inputs(node)) > 1 or isinstance(self.modules.get(node.target), nn.ChannelShuffle):
+        if len(data_inputs(node)) > 1 or self.typed.names[node] == "channel_shuffle":
             self._put_channels(node, grid)
             return
-        around = self.engine.around(grid, pools_or_pads(self.prepared, node))
-        if around is None or splits(node):
+        around = self.engine.around(grid, self.typed.operator(node).pads)
+        if around is None or self.typed.operator(node).splits:
             self._set(node, self.graph.node_copy(node, lambda n: self.new[n]), grid)
             return
         entered = self._call(around[0], (self.new[x],), f"{node.name}_in_float")
@@ -147,7 +144,7 @@ class _Converter:
         values = data_inputs(node)
         if not values or any(self.grid.get(value) is None for value in values):
             return False
-        return preserves_qparams(self.prepared, self.role, node)
+        return self.typed.preserves_qparams(node)
 
     def _float(self, node: fx.Node) -> fx.Node:
         """The value of a node in float."""

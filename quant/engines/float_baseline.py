@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from quant.engines.torchscript import program
-from quant.graph.op_table import roles
 from quant.graph.trace import trace
+from quant.graph.typed_graph import TypedGraph
 
 
 class FloatModel(nn.Module):
@@ -34,7 +34,7 @@ class FloatModel(nn.Module):
 def fold(model: nn.Module) -> FloatModel:
     """A copy of a float model in eval with each batch norm behind a convolution folded into it."""
     traced = trace(copy.deepcopy(model).eval())
-    role = roles(traced)
+    role = TypedGraph(traced).roles
     for node in list(traced.graph.nodes):
         before = node.args[0] if role[node] == "norm" else None
         if before is None or role[before] != "layer" or len(before.users) > 1:

@@ -83,7 +83,7 @@ class QdqEngine(Engine):
         again = self.quantize(grid)
         return lambda held: again(torch.relu(held))
 
-    def around(self, grid: Grid, pools_or_pads: bool) -> tuple[Operator, Operator]:
+    def around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator]:
         """Runtimes look for a quantized operator between Quantize and Dequantize of its own: each value passes one."""
         return (lambda held: held), self.quantize(grid)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quant.core.grid import Grid
 from quant.core.integer_layer import Geometry, IntegerLayer
-from quant.core.integer_operator import IntegerOperator
+from quant.core.integer_operator import IntegerOperator, average
 from quant.engines.base import FLOAT32_KERNEL, Engine, Operator
 
 MOST_STEPS, MOST_SHARE = 1, 1e-4
@@ -80,7 +80,7 @@ def choose_operator(engine: Engine, op: IntegerOperator) -> tuple[str, Operator]
     ways = engine.operators(op)
     if len(ways) == 1:
         return ways[0]
-    if op.kind == "average":
+    if op.arithmetic is average:
         given = [full_range(op.x[0], (1, 8, 32, 32))]
     else:
         every = [torch.arange(g.q_min, g.q_max + 1.0) - int(g.zero_point) for g in op.x]

@@ -88,8 +88,8 @@ class PortableEngine(Engine):
         zero_point = _zero_point(grid)
         return lambda held: held.clamp_min(zero_point)
 
-    def around(self, grid: Grid, pools_or_pads: bool) -> tuple[Operator, Operator] | None:
-        return (self.from_native(grid), self.to_native(grid)) if pools_or_pads else None
+    def around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator] | None:
+        return (self.from_native(grid), self.to_native(grid)) if pads else None
 
 
 def _zero_point(grid: Grid) -> int:

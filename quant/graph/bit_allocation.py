@@ -1,38 +1,37 @@
-"""Which values get a quantizer, and of how many bits: decided on the float graph, before anything is changed.
+"""Bit allocation: which values get a quantizer, and of how many bits, decided on the float graph before it is changed.
 
-    the image                     8, affine
-    read by a layer               act_bits; by the last layer first_last_bits
-    read by an operator           residual_bits; 8 before the first layer, float behind the last
-    the logits                    none: float
+    the image                                   8, affine
+    input of a layer                            act_bits; of the last layer first_last_bits
+    input of an operator without weights        residual_bits; 8 before the first layer, float after the last
+    the logits                                  none: float
 
-A value read at two widths gets the wider grid (the narrower reader gets a second quantizer). First layers read the
-image, last layers write the logits; their weights have first_last_bits; the others are hidden layers. What hidden
-layers read may be quantized otherwise than all else (Method.activation, Method.residual): a value read by both kinds
-has a second quantizer, too. All that meets in a concatenation shares one quantizer, along the whole chain of
-concatenations. `layers` of the setting gives single layers bits of their own, by name.
+A value that is read at two widths gets the wider grid, and the narrower reader a second quantizer. First layers read
+the image, last layers write the logits, and the weights of both have first_last_bits; all others are hidden layers. A
+method may quantize the inputs of hidden layers (Method.activation) differently from all other values
+(Method.residual): a value that is read by both kinds of readers gets a second quantizer, too. All inputs of a
+concatenation share one quantizer, along the whole chain of concatenations. `layers` of the setting gives single layers
+their bits by name.
 """
 
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from quant.core.activation import IDENTITY, ClampedAffine
-from quant.graph.op_table import RELU, activation_of, data_inputs, preserves_qparams, tail_of
+from quant.graph.op_table import RELU
+from quant.graph.typed_graph import TypedGraph, data_inputs
 from utils.config import LayerBits, QuantSettings
 
-FLOAT = 32
-OPERATORS = ("add", "mul", "average", "function", "act")
-"""Roles of heads that have an integer form without weights; an activation by itself is a function."""
-SIGMOIDS = (torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_")
+FLOAT_BITS = 32
+INTEGER_ROLES = ("binary", "average", "function", "activation")
+"""Roles that have an integer form without weights; an activation by itself is computed as a function."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A node that computes, and what is fused behind it; its value leaves at `end`."""
+    """A node that computes, `head`, and the batch norm and activation that are fused into it; `end` is the last."""
 
     head: fx.Node
     end: fx.Node
@@ -42,19 +41,23 @@ class Chain:
 
 @dataclass(frozen=True)
 class Edge:
-    """How a value is to be quantized: bits (32: not at all), and whether as hidden layers read it or as all else."""
+    """How a value is quantized: bits (32: not at all), and whether as the input of hidden layers or as all others."""
 
     bits: int
     hidden: bool
 
 
-UNQUANTIZED = Edge(FLOAT, False)
+UNQUANTIZED = Edge(FLOAT_BITS, False)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a chain: bits of its weights (32: float), what it wants to read and what it writes, its sign, its
-    activation, and the name of the quantizer it shares, if any, with how many chains in all."""
+    """What becomes of a chain.
+
+    weight_bits: 32 for float. read: how it wants its inputs quantized; written: how its value is. signed: whether that
+    can be negative. shared: the name of the quantizer that it shares in a concatenation, or None; members: how many
+    chains share it.
+    """
 
     chain: Chain
     role: str
@@ -63,32 +66,29 @@ class Decision:
     read: Edge
     written: Edge
     signed: bool
-    bounds: ClampedAffine
+    activation: ClampedAffine
     shared: str | None
     members: int
 
 
-class Plan:
+class BitAllocation:
     """Chains of a traced model, and the bits that `spec` gives to their weights and values."""
 
-    def __init__(self, traced: fx.GraphModule, role: dict[fx.Node, str], spec: QuantSettings):
-        self.traced, self.role, self.spec = traced, role, spec
+    def __init__(self, graph: TypedGraph, spec: QuantSettings):
+        self.graph, self.role, self.spec = graph, graph.roles, spec
         fused: set[fx.Node] = set()
         self.chains: list[Chain] = []
-        for node in traced.graph.nodes:
-            if (
-                node not in fused
-                and not preserves_qparams(traced, role, node)
-                and role[node] not in ("output", "shape")
-            ):
+        for node in graph.nodes:
+            computes = not graph.preserves_qparams(node) and self.role[node] not in ("output", "shape")
+            if computes and node not in fused:
                 self.chains.append(self._chain(node))
                 fused |= {self.chains[-1].norm, self.chains[-1].act}
         self.by_head = {chain.head: chain for chain in self.chains}
         self.by_end = {chain.end: chain for chain in self.chains}
         self.signs: dict[fx.Node, bool] = {}
         self.shared: dict[fx.Node, tuple[str, list[Chain]]] = {}
-        for node in traced.graph.nodes:
-            if role[node] == "pass" and len(data_inputs(node)) > 1:
+        for node in graph.nodes:
+            if self.role[node] == "pass" and len(data_inputs(node)) > 1:
                 self._share(node)
 
     def decisions(self) -> list[Decision]:
@@ -98,11 +98,11 @@ class Plan:
                 chain,
                 self.role[chain.head],
                 self.role[chain.head] == "layer" and self.is_hidden(chain),
-                self.weight_bits(chain) if self.role[chain.head] == "layer" else FLOAT,
+                self.weight_bits(chain) if self.role[chain.head] == "layer" else FLOAT_BITS,
                 self.read(chain.head),
                 self.written(chain),
                 any(self.signed(member.end) and not self._ends_in_relu(member) for member in self._sharing(chain)),
-                self._bounds(chain),
+                self._activation(chain),
                 self.shared.get(chain.head, (None,))[0],
                 len(self._sharing(chain)),
             )
@@ -111,15 +111,15 @@ class Plan:
 
     def weight_bits(self, chain: Chain) -> int:
         own = self.own_bits(chain).weight_bits
-        if own is not None or self.spec.weight_bits == FLOAT:
-            return FLOAT if own is None else own
+        if own is not None or self.spec.weight_bits == FLOAT_BITS:
+            return FLOAT_BITS if own is None else own
         return self.spec.weight_bits if self.is_hidden(chain) else self._first_last(self.spec.weight_bits)
 
     def read(self, head: fx.Node) -> Edge:
         """How the head of a chain wants its inputs quantized; 32 bits if it does not mind."""
         if self.role[head] == "layer":
             return self._read_by_layer(self.by_head[head])
-        if self.role[head] not in OPERATORS or not self._quantizes() or self.is_last(self.by_head[head]):
+        if self.role[head] not in INTEGER_ROLES or not self._quantizes() or self.is_last(self.by_head[head]):
             return UNQUANTIZED
         return Edge(8 if self.is_first(self.by_head[head]) else self.spec.residual_bits, False)
 
@@ -127,7 +127,7 @@ class Plan:
         own, hidden = self.own_bits(chain).act_bits, self.is_hidden(chain)
         if own is not None:
             return Edge(own, hidden)
-        if not self._quantizes() or (self.weight_bits(chain) == FLOAT and not hidden):
+        if not self._quantizes() or (self.weight_bits(chain) == FLOAT_BITS and not hidden):
             return UNQUANTIZED
         if self.is_first(chain):
             return Edge(8, False)
@@ -139,9 +139,9 @@ class Plan:
         """The grid that the chain's value is put on; 32 bits for none."""
         readers = dict.fromkeys(reader for member in self._sharing(chain) for reader in self._readers(member.end))
         edges = [self.read(reader) for reader in readers if self.role[reader] != "output" and not self._floats(reader)]
-        wants = [edge for edge in edges if edge.bits != FLOAT]
+        wants = [edge for edge in edges if edge.bits != FLOAT_BITS]
         writes_integers = self._quantizes() and any(
-            self.role[member.head] in ("layer", *OPERATORS) for member in self._sharing(chain)
+            self.role[member.head] in ("layer", *INTEGER_ROLES) for member in self._sharing(chain)
         )
         behind_all = any(self.is_last(member) for member in self._sharing(chain))
         if writes_integers and len(wants) < len(edges) and not behind_all:
@@ -152,14 +152,14 @@ class Plan:
 
     def _floats(self, head: fx.Node) -> bool:
         """Whether a reader is a layer that is to read float, by its name."""
-        return self.role[head] == "layer" and self.own_bits(self.by_head[head]).act_bits == FLOAT
+        return self.role[head] == "layer" and self.own_bits(self.by_head[head]).act_bits == FLOAT_BITS
 
     def own_bits(self, chain: Chain) -> LayerBits:
         """What the setting says of this layer by name; of several patterns that match, the last."""
         own = LayerBits()
         for pattern, bits in self.spec.by_name.items():
             if fnmatch.fnmatchcase(chain.head.target, pattern):
-                said = LayerBits(weight_bits=FLOAT, act_bits=FLOAT) if bits == "float" else bits
+                said = LayerBits(weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS) if bits == "float" else bits
                 own = own.model_copy(update=said.model_dump(exclude_none=True))
         return own
 
@@ -181,18 +181,12 @@ class Plan:
         return self.signs[node]
 
     def _signed(self, node: fx.Node) -> bool:
-        bounds = activation_of(self.traced, node)
-        if bounds is not None:
-            return bounds.low < 0
-        if self.role[node] in ("add", "mul", "pass", "average"):
-            read = node.args if self.role[node] in ("add", "mul") else data_inputs(node)
-            return any(self.signed(value) for value in read)
-        if node.op == "call_module":
-            return not isinstance(self.traced.get_submodule(node.target), nn.Sigmoid)
-        return node.target not in SIGMOIDS
+        inputs = node.args if self.role[node] == "binary" else data_inputs(node)
+        follows = self.role[node] in ("binary", "pass", "average")
+        return self.graph.signed(node, [self.signed(value) for value in inputs] if follows else [])
 
     def _quantizes(self) -> bool:
-        return self.spec.act_bits != FLOAT
+        return self.spec.act_bits != FLOAT_BITS
 
     def _first_last(self, otherwise: int) -> int:
         return otherwise if self.spec.first_last_bits == "same" else self.spec.first_last_bits
@@ -202,31 +196,33 @@ class Plan:
         if self.role[head] == "layer" and self._is_convolution(head):
             norm = self._only_user(end, "norm")
             end = norm or end
-        if self.role[head] not in ("image", "act"):
-            act = self._only_user(end, "act")
-            if act and self.role[head] != "layer" and activation_of(self.traced, act).gain != 1:
+        if self.role[head] not in ("image", "activation"):
+            act = self._only_user(end, "activation")
+            if act and self.role[head] != "layer" and self.graph.activation(act).gain != 1:
                 act = None  # only weights can absorb its line
             end = act or end
         return Chain(head, end, norm, act)
 
-    def _bounds(self, chain: Chain) -> ClampedAffine:
+    def _activation(self, chain: Chain) -> ClampedAffine:
         """Its activation; or the bounds beyond which the only function that reads it is constant, or a ReLU behind
         pools and reshapes, which might as well be in front of them."""
         if chain.act is not None:
-            return activation_of(self.traced, chain.act)
+            return self.graph.activation(chain.act)
         if self._ends_in_relu(chain):
             return RELU
         function = self._only_user(chain.end, "function")
-        return IDENTITY if function is None else tail_of(self.traced, function)
+        return IDENTITY if function is None else self.graph.operator(function).tail
 
     def _ends_in_relu(self, chain: Chain) -> bool:
         """Whether all that read a chain without an activation read it through a ReLU."""
-        return chain.act is None and self.role[chain.head] not in ("image", "act") and self._behind_relu(chain.end)
+        return (
+            chain.act is None and self.role[chain.head] not in ("image", "activation") and self._behind_relu(chain.end)
+        )
 
     def _behind_relu(self, node: fx.Node) -> bool:
         users = [user for user in node.users if self.role[user] != "shape"]
         return bool(users) and all(
-            activation_of(self.traced, user) == RELU or (self.role[user] == "pass" and self._behind_relu(user))
+            self.graph.activation(user) == RELU or (self.role[user] == "pass" and self._behind_relu(user))
             for user in users
         )
 
@@ -250,7 +246,7 @@ class Plan:
 
     def _is_convolution(self, head: fx.Node) -> bool:
         """A batch norm behind a linear layer may run over another axis (of [N, T, C]): it stays a float operator."""
-        return isinstance(self.traced.get_submodule(head.target), nn.Conv2d)
+        return isinstance(self.graph.submodule(head), nn.Conv2d)
 
     def _only_user(self, node: fx.Node, role: str) -> fx.Node | None:
         users = list(node.users)
@@ -260,7 +256,7 @@ class Plan:
         for user in end.users:
             if self.role[user] == "shape":
                 continue
-            if user in self.by_head or not preserves_qparams(self.traced, self.role, user):
+            if user in self.by_head or not self.graph.preserves_qparams(user):
                 yield user
             elif end in data_inputs(user):  # else it is a size or an index that a pass node is given
                 yield from self._readers(user)

@@ -1,41 +1,36 @@
-"""prepare: a float model becomes one that trains, and in eval computes, as its integer twin will."""
+"""prepare: a float model becomes one that trains fake-quantized and, in eval, computes what its integer model computes."""
 
 import copy
-import operator
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 
 from quant.core.activation import IDENTITY
+from quant.core.integer_operator import function
 from quant.core.method import Method
 from quant.core.quantizer import Quantizer
-from quant.graph.bit_allocation import FLOAT, OPERATORS, Decision, Edge, Plan
-from quant.graph.op_table import data_inputs, preserves_qparams, roles
-from quant.graph.quant_layers import Correction, QuantLayer, QuantOperator, share_output
+from quant.graph.bit_allocation import FLOAT_BITS, INTEGER_ROLES, BitAllocation, Decision, Edge
+from quant.graph.op_table import OUT_OF_PLACE
+from quant.graph.quant_layers import TENSOR, Correction, FunctionCall, QuantLayer, QuantOperator, share_output
 from quant.graph.trace import trace
+from quant.graph.typed_graph import TypedGraph, data_inputs
 from utils.config import QuantSettings
-
-OUT_OF_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
-OUT_OF_PLACE |= {operator.itruediv: operator.truediv, torch.sigmoid_: torch.sigmoid, torch.tanh_: torch.tanh}
-OUT_OF_PLACE |= {f"{name}_": name for name in ("add", "mul", "sub", "div", "sigmoid", "tanh")}
-"""What reads an operator's input afterwards reads its result (graph/trace.py), so that it need not be in place."""
 
 
 def prepare(model: nn.Module, spec: QuantSettings, method: Method) -> fx.GraphModule:
-    """Trace `model` and put the quantizers of `method` in, as graph/bit_allocation.py says.
+    """Trace `model` and put in the quantizers of `method`, as graph/bit_allocation.py decides.
 
     Every Parameter of the model stays the same object under the same name, so an optimizer that was running before
     keeps its state. Layers become QuantLayers under their own names; operators without weights live under `operators`,
-    quantizers of other values, and those that several share, under `quantizers`. Raises UserError if the model cannot
-    be traced.
+    quantizers of other values, and those that several values share, under `quantizers`. Raises UserError if the model
+    cannot be traced.
     """
     own = set(model.modules())
     traced = trace(model)
-    role = roles(traced)
-    decisions = Plan(traced, role, spec).decisions()
-    editor = _Editor(traced, role, spec, method)
-    for decision in decisions:
+    graph = TypedGraph(traced)
+    editor = _Editor(graph, spec, method)
+    for decision in BitAllocation(graph, spec).decisions():
         editor.put(decision)
     for module in set(traced.modules()) - own:
         module.training = model.training
@@ -44,16 +39,11 @@ def prepare(model: nn.Module, spec: QuantSettings, method: Method) -> fx.GraphMo
     return traced
 
 
-def quantizers(prepared: nn.Module) -> dict[str, Quantizer]:
-    """All quantizers of a prepared model by name."""
-    return {name: m for name, m in prepared.named_modules() if isinstance(m, Quantizer)}
-
-
 class _Editor:
-    """Changes the graph chain by chain, in topological order."""
+    """Edits the graph, chain by chain in topological order."""
 
-    def __init__(self, traced: fx.GraphModule, role: dict[fx.Node, str], spec: QuantSettings, method: Method):
-        self.traced, self.graph, self.role = traced, traced.graph, role
+    def __init__(self, typed: TypedGraph, spec: QuantSettings, method: Method):
+        self.typed, self.traced, self.graph = typed, typed.module, typed.module.graph
         self.spec, self.method = spec, method
         self.source: dict[fx.Node, tuple[str, Edge, bool]] = {}  # value -> its quantizer's name, edge, signed
         self.second: dict[tuple[fx.Node, Edge], fx.Node] = {}
@@ -61,12 +51,13 @@ class _Editor:
 
     def put(self, decision: Decision) -> None:
         head = decision.chain.head
-        head.target = OUT_OF_PLACE.get(head.target, head.target) if head.op != "call_module" else head.target
+        if head.op != "call_module":  # tracing has redirected later readers of its input to its result
+            head.target = OUT_OF_PLACE.get(head.target, head.target)
         if decision.role == "layer":
             self._put_layer(decision)
-        elif decision.role in OPERATORS and (decision.written.bits != FLOAT or decision.role == "average"):
+        elif decision.role in INTEGER_ROLES and (decision.written.bits != FLOAT_BITS or decision.role == "average"):
             self._put_operator(decision)
-        elif decision.written.bits != FLOAT:
+        elif decision.written.bits != FLOAT_BITS:
             self._quantize(decision)
 
     def _put_layer(self, decision: Decision) -> None:
@@ -79,14 +70,14 @@ class _Editor:
             source = self._source(x)
             norm = chain.norm and self.graph.get_attr(chain.norm.target)
             node = self.graph.call_module(name, (x, source and self.graph.get_attr(source[0]), norm))
-        written_as = self._output(name, layer, decision) if written.bits != FLOAT else None
-        self._take_place(node, [chain.act if written.bits != FLOAT else None, chain.norm, chain.head])
+        written_as = self._output(name, layer, decision) if written.bits != FLOAT_BITS else None
+        self._take_place(node, [chain.act if written.bits != FLOAT_BITS else None, chain.norm, chain.head])
         if written_as is not None:  # else an activation of a float output stays a node of its own
             self.source[node] = (written_as, written, decision.signed)
 
     def _output(self, name: str, module: QuantLayer | QuantOperator, decision: Decision) -> str:
         """Give a module its output's quantizer and its activation; returns the quantizer's name."""
-        module.bounds = decision.bounds
+        module.activation = decision.activation
         if decision.shared is None:
             module.output = self._quantizer(decision.written, decision.signed)
             return f"{name}.output"
@@ -101,7 +92,7 @@ class _Editor:
         return self.shared[decision.shared]
 
     def _take_place(self, new: fx.Node, old: list[fx.Node | None]) -> None:
-        """Put a node in the place of others, the last of them first."""
+        """Replace nodes, given from last to first, by a new one."""
         old = [node for node in old if node is not None]
         old[0].replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
         for node in old:
@@ -109,8 +100,8 @@ class _Editor:
 
     def _layer(self, name: str, decision: Decision) -> QuantLayer:
         layer, bits, gradient = self.traced.get_submodule(name), decision.weight_bits, None
-        weight = None if bits == FLOAT else self.method.weight(self.spec, bits, tuple(layer.weight.shape))
-        if decision.hidden and min(bits, decision.read.bits) < FLOAT:
+        weight = None if bits == FLOAT_BITS else self.method.weight(self.spec, bits, tuple(layer.weight.shape))
+        if decision.hidden and min(bits, decision.read.bits) < FLOAT_BITS:
             gradient = self.method.gradient(self.spec)
         corrects = weight is not None and self.spec.correct in ("bias", "norm")
         correction = Correction(len(layer.weight), isinstance(layer, nn.Linear)) if corrects else None
@@ -122,22 +113,22 @@ class _Editor:
     def _put_operator(self, decision: Decision) -> None:
         chain, written, head = decision.chain, decision.written, decision.chain.head
         values = [self._as_wanted(value, decision.read) for value in _tensors(head)]
-        kind = "function" if decision.role == "act" else decision.role
+        row, name = self.typed.operator(head), f"operators.{head.name}"
         run = _out_of_place(self.traced.get_submodule(head.target)) if head.op == "call_module" else _function_of(head)
-        name = f"operators.{head.name}"
-        module = QuantOperator(kind, run, IDENTITY)
+        module = QuantOperator(self.typed.names[head], row.arithmetic or function, run, IDENTITY)
         self.traced.add_submodule(name, module)
         with self.graph.inserting_before(head):
             sources = [self._source(value) for value in values]
             given = [source and self.graph.get_attr(source[0]) for source in sources]
-            node = self.graph.call_module(name, (*values, *given))
-        written_as = self._output(name, module, decision) if written.bits != FLOAT else None
-        self._take_place(node, [chain.act if written.bits != FLOAT else None, head])
+            node = self.graph.call_module(name, (tuple(values), tuple(given)))
+        written_as = self._output(name, module, decision) if written.bits != FLOAT_BITS else None
+        self._take_place(node, [chain.act if written.bits != FLOAT_BITS else None, head])
         if written_as is not None:
             self.source[node] = (written_as, written, decision.signed)
 
     def _as_wanted(self, value: fx.Node, edge: Edge) -> fx.Node:
-        """The value as its reader wants it: itself, or a second quantizer's output if its grid is wider or foreign."""
+        """The value as its reader needs it: itself, or a second quantizer's output if its grid is wider or meant for
+        other readers."""
         source = self._source(value)
         if source is None or (edge.bits >= source[1].bits and not self._foreign(edge, source[1])):
             return value
@@ -154,7 +145,7 @@ class _Editor:
     def _foreign(self, wanted: Edge, found: Edge) -> bool:
         """Whether a hidden layer would read a grid that the method makes for other readers alone."""
         apart = self.method.activation is not self.method.residual
-        return apart and wanted.bits != FLOAT and wanted.hidden and not found.hidden
+        return apart and wanted.bits != FLOAT_BITS and wanted.hidden and not found.hidden
 
     def _quantize(self, decision: Decision) -> None:
         """Put a quantizer behind the image or a float operator."""
@@ -170,14 +161,14 @@ class _Editor:
         self.source[node] = (name, written, decision.signed)
 
     def _source(self, value: fx.Node) -> tuple[str, Edge, bool] | None:
-        """The quantizer whose grid a value lies on, seen through the nodes that hand it on."""
-        if value in self.source or value not in self.role or not preserves_qparams(self.traced, self.role, value):
+        """The quantizer whose grid a value lies on, also behind nodes that preserve it."""
+        if value in self.source or not self.typed.preserves_qparams(value):
             return self.source.get(value)
         sources = [self._source(one) for one in data_inputs(value)]
         if None in sources or len({name for name, _, _ in sources}) > 1:
             return None
         name, edge, _ = sources[0]
-        return name, edge, self.role[value] != "act" and any(signed for _, _, signed in sources)
+        return name, edge, self.typed.roles[value] != "activation" and any(signed for _, _, signed in sources)
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:
@@ -195,15 +186,9 @@ def _out_of_place(module: nn.Module) -> nn.Module:
 
 def _function_of(node: fx.Node) -> Callable[..., Tensor]:
     """What a function or method node does to those of its arguments that are tensors."""
-    function = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
-    given, kwargs = node.args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {})
-
-    def run(*tensors: Tensor) -> Tensor:
-        rest = iter(tensors)
-        return function(*(next(rest) if isinstance(value, fx.Node) else value for value in given), **kwargs)
-
-    run.function, run.given, run.kwargs = function, given, kwargs
-    return run
+    called = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
+    args = tuple(TENSOR if isinstance(value, fx.Node) else value for value in node.args)
+    return FunctionCall(called, args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {}))
 
 
 def _replace(traced: fx.GraphModule, name: str, module: nn.Module) -> None:

@@ -6,8 +6,10 @@ integer layer (core/integer_layer.py), computed on integers held in fp32. Operat
 """
 
 import copy
+import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from quant.core.activation import IDENTITY, ClampedAffine, Line, bounded
 from quant.core.grid import Grid
 from quant.core.integer_layer import Geometry, IntegerLayer, absorb
-from quant.core.integer_operator import IntegerOperator, integer_operator
+from quant.core.integer_operator import Arithmetic, IntegerOperator, integer_operator
 from quant.core.quantizer import Quantizer
 
 
@@ -76,7 +78,7 @@ class QuantLayer(nn.Module):
         self.geometry = geometry_of(layer)
         self.weight_quantizer, self.gradient, self.correction = weight_quantizer, gradient, correction
         self.output: Quantizer | None = None
-        self.bounds: ClampedAffine = IDENTITY
+        self.activation: ClampedAffine = IDENTITY
         self.limit = limit
 
     def forward(self, x: Tensor, source: Quantizer | None, norm: nn.Module | None) -> Tensor:
@@ -93,18 +95,18 @@ class QuantLayer(nn.Module):
         if self.output is None or self.corrects():
             y = self.in_float(x, weight, norm)
             return y if self.output is None else self.output(y)
-        return self.output.forward_normed(self._summed(x, weight), norm, self.bounds)
+        return self.output.forward_normed(self._summed(x, weight), norm, self.activation)
 
     def frozen(self, norm: nn.Module | None) -> "FloatLayer":
         """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
         weight, bias = self.used_weight().detach(), self.bias
         if self.corrects():
             weight, bias, norm = self.correction.behind(weight, bias, norm)
-        return FloatLayer(self.geometry, weight, bias, norm, self.bounds)
+        return FloatLayer(self.geometry, weight, bias, norm, self.activation)
 
     def in_float(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
         """Its output before its quantizer, with these weights."""
-        return bounded(self.before_activation(x, weight, norm), self.bounds)
+        return bounded(self.before_activation(x, weight, norm), self.activation)
 
     def before_activation(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
         y = self._summed(x, weight)
@@ -133,10 +135,10 @@ class QuantLayer(nn.Module):
         q = self.weight_quantizer.to_int(self.weight.float())
         y = None if self.output is None else self.output.grid()
         line = None if self.correction is None else self.correction.line()
-        return absorb(self.geometry, q, grid, self.bias, norm, x, y, self.bounds, self.limit, line)
+        return absorb(self.geometry, q, grid, self.bias, norm, x, y, self.activation, self.limit, line)
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, {self.geometry}, bounds={self.bounds}"
+        return f"{tuple(self.weight.shape)}, {self.geometry}, activation={self.activation}"
 
 
 @dataclass(frozen=True)
@@ -147,28 +149,26 @@ class FloatLayer:
     weight: Tensor
     bias: Tensor | None
     norm: nn.Module | None
-    bounds: ClampedAffine
+    activation: ClampedAffine
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.geometry(x, self.weight, self.bias)
-        return bounded(y if self.norm is None else self.norm(y), self.bounds)
+        return bounded(y if self.norm is None else self.norm(y), self.activation)
 
 
 class QuantOperator(nn.Module):
-    """An operator without weights, with the activation behind it: add, mul, average or function (core/integer_operator.py).
+    """An operator without weights (a row of graph/op_table.py) and the activation behind it.
 
-    forward(*values, *sources): `sources` are the quantizers on whose grids the values lie. `output` is the quantizer of
-    what leaves; only an average may have none.
+    forward(values, sources): the tensors that it reads, and the activation quantizers on whose grids they lie (None for
+    a value in float). `output` is the quantizer of the result; only an average may have none.
     """
 
-    def __init__(self, kind: str, run: Callable[..., Tensor], bounds: ClampedAffine):
+    def __init__(self, name: str, arithmetic: Arithmetic, run: Callable[..., Tensor], activation: ClampedAffine):
         super().__init__()
-        self.kind, self.run, self.bounds = kind, run, bounds
+        self.name, self.arithmetic, self.run, self.activation = name, arithmetic, run, activation
         self.output: Quantizer | None = None
 
-    def forward(self, *arguments: Tensor | Quantizer | None) -> Tensor:
-        half = len(arguments) // 2
-        values, sources = arguments[:half], arguments[half:]
+    def forward(self, values: Sequence[Tensor], sources: Sequence[Quantizer | None]) -> Tensor:
         if self.training or not self.runs_in_integers(sources):
             return self.simulate(*values)
         grids = [source.grid() for source in sources]
@@ -178,10 +178,10 @@ class QuantOperator(nn.Module):
 
     def simulate(self, *values: Tensor) -> Tensor:
         """The fake-quantized computation in float."""
-        return self.in_float(*values) if self.output is None else self.output(self.run(*values), self.bounds)
+        return self.in_float(*values) if self.output is None else self.output(self.run(*values), self.activation)
 
     def in_float(self, *values: Tensor) -> Tensor:
-        return bounded(self.run(*values), self.bounds)
+        return bounded(self.run(*values), self.activation)
 
     def runs_in_integers(self, sources: Sequence[Quantizer | None]) -> bool:
         needed = [*sources, *([] if self.output is None else [self.output])]
@@ -191,10 +191,32 @@ class QuantOperator(nn.Module):
     def integer(self, grids: Sequence[Grid]) -> IntegerOperator:
         """The integer operator, for inputs on these grids."""
         y = None if self.output is None else self.output.grid()
-        return integer_operator(self.kind, self.run, tuple(grids), y, self.bounds)
+        return integer_operator(self.name, self.arithmetic, self.run, tuple(grids), y, self.activation)
 
     def extra_repr(self) -> str:
-        return f"{self.kind}, bounds={self.bounds}"
+        return f"{self.name}, activation={self.activation}"
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """A function with all its arguments but the tensors, whose places TENSOR marks."""
+
+    function: Callable[..., Tensor]
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        rest = iter(tensors)
+        return self.function(*(next(rest) if value is TENSOR else value for value in self.args), **self.kwargs)
+
+
+class _Tensor(enum.Enum):
+    """A type of its own, so that a copied FunctionCall holds the same mark."""
+
+    TENSOR = "tensor"
+
+
+TENSOR = _Tensor.TENSOR
 
 
 def share_output(module: QuantLayer | QuantOperator, quantizer: Quantizer) -> None:

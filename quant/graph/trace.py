@@ -1,8 +1,8 @@
-"""From an nn.Module to a graph, written in as few ways as there are meanings (graph/op_table.py reads them).
+"""From an nn.Module to a graph in which each operator is written in one way (graph/op_table.py reads it).
 
-torch.fx traces the model; its modules and Parameters stay the same objects under the same names. Dropouts become
-modules, views become reshapes, a channel shuffle one module; who reads a tensor after an operator has overwritten it
-reads that operator.
+torch.fx traces the model; its modules and Parameters stay the same objects under the same names. Dropout functions
+become modules, views become reshapes, and a channel shuffle becomes one module. Where an operator overwrites a tensor,
+later readers of that tensor are redirected to the operator's result.
 """
 
 import itertools
@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterator
 import torch.nn.functional as F
 from torch import fx, nn
 
-from quant.graph.op_table import CONCATENATIONS, DROPS, is_identity_in_eval, name_of
+from quant.graph.op_table import OPERATORS, NodeView, module_operator, name_of, operator_name
 from utils.errors import UserError
 
-VIEWS = {"getitem", "chunk", "split", "reshape", "view", "permute", "transpose", "flatten", "squeeze", "unsqueeze"}
-IN_PLACE = {"iadd", "isub", "imul", "itruediv"}
 NORM_ACT = "BatchNormAct2d"
 """timm's module of a batch norm and an activation."""
+LEAVES = {NORM_ACT, *(name for row in OPERATORS.values() for name in row.module_names)}
+"""Modules of other libraries that have a meaning here: torch.fx does not trace into them."""
 DROPOUTS: dict[Callable, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
+IN_PLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv"}
+"""Python's operators that write to their first argument; torch's functions that do so end in an underscore."""
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -37,21 +39,21 @@ def trace(model: nn.Module) -> fx.GraphModule:
                 f"model {type(model).__name__}: its graph in train mode is not that in eval mode (at {ours or theirs});"
                 f" torch.fx freezes self.training: {cure}"
             )
-    for name, module in model.named_modules():  # those that forward never reaches: they keep their state
+    for name, module in model.named_modules():  # modules that forward never calls keep their state
         if name and any(True for _ in module.parameters(recurse=False)) and not _has(traced, name):
             traced.add_submodule(name, module)
     return traced
 
 
 class _Tracer(fx.Tracer):
-    """torch.fx's, with other libraries' modules that have a meaning here left whole."""
+    """torch.fx's tracer, which does not trace into LEAVES."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return super().is_leaf_module(module, name) or type(module).__name__ in {*DROPS, NORM_ACT}
+        return super().is_leaf_module(module, name) or type(module).__name__ in LEAVES
 
 
 def _refuse_computed_weights(model: nn.Module) -> None:
-    """torch's older weight_norm and pruning set a layer's weight anew at each call: such a net cannot be copied."""
+    """Refuse torch's older weight_norm and pruning: they compute a weight at each call, so the net cannot be copied."""
     for name, module in model.named_modules():
         plain = type(module) in (nn.Conv2d, nn.Linear)
         if plain and not isinstance(module._parameters.get("weight"), nn.Parameter):
@@ -108,9 +110,9 @@ def _first_argument_by_position(node: fx.Node) -> None:
 
 
 def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, list[str]]) -> None:
-    """timm's batch norm with an activation inside becomes a plain batch norm, with the same tensors, and the rest.
+    """Split timm's batch norm with an activation into a plain batch norm with the same tensors, and the activation.
 
-    apart: by the name of such a module the names of what was inside, for its other calls.
+    apart: for each such module the names of the modules inside, for its other calls.
     """
     if node.op != "call_module":
         return
@@ -133,14 +135,14 @@ def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, 
 
 
 def _without_identity(traced: fx.GraphModule, node: fx.Node) -> None:
-    """nn.Identity gives back the very tensor that it is given: who reads the one reads the other."""
+    """nn.Identity returns its input: its readers read the input."""
     if node.op == "call_module" and type(traced.get_submodule(node.target)) is nn.Identity:
         node.replace_all_uses_with(node.all_input_nodes[0])
         traced.graph.erase_node(node)
 
 
 def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
-    """F.dropout was traced with self.training frozen in; a module follows train() and eval()."""
+    """Tracing froze self.training into F.dropout; a module follows train() and eval()."""
     if node.op == "call_function" and node.target in DROPOUTS:
         rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
         name = f"{node.name}_module"
@@ -185,20 +187,20 @@ def _size_of(node: fx.Node, x: fx.Node) -> int | None:
 
 
 def _as_reshape(node: fx.Node) -> None:
-    """view needs a layout that channels_last tensors do not have; reshape does the same on any."""
+    """view needs a layout that channels_last tensors do not have; reshape works on any."""
     if node.op == "call_method" and node.target == "view":
         node.target = "reshape"
 
 
 def _axis_by_position(node: fx.Node) -> None:
     """A concatenation's axis may be called dim or axis, or be left out."""
-    if node.target in CONCATENATIONS:
+    if node.target in OPERATORS["cat"].functions:
         named = node.kwargs.get("dim", node.kwargs.get("axis", 0))
         node.args, node.kwargs = (node.args[0], node.args[1] if len(node.args) > 1 else named), {}
 
 
 def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
-    """Who reads a tensor after an activation has overwritten it reads the activation's result: so says the graph."""
+    """Redirect the later readers of a tensor that a node overwrites to the node."""
     if node.op == "call_module":
         in_place = getattr(traced.get_submodule(node.target), "inplace", False)
     else:
@@ -211,12 +213,13 @@ def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.N
 
 
 def _writes_to_its_input(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and (name_of(node) in IN_PLACE or name_of(node).endswith("_"))
+    return node.op in ("call_function", "call_method") and (
+        name_of(node) in IN_PLACE_OPERATORS or name_of(node).endswith("_")
+    )
 
 
 def _refuse_shared_memory(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
-    """An operator in place changes all that lies in the same memory: refused if any of it is read again, but for its
-    own input."""
+    """Refuse an in-place operator if another tensor in the memory that it overwrites is read later."""
     written = base = node.args[0]
     while _is_view(traced, base):
         base = base.args[0]
@@ -237,10 +240,11 @@ def _views(traced: fx.GraphModule, base: fx.Node, order: dict[fx.Node, int], unt
 
 
 def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node may give back the memory of its first argument."""
+    """Whether a node may return the memory of its first argument."""
     if not (node.args and isinstance(node.args[0], fx.Node)):
         return False
     if node.op == "call_module":
         module = traced.get_submodule(node.target)
-        return isinstance(module, nn.Flatten | nn.Unflatten) or is_identity_in_eval(module)
-    return node.op in ("call_function", "call_method") and name_of(node) in VIEWS
+        return isinstance(module, nn.Unflatten) or module_operator(module).is_view
+    name = operator_name(NodeView(node))
+    return name is not None and OPERATORS[name].is_view

@@ -1,53 +1,82 @@
-"""Quantizers of a prepared model switched on and off: all of them, or those of single layers."""
+"""The layers and operators of a prepared model as typed views of its nodes, and their quantizers switched on and off."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import fx, nn
 
 from quant.core.quantizer import Quantizer
-from quant.graph.prepare import quantizers
-from quant.graph.quant_layers import QuantLayer
+from quant.graph.quant_layers import QuantLayer, QuantOperator
 
 
-class Placed(NamedTuple):
-    """A layer, the quantizer whose grid its input lies on, and the batch norm behind it; either may be None."""
+class LayerView(NamedTuple):
+    """A QuantLayer, the value `x` that it reads, the activation quantizer on whose grid x lies, and the batch norm
+    behind the layer; the last two may be None."""
 
     layer: QuantLayer
+    x: fx.Node
     source: Quantizer | None
     norm: nn.Module | None
 
-    def own(self) -> list[Quantizer]:
-        """The quantizers of its weights and of what it reads, which other readers of the same value share."""
+    def quantizers(self) -> list[Quantizer]:
+        """Those of its weights and of its input, which other readers of the same value share."""
         return [one for one in (self.layer.weight_quantizer, self.source) if one is not None]
 
 
-def layers(prepared: fx.GraphModule) -> dict[str, Placed]:
+class OperatorView(NamedTuple):
+    """A QuantOperator, the values that it reads, and the activation quantizer on whose grid each lies, or None."""
+
+    operator: QuantOperator
+    values: tuple[fx.Node, ...]
+    sources: tuple[Quantizer | None, ...]
+
+
+def layer_view(modules: Mapping[str, nn.Module], node: fx.Node) -> LayerView | None:
+    """A node of a prepared graph as a layer; None if it is none. modules: those of the model, by name."""
+    layer = modules.get(node.target) if node.op == "call_module" else None
+    if not isinstance(layer, QuantLayer):
+        return None
+    x, source, norm = node.args
+    return LayerView(layer, x, source and modules[source.target], norm and modules[norm.target])
+
+
+def operator_view(modules: Mapping[str, nn.Module], node: fx.Node) -> OperatorView | None:
+    """A node of a prepared graph as an operator without weights; None if it is none."""
+    operator = modules.get(node.target) if node.op == "call_module" else None
+    if not isinstance(operator, QuantOperator):
+        return None
+    values, sources = node.args
+    return OperatorView(operator, tuple(values), tuple(source and modules[source.target] for source in sources))
+
+
+def layers(prepared: fx.GraphModule) -> dict[str, LayerView]:
     """The layers of a prepared model by name, in topological order."""
     modules = dict(prepared.named_modules())
-    nodes = [node for node in prepared.graph.nodes if node.op == "call_module"]
-    return {
-        node.target: Placed(modules[node.target], *(given and modules[given.target] for given in node.args[1:]))
-        for node in nodes
-        if isinstance(modules[node.target], QuantLayer)
-    }
+    views = ((node.target, layer_view(modules, node)) for node in prepared.graph.nodes)
+    return {name: view for name, view in views if view is not None}
+
+
+def quantizers(prepared: nn.Module) -> dict[str, Quantizer]:
+    """All quantizers of a prepared model by name."""
+    return {name: module for name, module in prepared.named_modules() if isinstance(module, Quantizer)}
 
 
 def switch(some: Iterable[Quantizer], enabled: bool, observing: bool = False) -> None:
+    """Enable or disable some quantizers, and let them observe in eval, or not."""
     for quantizer in some:
         quantizer.enabled.fill_(enabled)
         quantizer.observing = observing
 
 
 def set_enabled(prepared: nn.Module, enabled: bool) -> None:
-    """Switch all quantizers on, or off: the prepared net then computes as the float net does."""
+    """Enable or disable all quantizers. Without them the prepared net computes as the float net does."""
     switch(quantizers(prepared).values(), enabled)
 
 
 @contextlib.contextmanager
 def only(prepared: nn.Module, some: Iterable[Quantizer]) -> Iterator[None]:
-    """With these quantizers on and all others off; afterwards all are on."""
+    """Enable these quantizers and disable all others; afterwards all are enabled."""
     set_enabled(prepared, False)
     switch(some, True)
     try:

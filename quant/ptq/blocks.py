@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from quant.graph.op_table import roles
-from quant.graph.quant_layers import QuantLayer, QuantOperator
+from quant.core.integer_operator import function
+from quant.graph.quant_layers import QuantLayer
+from quant.graph.typed_graph import TypedGraph
+from quant.graph.views import operator_view
 
 JOINED = 3
 """Layers in a row that make a block."""
@@ -100,11 +102,11 @@ def _between(
     prepared: fx.GraphModule, modules: dict[str, nn.Module], points: list[fx.Node]
 ) -> Iterator[tuple[fx.Node, list[fx.Node], fx.Node]]:
     """(entry, nodes, exit) from point to point, each with layers and the functions behind them."""
-    order, role = _computing(prepared), roles(prepared)
+    order, graph = _computing(prepared), TypedGraph(prepared)
     entry, inside, holds = points[0], [], False
     for before, point in itertools.pairwise(points):
         part = order[order.index(before) + 1 : order.index(point) + 1]
-        if holds and not (len(part) == 1 and _is_function(modules, role, point)):
+        if holds and not (len(part) == 1 and _is_function(modules, graph, point)):
             yield entry, inside, before
             entry, inside, holds = before, [], False
         inside = [*inside, *part]
@@ -135,12 +137,12 @@ def _joined(row: list[Section]) -> list[Section]:
 def _linear(modules: dict[str, nn.Module], section: Section) -> bool:
     """Whether a layer writes the exit and nothing bounds it from below."""
     last = _module(modules, section.exit)
-    return isinstance(last, QuantLayer) and math.isinf(last.bounds.low)
+    return isinstance(last, QuantLayer) and math.isinf(last.activation.low)
 
 
-def _is_function(modules: dict[str, nn.Module], role: dict[fx.Node, str], node: fx.Node) -> bool:
-    module = _module(modules, node)
-    return role[node] == "act" or (isinstance(module, QuantOperator) and module.kind == "function")
+def _is_function(modules: dict[str, nn.Module], graph: TypedGraph, node: fx.Node) -> bool:
+    operator = operator_view(modules, node)
+    return graph.roles[node] == "activation" or (operator is not None and operator.operator.arithmetic is function)
 
 
 def _module(modules: dict[str, nn.Module], node: fx.Node) -> nn.Module | None:

@@ -77,12 +77,13 @@ class Learning(Run):
     def call_module(self, target: str, args: tuple, kwargs: dict):
         module = self.fetch_attr(target)
         if isinstance(module, QuantLayer):
-            x, _, norm = args
+            x, _source, norm = args
             learned = self.roundings.get(target)
             weight = module.used_weight() if learned is None else learned.weight()
             return self.quantized(module.in_float(x, weight, norm), module.output)
         if isinstance(module, QuantOperator):
-            return self.quantized(module.in_float(*args[: len(args) // 2]), module.output)
+            values, _sources = args
+            return self.quantized(module.in_float(*values), module.output)
         if isinstance(module, Quantizer):
             return self.quantized(args[0], module)
         return super().call_module(target, args, kwargs)

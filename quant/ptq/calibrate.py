@@ -5,8 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from quant.graph.prepare import quantizers
-from quant.graph.views import switch
+from quant.graph.views import quantizers, switch
 
 
 @torch.no_grad()

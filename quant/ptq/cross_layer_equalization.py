@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from quant.graph.op_table import RELU, activation_of, name_of, pools_or_pads, roles
+from quant.graph.op_table import RELU
 from quant.graph.trace import trace
+from quant.graph.typed_graph import TypedGraph
 
 SWEEPS = 20
 STILL = 1e-3
@@ -51,7 +52,9 @@ def equalize(model: nn.Module) -> int:
 
 
 def pairs(traced: fx.GraphModule) -> list[Pair]:
-    role, found, calls = roles(traced), [], Counter(node.target for node in traced.graph.nodes)
+    """The pairs of layers that can be equalized, in topological order."""
+    graph, found, calls = TypedGraph(traced), [], Counter(node.target for node in traced.graph.nodes)
+    role = graph.roles
     owners = Counter(id(tensor) for _, tensor in traced.named_parameters(remove_duplicate=False))
     for node in traced.graph.nodes:
         if role[node] != "layer":
@@ -60,23 +63,23 @@ def pairs(traced: fx.GraphModule) -> list[Pair]:
         normed = end.target if end and role[end] == "norm" else None
         norm = normed and traced.get_submodule(normed)
         end = _only(end) if norm is not None else end
-        end, between = _only(end) if end and activation_of(traced, end) == RELU else end, []
-        while end and _keeps_channels(traced, role, end):
+        end, between = _only(end) if end and graph.activation(end) == RELU else end, []
+        while end and _keeps_channels(graph, end):
             between.append(end)
             end = _only(end)
         if end and role[end] == "layer" and (norm is None or calls[normed] == 1):
             pair = Pair(traced.get_submodule(node.target), norm, traced.get_submodule(end.target))
             alone = all(owners[id(tensor)] == 1 for part in pair.parts() for tensor in part.parameters(recurse=False))
-            found += [pair] if alone and _fits(pair) and _same_axis(traced, role, pair, between) else []
+            found += [pair] if alone and _fits(pair) and _same_axis(graph, pair, between) else []
     return found
 
 
-def _same_axis(traced: fx.GraphModule, role: dict[fx.Node, str], pair: Pair, between: list[fx.Node]) -> bool:
+def _same_axis(graph: TypedGraph, pair: Pair, between: list[fx.Node]) -> bool:
     """Whether the consumer's inputs are the producer's channels. A convolution has them on axis 1, a linear layer on
-    the last: maps have to be made flat between the two, and nothing may pool over a linear layer's."""
+    the last: feature maps have to be flattened between the two, and nothing may pool over a linear layer's channels."""
     if isinstance(pair.producer, nn.Linear):
-        return not any(role[node] == "average" or pools_or_pads(traced, node) for node in between)
-    flat = any(name_of(node) == "mean" or _flattens(traced, node) for node in between)
+        return not any(graph.roles[node] == "average" or graph.operator(node).pads for node in between)
+    flat = any(graph.names[node] == "mean" or _flattens(graph, node) for node in between)
     return flat or isinstance(pair.consumer, nn.Conv2d)
 
 
@@ -85,20 +88,21 @@ def _only(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _keeps_channels(traced: fx.GraphModule, role: dict[fx.Node, str], node: fx.Node) -> bool:
-    """Whether f(s x) = s f(x) for a scale a channel: pools, dropouts, and [N, C, H, W] made flat, C first."""
-    if role[node] == "average" or _flattens(traced, node):
+def _keeps_channels(graph: TypedGraph, node: fx.Node) -> bool:
+    """Whether f(s x) = s f(x) for a scale a channel: pools, dropouts, and [N, C, H, W] flattened with C first."""
+    if graph.roles[node] == "average" or _flattens(graph, node):
         return True
-    if node.op != "call_module":
+    return node.op == "call_module" and graph.operator(node).commutes_with_scaling
+
+
+def _flattens(graph: TypedGraph, node: fx.Node) -> bool:
+    """Whether a node flattens all axes but the first."""
+    if graph.names[node] != "flatten":
         return False
-    return isinstance(traced.get_submodule(node.target), nn.MaxPool2d | nn.Dropout | nn.Dropout2d | nn.Identity)
-
-
-def _flattens(traced: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        module = traced.get_submodule(node.target)
-        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
-    return node.target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs
+    module = graph.submodule(node)
+    if module is not None:
+        return (module.start_dim, module.end_dim) == (1, -1)
+    return node.args[1:] == (1,) and not node.kwargs
 
 
 def _fits(pair: Pair) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from quant.graph.views import set_enabled
+from quant.graph.views import layer_view, set_enabled
 from quant.ptq.bias_correction import correct, moments
 from quant.ptq.blocks import Run, Section, blocks
 from quant.ptq.brecq import Learning, learn, parts
@@ -47,6 +47,7 @@ def refine(prepared: fx.GraphModule, images: Iterable[Tensor], spec: QuantSettin
 class _Walk:
     def __init__(self, prepared: fx.GraphModule, spec: QuantSettings):
         self.prepared, self.spec, self.plain = prepared, spec, Run(prepared)
+        self.modules = dict(prepared.named_modules())
         self.generator = torch.Generator().manual_seed(0)
 
     def largest(self, found: list[Section], image: Tensor) -> int:
@@ -83,7 +84,7 @@ class _Walk:
 
     def correct(self, section: Section, in_float: Tensor, quantized: Tensor) -> None:
         for node in section.layers:
-            layer, norm = (given and self.plain.fetch_attr(given.target) for given in (node, node.args[2]))
+            layer, _, _, norm = layer_view(self.modules, node)
             if layer.correction is None:
                 continue
             before = section.before(node)

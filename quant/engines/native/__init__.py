@@ -28,10 +28,10 @@ import torch
 
 from quant.core.grid import Grid
 from quant.core.integer_layer import IntegerLayer
-from quant.core.integer_operator import IntegerOperator
+from quant.core.integer_operator import IntegerOperator, add
 from quant.engines.base import FLOAT32_KERNEL, Engine, Operator
 from quant.engines.native.layers import SUMS, in_float32, onednn_sums, packed
-from quant.engines.native.operators import OPERATORS, interleave, shuffled
+from quant.engines.native.operators import CANDIDATES, interleave, shuffled
 from quant.engines.native.tensors import (
     native_from_centred,
     native_from_uint8,
@@ -91,8 +91,9 @@ class NativeEngine(Engine):
         return onednn_sums(layer) if kernel == SUMS else packed(layer, kernel)
 
     def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
-        foreign = op.y is None or (self.name == "qnnpack" and op.kind == "add")  # which rounds otherwise
-        ways = [] if foreign else OPERATORS[op.kind](op)
+        rounds_differently = self.name == "qnnpack" and op.arithmetic is add
+        candidates = None if op.y is None or rounds_differently else CANDIDATES.get(op.arithmetic)
+        ways = [] if candidates is None else candidates(op)
         return [(self.name, way) for way in ways] + [(FLOAT32_KERNEL, self.in_float32(op))]
 
     def concatenate(self, grid: Grid, axis: int) -> Operator:

@@ -1,17 +1,17 @@
 """Operators without weights (core/integer_operator.py) on torch's quantized tensors.
 
-kind -> ways to run it, the best first, in OPERATORS: none is trusted, each is tried on every integer or pair of
-integers (engines/verify.py). Products, averages and most functions go through fp32, which holds their integers exactly:
+CANDIDATES lists the kernels that may run each. None is trusted: each is tried on every integer, or pair of integers
+(engines/verify.py). Products, averages and most functions go through fp32, which holds their integers exactly:
 two changes of type cost less than torch's own quantized kernels.
 """
 
 import sys
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from quant.core.integer_operator import IntegerOperator, exact_average
+from quant.core.integer_operator import Arithmetic, IntegerOperator, add, average, exact_average, function, mul
 from quant.engines.base import NativeTensor, Operator
 from quant.engines.native.tensors import (
     clamping,
@@ -85,12 +85,16 @@ def _function(op: IntegerOperator) -> list[Operator]:
     def kernel(held: NativeTensor) -> NativeTensor:
         return clamp(rescaled(torch.ops.quantized.hardswish(rescaled(held, scale), y, zero_point), 1.0))
 
-    hard_swish = isinstance(run, nn.Hardswish) or getattr(run, "function", None) is F.hardswish
-    return [*([kernel] if hard_swish else []), in_float, look_up]
+    return [*([kernel] if op.name == "hardswish" else []), in_float, look_up]
 
 
-OPERATORS = {"add": _add, "mul": _mul, "average": _average, "function": _function}
-"""kind -> (operator) -> ways to run it, the best first"""
+CANDIDATES: dict[Arithmetic, Callable[[IntegerOperator], list[Operator]]] = {
+    add: _add,
+    mul: _mul,
+    average: _average,
+    function: _function,
+}
+"""An operator's arithmetic -> (operator) -> kernels that may run it, the fastest first; others run in float32."""
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:

@@ -1,91 +1,69 @@
-"""Calls of torch in plain values: what a file may ask to be called, and how a graph's node becomes such a call.
+"""Calls of torch in plain values: what a .npz file may ask to be called, and how a graph's node becomes such a call.
 
-CALLS is all there is: a name that is not in it is refused, written or read.
+A call is named by its row of the table of operators (graph/op_table.py), which has the function. A name that is not in
+the table is refused, on writing and on reading.
 """
 
 import math
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from quant.graph.op_table import name_of
+from quant.graph.op_table import OPERATORS, NodeView, name_of, operator_name
+from quant.graph.quant_layers import TENSOR, FunctionCall, QuantOperator
 from utils.errors import UserError
-
-
-def _shape_or_ndim(x: Tensor, name: str) -> Any:
-    return {"shape": x.shape, "ndim": x.ndim}[name]
-
-
-METHODS = ("flatten", "reshape", "permute", "transpose", "contiguous", "chunk", "split", "squeeze", "unsqueeze")
-METHODS += ("size", "dim", "mean", "clamp", "sigmoid", "tanh", "neg")
-FUNCTIONS = (F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.pad, F.pixel_shuffle, torch.channel_shuffle)
-FUNCTIONS += (F.relu, F.relu6, F.hardtanh, F.hardsigmoid, F.hardswish, F.silu, F.gelu, F.elu, F.leaky_relu)
-ARITHMETIC = (operator.add, operator.sub, operator.mul, operator.truediv, operator.floordiv, operator.getitem)
-CALLS: dict[str, Callable] = {name: getattr(Tensor, name) for name in METHODS}
-CALLS |= {function.__name__: function for function in (*FUNCTIONS, *ARITHMETIC)}
-CALLS |= {"getattr": _shape_or_ndim, "cat": torch.cat, "concat": torch.cat}
-
-POOL = ("kernel_size", "stride", "padding")
-MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
-    nn.MaxPool2d: ("max_pool2d", (*POOL, "dilation", "ceil_mode")),
-    nn.AvgPool2d: ("avg_pool2d", (*POOL, "ceil_mode", "count_include_pad", "divisor_override")),
-    nn.AdaptiveAvgPool2d: ("adaptive_avg_pool2d", ("output_size",)),
-    nn.Flatten: ("flatten", ("start_dim", "end_dim")),
-    nn.PixelShuffle: ("pixel_shuffle", ("upscale_factor",)),
-    nn.ChannelShuffle: ("channel_shuffle", ("groups",)),
-    nn.ReLU: ("relu", ()),
-    nn.Hardtanh: ("hardtanh", ("min_val", "max_val")),
-    nn.Hardsigmoid: ("hardsigmoid", ()),
-    nn.Hardswish: ("hardswish", ()),
-    nn.Sigmoid: ("sigmoid", ()),
-    nn.SiLU: ("silu", ()),
-    nn.Tanh: ("tanh", ()),
-}
-"""Modules without weights: the call that does the same, and the attributes that are its arguments."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """CALLS[name] with its last arguments; those before, and more by name, come with each call."""
+    """The function of a row, with its last arguments; the tensors come first, with each call."""
 
     name: str
     args: tuple = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def __call__(self, *before: Any, **more: Any) -> Any:
-        return CALLS[self.name](*before, *self.args, **self.kwargs, **more)
+    def __post_init__(self):
+        if self.name not in OPERATORS or OPERATORS[self.name].function is None:
+            raise ValueError(f"{self.name!r} is not a call that a file may ask for")
+
+    def __call__(self, *tensors: Any, **more: Any) -> Any:
+        return OPERATORS[self.name].function(*tensors, *self.args, **self.kwargs, **more)
 
 
-def call_of(run: Callable) -> Call:
-    """The call that a module, or the function of a QuantOperator, stands for. Raises UserError if there is none."""
-    for kind, (name, attributes) in MODULES.items():
-        if isinstance(run, kind):
-            return Call(name, tuple(getattr(run, attribute) for attribute in attributes))
-    function, given = getattr(run, "function", run), getattr(run, "given", ())
-    name = getattr(function, "__name__", type(run).__name__)
-    tensors = [isinstance(value, fx.Node) for value in given]
-    if isinstance(run, nn.Module) or name not in CALLS or tensors != sorted(tensors, reverse=True):
-        raise refused(name)
-    return Call(name, tuple(given[sum(tensors) :]), dict(getattr(run, "kwargs", {})))
+def call_of_operator(operator: QuantOperator) -> Call:
+    """The call of an operator without weights. Raises UserError if a file has no place for it."""
+    run = operator.run
+    if not isinstance(run, FunctionCall):
+        return _call_of_module(operator.name, run)
+    tensors = [value is TENSOR for value in run.args]
+    if tensors != sorted(tensors, reverse=True):  # 1 - x, say
+        raise refused(operator.name)
+    return _call(operator.name, tuple(run.args[sum(tensors) :]), run.kwargs)
 
 
 def call_of_node(node: fx.Node, modules: dict[str, nn.Module]) -> Call:
-    """The call, without arguments of its own, that a node of a graph makes."""
-    if node.op == "call_module":
-        return call_of(modules[node.target])
-    scaled = CALLS.get(name_of(node)) in ARITHMETIC and node.kwargs  # torch.add's alpha, which + has not
-    if node.op not in ("call_function", "call_method") or name_of(node) not in CALLS or scaled:
-        raise refused(name_of(node))
-    return Call(name_of(node))
+    """The call, without the arguments that the node itself holds. Raises UserError if a file has no place for it."""
+    view = NodeView(node, modules[node.target] if node.op == "call_module" else None)
+    name = operator_name(view)
+    if name is None:
+        raise refused(name_of(node) if view.module is None else type(view.module).__name__)
+    return _call(name) if view.module is None else _call_of_module(name, view.module)
+
+
+def _call_of_module(name: str, module: nn.Module) -> Call:
+    return _call(name, kwargs={attribute: getattr(module, attribute) for attribute in OPERATORS[name].attributes})
+
+
+def _call(name: str, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Call:
+    if OPERATORS[name].function is None:
+        raise refused(name)
+    return Call(name, args, dict(kwargs or {}))
 
 
 def refused(name: str) -> UserError:
-    return UserError(f"export: {name} has no place in a packed file; export=FOLDER or FILE.onnx take it")
+    return UserError(f"export: a .npz file has no place for {name}; export=FOLDER or FILE.onnx take it")
 
 
 @dataclass(frozen=True)
@@ -96,7 +74,7 @@ class Value:
 
 
 def to_plain(value: Any) -> Any:
-    """Arguments of a node as JSON holds them. Raises UserError for what it cannot."""
+    """Arguments of a node as JSON holds them. Raises UserError for what it cannot hold."""
     if isinstance(value, fx.Node):
         return {"of": value.name}
     if isinstance(value, slice):
@@ -128,23 +106,21 @@ def from_plain(value: Any) -> Any:
     raise ValueError(f"{kind!r} is no kind of argument")
 
 
-def filled(value: Any, values: dict[str, Any]) -> Any:
-    """from_plain's value with the values of nodes in their places."""
+def map_values(value: Any, function: Callable[[Value], Any]) -> Any:
+    """from_plain's value with function(Value) instead of each Value."""
     if isinstance(value, Value):
-        return values[value.of]
+        return function(value)
     if isinstance(value, list | tuple):
-        return type(value)(filled(part, values) for part in value)
+        return type(value)(map_values(part, function) for part in value)
     if isinstance(value, dict):
-        return {key: filled(part, values) for key, part in value.items()}
+        return {key: map_values(part, function) for key, part in value.items()}
     if isinstance(value, slice):
-        return slice(*(filled(part, values) for part in (value.start, value.stop, value.step)))
+        return slice(*(map_values(part, function) for part in (value.start, value.stop, value.step)))
     return value
 
 
 def mentioned(value: Any) -> set[str]:
     """The names of the nodes whose values an argument holds."""
-    if isinstance(value, Value):
-        return {value.of}
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    parts = (value.start, value.stop, value.step) if isinstance(value, slice) else parts
-    return set().union(*map(mentioned, parts))
+    found: set[str] = set()
+    map_values(value, lambda node: found.add(node.of))
+    return found

@@ -20,9 +20,10 @@ from quant.core.grid import Grid
 from quant.core.integer_layer import IntegerLayer
 from quant.core.integer_operator import IntegerOperator, looked_up
 from quant.engines.base import Engine, IntegerModel
-from quant.export.npz.calls import CALLS, Call, filled, from_plain, mentioned
+from quant.export.npz.calls import Call, from_plain, map_values, mentioned
 from quant.export.npz.records import KINDS, ArraysRead, read_bounds, read_float_layer, read_layer, read_norm
 from quant.export.npz.write import FORMAT, save
+from quant.graph.op_table import OPERATORS
 from quant.graph.quant_layers import FloatLayer
 from utils.errors import UserError
 
@@ -52,7 +53,8 @@ class PackedModel(nn.Module):
         (first, *rest), values = self.nodes, {}
         values[first.name] = images
         for node in rest:
-            values[node.name] = node.run(*filled(node.args, values), **filled(node.kwargs, values))
+            args, kwargs = map_values((node.args, node.kwargs), lambda value: values[value.of])
+            values[node.name] = node.run(*args, **kwargs)
             for name in node.last:
                 del values[name]
         return values[rest[-1].name]
@@ -100,7 +102,7 @@ class _Reader:
         nodes, read, names = [], set(), {node["name"] for node in plain}
         for node in reversed(plain):
             args, kwargs = from_plain(node["args"]), {k: from_plain(v) for k, v in node["kwargs"].items()}
-            needs = mentioned([args, kwargs])
+            needs = mentioned((args, kwargs))
             if not needs <= names - {node["name"]}:
                 raise ValueError(f"{node['name']} reads {needs - names}")
             nodes.append(Node(node["name"], self._run(node), args, kwargs, needs - read))
@@ -113,8 +115,6 @@ class _Reader:
         return DO[node["do"]](self, *node["with"])
 
     def call(self, plain: dict[str, Any]) -> Call:
-        if plain["call"] not in CALLS:
-            raise ValueError(f"{plain['call']!r} is no call that a file may ask for")
         args = tuple(from_plain(plain["args"]))
         return Call(plain["call"], args, {k: from_plain(v) for k, v in plain["kwargs"].items()})
 
@@ -159,18 +159,19 @@ class _Reader:
 
     def operator(self, made: dict[str, Any]) -> Callable:
         x, y = tuple(self.grid(number) for number in made["x"]), self.grid(made["y"])
-        if made["kind"] == "function":
+        arithmetic = OPERATORS[made["name"]].arithmetic
+        if "table" in made:
             return functools.partial(looked_up, x[0], self.arrays.take("tables", made["table"]).float())
         run = made["run"] and self.call(made["run"])
-        return self.engine.in_float32(IntegerOperator(made["kind"], run, x, y, made["lo"], made["hi"]))
+        return self.engine.in_float32(IntegerOperator(made["name"], arithmetic, run, x, y, made["lo"], made["hi"]))
 
     def float_operator(self, call: dict[str, Any], bounds: list) -> Callable:
         run, kept = self.call(call), read_bounds(bounds)
         return lambda *values: bounded(run(*values), kept)
 
 
-OPERATORS = (_Reader.quantize, _Reader.dequantize, _Reader.requantize, _Reader.relu, _Reader.concatenate)
-OPERATORS += (_Reader.shuffle, _Reader.interleave, _Reader.layer, _Reader.operator, _Reader.call, _Reader.norm)
-OPERATORS += (_Reader.float_layer, _Reader.float_operator)
-DO: dict[str, Callable] = {make.__name__: make for make in OPERATORS}
+MAKERS = (_Reader.quantize, _Reader.dequantize, _Reader.requantize, _Reader.relu, _Reader.concatenate)
+MAKERS += (_Reader.shuffle, _Reader.interleave, _Reader.layer, _Reader.operator, _Reader.call, _Reader.norm)
+MAKERS += (_Reader.float_layer, _Reader.float_operator)
+DO: dict[str, Callable] = {make.__name__: make for make in MAKERS}
 """What a node may be, and what makes an operator of what its "with" holds."""

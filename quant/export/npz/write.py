@@ -23,15 +23,15 @@ from torch import Tensor, fx, nn
 
 from quant.core.grid import Grid
 from quant.core.integer_layer import IntegerLayer
-from quant.core.integer_operator import IntegerOperator
+from quant.core.integer_operator import IntegerOperator, average, function
 from quant.engines.base import FLOAT32_KERNEL, Engine, IntegerModel, Operator
 from quant.engines.convert import convert
-from quant.export.npz.calls import Call, call_of, call_of_node, to_plain
+from quant.export.npz.calls import Call, call_of_node, call_of_operator, to_plain
 from quant.export.npz.records import Arrays, put_bounds, put_float_layer, put_layer, put_norm
 from quant.graph.quant_layers import FloatLayer, QuantOperator
 from utils.files import write_whole
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Written:
@@ -120,7 +120,7 @@ class _Writer:
             source = self.modules[self.layers[node.name]]
             return plain | {"do": "float_layer", "with": [put_float_layer(self.arrays, source, function)]}
         if isinstance(operator := getattr(function, "__self__", None), QuantOperator):
-            run = [self._call(call_of(operator.run)), put_bounds(operator.bounds)]
+            run = [self._call(call_of_operator(operator)), put_bounds(operator.activation)]
             return plain | {"do": "float_operator", "with": run}
         module = self.modules.get(node.target) if node.op == "call_module" else None
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
@@ -140,10 +140,10 @@ class _Writer:
         return self._operator(part) if isinstance(part, IntegerOperator) else part
 
     def _operator(self, op: IntegerOperator) -> dict[str, Any]:
-        made = {"kind": op.kind, "x": [self._grid(grid) for grid in op.x], "y": self._grid(op.y)}
-        if op.kind == "function":
+        made = {"name": op.name, "x": [self._grid(grid) for grid in op.x], "y": self._grid(op.y)}
+        if op.arithmetic is function:
             return made | {"table": self.arrays.put("tables", op.table())}
-        run = self._call(call_of(op.run)) if op.kind == "average" else None
+        run = self._call(call_of_operator(op)) if op.arithmetic is average else None
         return made | {"run": run, "lo": op.lo, "hi": op.hi}
 
     def _grid(self, grid: Grid | None) -> int | None:

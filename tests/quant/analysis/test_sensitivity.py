@@ -72,7 +72,7 @@ def test_it_is_what_a_layer_quantized_by_hand_gives(prepared, plain_net, digits1
 def test_all_but_a_layer_is_the_net_without_its_quantizers(prepared, digits16):
     _, images, labels = digits16
     found = quant.sensitivity(prepared, in_two(digits16))
-    own = layers(prepared)["2"].own()
+    own = layers(prepared)["2"].quantizers()
     with only(prepared, [q for q in quant.quantizers(prepared).values() if q not in own]), torch.inference_mode():
         top1 = 100 * float((prepared(images).argmax(1) == labels).float().mean())
     assert next(row for row in found["rows"] if row["layer"] == "2")["all_but_top1"] == pytest.approx(top1)

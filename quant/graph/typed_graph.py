@@ -1,0 +1,87 @@
+"""A traced graph, read with the table of operators (graph/op_table.py)."""
+
+import operator
+from collections import Counter
+
+from torch import fx, nn
+
+from quant.core.activation import ClampedAffine
+from quant.graph.op_table import (
+    FLOAT_OPERATOR,
+    OPERATORS,
+    RELU,
+    NodeView,
+    Operator,
+    Role,
+    operator_name,
+    why_layer_is_float,
+)
+
+
+class TypedGraph:
+    """The role of each node of a float or prepared graph, and what else the table knows of it.
+
+    Nodes that are added later have no role; those of the modules that `prepare` puts in have role float.
+    """
+
+    def __init__(self, module: fx.GraphModule):
+        self.module, self.nodes = module, list(module.graph.nodes)
+        calls = Counter(node.target for node in self.nodes if node.op == "call_module")
+        self._views = {
+            node: NodeView(node, self.submodule(node), calls[node.target] if node.op == "call_module" else 1)
+            for node in self.nodes
+        }
+        self.names: dict[fx.Node, str | None] = {node: operator_name(view) for node, view in self._views.items()}
+        self.roles: dict[fx.Node, Role] = {}
+        for node in self.nodes:
+            self.roles[node] = self._role(node)
+
+    def _role(self, node: fx.Node) -> Role:
+        if node.op in ("placeholder", "output"):
+            return "image" if node.op == "placeholder" else "output"
+        read = {self.roles[value] for value in node.all_input_nodes}
+        if read == {"shape"}:
+            return "shape"  # arithmetic with sizes
+        if node.target is operator.getitem and self.roles[node.args[0]] == "float" and isinstance(node.args[1], int):
+            return "float"  # a part of a tuple that an operator returned, not of a tensor on a grid
+        return self.operator(node).role
+
+    def submodule(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, or None if it calls a function or a method."""
+        return self.module.get_submodule(node.target) if node.op == "call_module" else None
+
+    def operator(self, node: fx.Node) -> Operator:
+        name = self.names.get(node)
+        return FLOAT_OPERATOR if name is None else OPERATORS[name]
+
+    def activation(self, node: fx.Node) -> ClampedAffine | None:
+        """What an activation computes; None for any other node."""
+        return self.operator(node).activation(self._views[node]) if node in self._views else None
+
+    def preserves_qparams(self, node: fx.Node) -> bool:
+        """Whether a node's output is on its inputs' grid. ReLU by itself is such a node: zero is on every grid."""
+        return self.roles.get(node) == "pass" or (
+            self.roles.get(node) == "activation" and self.activation(node) == RELU
+        )
+
+    def signed(self, node: fx.Node, inputs_signed: list[bool]) -> bool:
+        """Whether the value of a node can be negative, if its inputs can."""
+        activation = self.activation(node)
+        if activation is not None:
+            return activation.low < 0
+        known = self.roles[node] in ("binary", "average", "function", "pass")
+        return self.operator(node).signed(inputs_signed) if known else True
+
+    def why_float(self, node: fx.Node) -> str:
+        """Why a convolution or linear layer has role float; empty for other nodes."""
+        layer = self.submodule(node)
+        if type(layer) in (nn.Conv2d, nn.Linear):
+            return why_layer_is_float(self._views[node])
+        known = isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+        return f"{type(layer).__name__} has no integer form here" if known else ""
+
+
+def data_inputs(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a node that moves values works on: one, or all that a concatenation joins."""
+    first = node.args[0] if node.args else None
+    return [value for value in (first if isinstance(first, list | tuple) else [first]) if isinstance(value, fx.Node)]
