@@ -18,6 +18,7 @@ from tests.nets import plain
 from utils import memory
 from utils.config import QuantSettings
 
+pytest.register_assert_rewrite("tests.helpers")
 memory.keep()
 RUNTIMES = [name for name in ("onnxruntime", "openvino") if quant.ENGINES[name]().available()]
 KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in RUNTIMES]

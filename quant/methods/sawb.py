@@ -3,7 +3,7 @@
     alpha_w = c1 sqrt(E[w^2]) - c2 E|w|
 
 approximates the range of least squared error. c1 and c2 of each bit-width k are a regression over standard
-distributions, which tests/quant/methods/test_pact.py makes anew. The levels are the odd multiples of alpha_w / (2^k - 1)
+distributions, which tests/quant/methods/test_sawb.py makes anew. The levels are the odd multiples of alpha_w / (2^k - 1)
 (methods/midrise.py); at 8 bits, where those do not fit int8, the multiples of alpha_w / 127 (under reduce_range at 7 and 8
 bits of alpha_w / 63). The gradient is 1 within +-alpha_w and 0 beyond.
 

@@ -1,9 +1,11 @@
 """What a method cannot do is refused in one line that says what it can."""
 
 import pytest
+import torch
 
 import quant
 from tests.conftest import RUNTIMES, spec
+from tests.helpers import build
 from utils.config import QuantSettings
 from utils.errors import UserError
 
@@ -70,7 +72,6 @@ def test_a_recipe_fills_in_what_is_null_and_nothing_else():
 
 
 def test_reduced_range_keeps_weights_within_63():
-    import torch
 
     quantizer = quant.METHODS["ptq"].weight(spec(method="ptq", reduce_range=True), 8, (4, 10))
     quantizer(torch.randn(4, 10))
@@ -90,3 +91,10 @@ def test_weights_on_a_scale_of_their_own_need_training(keys):
     quant.check_run(settings, 1, trained_before=True)
     with pytest.raises(UserError, match=r"^run.epochs: 0 trains nothing, and (dorefa|pact)'s weights are on a scale"):
         quant.check_run(settings, 0, trained_before=True)
+
+
+def test_a_pattern_that_matches_no_layer_is_an_error():
+    model = build("resnet20", "cifar")
+    quant.check_layers(model, ["layer?.*", "fc"])
+    with pytest.raises(UserError, match=r"quant.layers: 'layer1.0.conv' matches no layer.*nearest: layer1.0.conv[12]"):
+        quant.check_layers(model, ["layer1.0.conv"])

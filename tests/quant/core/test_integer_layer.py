@@ -9,10 +9,7 @@ from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.grid import Grid
 from quant.core.integer_layer import Geometry, _off_ties, absorb, exact_sums, shares
 from quant.core.quantizer import ObservedQuantizer
-
-
-def grid(scale: float, zero_point: int, bits: int = 8) -> Grid:
-    return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), 0, 2**bits - 1)
+from tests.helpers import grid
 
 
 def numpy_convolution(n, w, stride, padding):

@@ -9,9 +9,13 @@ import torch
 import quant
 from quant.core.quantizer import ObservedQuantizer
 from quant.methods.midrise import SignWeights, TanhWeights
-from tests.conftest import spec
+from tests.conftest import photos, spec
+from tests.helpers import float_range
+from tests.nets import Meeting
 
 METHODS = {name: method for name, method in quant.METHODS.items() if method.weight is not None}
+
+
 VARIANTS = [(name, {}) for name in METHODS] + [
     ("pact", {"weights": "dorefa", "signed_edges": "affine"}),
     ("pact", {"alpha_init": 3.0}),
@@ -20,6 +24,8 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("lsq", {"step_init": "mse"}),
     ("ptq", {"rounding": "adaround"}),
 ]
+
+
 CASES = [
     pytest.param(method, options, kind, bits, granularity, id="-".join([method, *map(str, options.values()), *rest]))
     for method, options in VARIANTS
@@ -110,7 +116,7 @@ def test_gradient_is_one_inside_the_range_and_zero_outside(method, options, kind
     x = sample(kind)
     quantizer = observed(make(method, options, kind, bits, granularity), x)
     if isinstance(quantizer, TanhWeights | SignWeights):
-        pytest.skip("gradients of their own: tests/quant/test_dorefa.py")
+        pytest.skip("gradients of their own: tests/quant/methods/test_midrise.py")
     wide = (x * 8).requires_grad_()
     quantizer(wide).sum().backward()
     grid = quantizer.grid()
@@ -154,3 +160,18 @@ def test_observers_rest_in_eval():
     before = quantizer.grid()
     quantizer.eval()(torch.randn(100) * 50)
     assert torch.equal(quantizer.grid().scale, before.scale)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_meets_starts_on_the_range_of_all(method):
+    images = photos(4, 16)
+    net = Meeting({"dim": 1})
+    prepared = quant.prepare(net, spec(method=method, weight_bits=4, act_bits=4)).train()
+    prepared(images)
+    shared = prepared.get_submodule("quantizers.cat")
+    assert shared.ready()
+    if method in ("ptq", "statassist"):  # which start on the smallest and the largest
+        with torch.no_grad():
+            every = torch.cat([net.a(images), 10 * net.b(images)], 1)
+        assert torch.allclose(float_range(shared), torch.stack(every.aminmax()), rtol=0.3)
+    assert shared.parts == [], "nothing is kept between batches"

@@ -1,6 +1,4 @@
-"""The ONNX file: its convolutions are integer ones to ONNX Runtime, and runtimes predict what is simulated."""
-
-from collections import Counter
+"""Third-party runtimes predict what is simulated."""
 
 import pytest
 import torch
@@ -9,76 +7,11 @@ from torch import nn
 
 import models
 import quant
-from quant.engines.convert import convert
-from quant.engines.layerwise_check import forced
-from quant.engines.onnx_qdq import QdqEngine
-from quant.export.onnx import export_onnx
-from tests.conftest import RUNTIMES, photos, spec, with_real_statistics
+from tests.conftest import RUNTIMES, photos
+from tests.helpers import calibrated
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
-
-
-def calibrated(model: nn.Module, images: torch.Tensor, **keys):
-    prepared = quant.prepare(with_real_statistics(model, images), spec(**({"method": "ptq"} | keys)))
-    quant.calibrate(prepared, [images])
-    return prepared
-
-
-def integer_operators(file, tmp_path) -> Counter:
-    """Operators of the file as ONNX Runtime has fused it."""
-    onnxruntime = pytest.importorskip("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath, options.log_severity_level = str(tmp_path / "optimized.onnx"), 3
-    onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
-
-
-NETS = {
-    "resnet20": (32, {}),
-    "mobilenet_v2": (32, {"form": "imagenet"}),
-    "mobilenet_v3_small_relu": (64, {"form": "imagenet", "variant": "reference"}),
-    "mobilenet_v3_small": (64, {"form": "imagenet"}),
-    "shufflenet_v2_x0_5": (64, {"form": "imagenet"}),
-}
-
-
-@pytest.mark.parametrize(("name", "bits"), [(name, 8) for name in NETS] + [("resnet20", 2), ("mobilenet_v3_small", 4)])
-def test_every_convolution_becomes_an_integer_one(name, bits, tmp_path):
-    size, options = NETS[name]
-    images = photos(8, size)
-    prepared = calibrated(models.build(name, 10, size, options), images, weight_bits=bits, act_bits=bits)
-    written = export_onnx(prepared, tmp_path / "model.onnx", size, {"classes": "a b", "mean": "0 0 0"})
-    assert all(found.within() for found in forced(prepared, written, images).values())
-    model = onnx.load(tmp_path / "model.onnx")
-    onnx.checker.check_model(model, full_check=True)
-    assert {entry.key: entry.value for entry in model.metadata_props} == {"classes": "a b", "mean": "0 0 0"}
-    convolutions = Counter(node.op_type for node in model.graph.node)["Conv"]
-    convolutions += Counter(node.op_type for node in model.graph.node)["ConvInteger"]
-    assert convolutions == sum(not layer.layer.geometry.linear for layer in written.layers.values())
-    fused = integer_operators(tmp_path / "model.onnx", tmp_path)
-    assert fused["QLinearConv"] + fused["ConvInteger"] == convolutions
-    assert fused["Conv"] == fused["FusedConv"] == 0
-    assert fused["MatMulInteger"] + fused["ConvInteger"] == 1, "the logits"
-
-
-def initializers(graph) -> dict:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-
-
-def test_weights_are_int8_by_channel_and_biases_int32(tmp_path):
-    images = photos(4, 32)
-    prepared = calibrated(models.build("resnet20", 10, 32, {}), images)
-    export_onnx(prepared, tmp_path / "model.onnx", 32, {})
-    graph = onnx.load(tmp_path / "model.onnx").graph
-    stored, made = initializers(graph), {node.output[0]: node for node in graph.node}
-    for node in graph.node:
-        if node.op_type == "Conv":
-            weight, bias = (made[name] for name in node.input[1:])
-            assert weight.op_type == bias.op_type == "DequantizeLinear"
-            assert stored[weight.input[0]].dtype == "int8"
-            assert len(stored[weight.input[1]]) == len(stored[weight.input[0]]), "a scale a channel"
-            assert stored[bias.input[0]].dtype == "int32"
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -139,10 +72,3 @@ def test_a_missing_package_is_named_in_a_line(monkeypatch):
     with pytest.raises(UserError, match=r"^engines: onnxruntime needs onnxscript: pip install -r requirements-deploy"):
         quant.engine("onnxruntime", "engines")
     quant.engine.cache_clear()
-
-
-def test_the_written_graph_runs_in_torch_as_it_is_written():
-    images = photos(4, 32)
-    prepared = calibrated(models.build("resnet20", 10, 32, {}), images)
-    with torch.inference_mode():
-        assert torch.equal(convert(prepared, QdqEngine())(images), prepared(images))

@@ -1,0 +1,84 @@
+"""The integer arithmetic of operators without weights, against NumPy."""
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import quant
+from quant.core.activation import IDENTITY, ClampedAffine
+from quant.core.grid import Grid
+from quant.core.integer_operator import integer_operator
+from tests.helpers import grid, prepared_with
+
+
+def pairs(x: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every pair of centred integers of a grid."""
+    n = torch.arange(x.q_min, x.q_max + 1.0) - int(x.zero_point)
+    p, q = torch.meshgrid(n, n, indexing="ij")
+    return p.contiguous(), q.contiguous()
+
+
+def to_grid(value: numpy.ndarray, y: Grid, low: float, high: float) -> numpy.ndarray:
+    """Centred integers of real values, in fp64, and how near each is to a tie."""
+    steps = numpy.clip(value, low, high) / float(y.scale)
+    return numpy.clip(numpy.rint(steps) + int(y.zero_point), y.q_min, y.q_max) - int(y.zero_point)
+
+
+@pytest.mark.parametrize("bounds", [IDENTITY, ClampedAffine(0.0, float("inf")), ClampedAffine(0.0, 6.0)])
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize(("kind", "run"), [("add", torch.add), ("mul", torch.mul)])
+def test_sums_and_products_of_every_pair(kind, run, bits, bounds):
+    x, y = grid(0.0831, 3, bits), grid(0.0927, 5, bits)
+    op = integer_operator(kind, run, (x, x), y, bounds)
+    p, q = pairs(x)
+    a, b = (float(x.scale) * n.double().numpy() for n in (p, q))
+    exact = a + b if kind == "add" else a * b
+    ours, theirs = op(p.clone(), q.clone()).numpy(), to_grid(exact, y, bounds.low, bounds.high)
+    fraction = numpy.abs(exact / float(y.scale)) % 1
+    clear = numpy.abs(fraction - 0.5) > 1e-4  # at ties fp32 may round the other way
+    assert (ours == theirs)[clear].all()
+    assert clear.mean() > 0.98
+
+
+def test_averages_are_rounded_once():
+    x, y = grid(0.05, 100), grid(0.03, 90)
+    op = integer_operator("average", lambda v: v.mean((2, 3)), (x,), y, IDENTITY)
+    q = torch.randint(0, 256, (4, 8, 7, 5))
+    n = (q - 100).float()
+    exact = float(x.scale) * n.double().numpy().mean((2, 3))
+    ours, theirs = op(n).numpy(), to_grid(exact, y, -1e9, 1e9)
+    clear = numpy.abs(numpy.abs(exact / float(y.scale)) % 1 - 0.5) > 1e-4
+    assert (ours == theirs)[clear].all()
+
+
+FUNCTIONS = {
+    "hardswish": (F.hardswish, lambda v: v * numpy.clip(v + 3, 0, 6) / 6),
+    "sigmoid": (torch.sigmoid, lambda v: 1 / (1 + numpy.exp(-v))),
+    "silu": (F.silu, lambda v: v / (1 + numpy.exp(-v))),
+    "tanh": (torch.tanh, numpy.tanh),
+}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_function_is_a_table(name, bits):
+    ours, theirs = FUNCTIONS[name]
+    x, y = grid(12.0 / 2**bits, 2 ** (bits - 1), bits), grid(6.0 / 2**bits, 2 ** (bits - 3), bits)
+    op = integer_operator("function", ours, (x,), y, IDENTITY)
+    n = torch.arange(2.0**bits) - int(x.zero_point)
+    exact = theirs(float(x.scale) * n.double().numpy())
+    clear = numpy.abs(numpy.abs(exact / float(y.scale)) % 1 - 0.5) > 1e-4
+    assert (op(n).numpy() == to_grid(exact, y, -1e9, 1e9))[clear].all()
+    assert torch.equal(op.table(), op(n))
+
+
+def test_an_average_of_more_pixels_than_fp32_can_sum():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    prepared, _ = prepared_with(net, 8, (3, 10, 10))
+    images = 0.9 + 0.1 * torch.rand(1, 3, 600, 600)
+    model = quant.convert(prepared, "reference")
+    with torch.inference_mode():
+        assert torch.equal(model(images), prepared(images))
+        assert torch.equal(model(images.contiguous(memory_format=torch.channels_last)), prepared(images))

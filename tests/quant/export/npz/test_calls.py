@@ -1,0 +1,29 @@
+"""Operators that a packed file can name, and those that it cannot."""
+
+import pytest
+import torch
+from torch import nn
+
+import quant
+from tests.conftest import photos, spec
+from tests.packed import INFO
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(lambda y: torch.softmax(y, 1), "softmax"), (lambda y: torch.add(y, y, alpha=0.5), "add")]
+)
+def test_an_operator_that_no_file_can_name_is_refused_in_a_line(function, name, tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(function(self.conv(x)).mean((2, 3)))
+
+    prepared = quant.prepare(Net().eval(), spec(method="ptq"))
+    quant.calibrate(prepared, [photos(4, 32)])
+    with pytest.raises(UserError, match=rf"export: {name} has no place in a packed file"):
+        quant.export_packed(prepared, tmp_path / "m.npz", 32, INFO)
+    assert list(tmp_path.iterdir()) == []

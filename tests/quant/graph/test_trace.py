@@ -1,0 +1,148 @@
+"""The graph of a model: written in few ways, read as the model computes, or refused in a one-line message."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.nn.utils.prune
+from torch import nn
+
+import quant
+from quant.graph.op_table import roles
+from tests import nets
+from tests.conftest import photos, spec
+from tests.helpers import converts_exactly
+from tests.nets import Meeting
+from utils.errors import UserError
+
+
+def test_functional_dropout_follows_train_and_eval():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 5)
+
+        def forward(self, x):
+            return self.fc(F.dropout(x.flatten(1), 0.5, self.training))
+
+    prepared = quant.prepare(Net(), spec(method="statassist"))
+    x = torch.randn(4, 3, 2, 2)
+    assert not torch.equal(prepared.train()(x), prepared(x))
+    prepared.eval()
+    assert torch.equal(prepared(x), prepared(x))
+
+
+def test_untraceable_models_are_refused_in_one_line():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(UserError, match=r"^model Net: torch.fx cannot trace it: [^\n]*$"):
+        quant.prepare(Net(), spec(method="ptq"))
+
+
+@pytest.mark.parametrize(
+    "compute", [lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm]
+)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_weight_that_is_computed_is_refused_in_a_line(compute):
+    net = nets.plain(10)
+    compute(net[2])
+    with pytest.raises(UserError, match=r"^2: its weight is computed at each call; make it plain first \("):
+        quant.prepare(net, spec(method="lsq"))
+
+
+def test_graphs_that_depend_on_the_mode_are_refused():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x * 2 if self.training else x
+
+    with pytest.raises(UserError, match="its graph in train mode is not that in eval mode"):
+        quant.prepare(Net(), spec(method="ptq"))
+
+
+def test_a_module_that_forward_does_not_reach_keeps_its_state():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.unused = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(x.mean([2, 3]))
+
+    model = Net()
+    assert set(dict(quant.prepare(model, spec(method="ptq")).named_parameters())) == set(dict(model.named_parameters()))
+
+
+def test_an_auxiliary_output_of_train_mode_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.aux = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = x.mean([2, 3])
+            return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
+
+    with pytest.raises(UserError, match=r"^model Net: its graph in train mode is not that in eval mode \(at [^\n]*$"):
+        quant.prepare(Net(), spec(method="ptq"))
+
+
+def test_an_operator_in_place_on_a_part_of_what_is_read_again_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            torch.relu_(y[:, :4])
+            return self.b(y).mean((2, 3))
+
+    with pytest.raises(UserError, match="works in place on getitem, which shares its memory with a, and that is read"):
+        quant.prepare(Net(), spec(method="ptq"))
+
+
+class Shuffles(nn.Module):
+    def __init__(self, swap: bool):
+        super().__init__()
+        self.conv, self.swap = nn.Conv2d(3, 12, 1), swap
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        n, c, h, w = x.size()
+        height, width = (w, h) if self.swap else (h, w)
+        x = x.view(n, 3, c // 3, h, w).transpose(1, 2).contiguous().view(n, c, height, width)
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("swap", [True, False])
+def test_a_channel_shuffle_is_known_by_what_it_does(swap):
+    images, net = photos(2, 16), Shuffles(swap).eval()
+    traced = quant.trace(net)
+    assert any(isinstance(m, nn.ChannelShuffle) and m.groups == 3 for m in traced.modules()) is not swap
+    assert torch.allclose(traced(images), net(images), atol=1e-6)
+    assert "shape" not in roles(traced).values() or swap, "nothing asks for sizes any more"
+
+
+@pytest.mark.parametrize("axis", [{"axis": 1}, {"dim": -3}, {"dim": 1}])
+def test_the_axis_of_a_concatenation_has_many_names(axis):
+    converts_exactly(Meeting(axis), photos(4, 16))
+
+
+def test_augmented_assignments_change_who_reads():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = y = F.relu(self.a(x))
+            x += F.avg_pool2d(y, 3, 1, 1)
+            x *= 0.5
+            return self.fc((x + y).mean((2, 3)))
+
+    net, images = Net(), photos(4, 16)
+    with torch.no_grad():
+        expected = net(images)
+    assert torch.allclose(converts_exactly(net, images)(images), expected, atol=0.05 * float(expected.abs().max()))
