@@ -101,9 +101,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
 
     for name in learn:
         ranks = [torch.load(tmp_path / "two" / name / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-        assert all(torch.equal(value, ranks[1][key]) for key, value in ranks[0].items()), (
-            "processes agree to the bit"
-        )
+        assert all(torch.equal(value, ranks[1][key]) for key, value in ranks[0].items()), "processes agree to the bit"
         whole, shared = state(tmp_path / "one" / name), state(tmp_path / "two" / name)
         exact = name == "float"  # a value on an edge between two integers may fall to either side
         for key, value in whole.items():

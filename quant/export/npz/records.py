@@ -104,7 +104,7 @@ def put_float_layer(arrays: Arrays, source: QuantLayer, layer: FloatLayer) -> di
     made = {
         "shape": list(layer.weight.shape),
         "geometry": put_geometry(layer.geometry),
-        "bounds": put_bounds(layer.bounds),
+        "bounds": put_bounds(layer.activation),
     }
     if source.weight_quantizer is None:
         made["weight"] = arrays.put("floats", layer.weight)

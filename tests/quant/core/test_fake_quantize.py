@@ -10,7 +10,7 @@ from torch import nn
 import models
 import quant
 from quant.core import fake_quantize, kernels
-from quant.core.activation import bounded, IDENTITY, ClampedAffine
+from quant.core.activation import IDENTITY, ClampedAffine, bounded
 from quant.graph.op_table import HARD_SIGMOID
 from tests.conftest import spec
 
@@ -96,9 +96,7 @@ def test_behind_a_batch_norm(method, bits, bounds, way):
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x = (torch.randn(8, 16, 18, 18) * 3 + 5 * torch.randn(16, 1, 1)).contiguous(memory_format=torch.channels_last)
-    quantizer = started(
-        method, bits, bounds == IDENTITY, bounded(copy.deepcopy(norm)(x), bounds).detach()
-    )
+    quantizer = started(method, bits, bounds == IDENTITY, bounded(copy.deepcopy(norm)(x), bounds).detach())
     apart, v64 = copy.deepcopy(norm), copy.deepcopy(norm).double()
     apart(x)
     inside, exact = x.clone().requires_grad_(), x.double().requires_grad_()

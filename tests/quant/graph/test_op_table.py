@@ -25,4 +25,4 @@ def test_what_hard_swish_does_not_tell_apart_costs_no_steps():
     prepared, _ = prepared_gated(observer="minmax")
     grid = prepared.get_submodule("stem").output.grid()
     assert float(grid.scale) * (grid.q_min - int(grid.zero_point)) == pytest.approx(-3, abs=float(grid.scale))
-    assert prepared.get_submodule("stem").bounds == ClampedAffine(-3.0, float("inf"))
+    assert prepared.get_submodule("stem").activation == ClampedAffine(-3.0, float("inf"))

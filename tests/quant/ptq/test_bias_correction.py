@@ -6,6 +6,7 @@ from torch import nn
 
 import quant
 from quant.graph.quant_layers import QuantLayer
+from quant.graph.views import layer_view, layers
 from quant.ptq.bias_correction import MOST, Moments, correct, moments
 from quant.ptq.blocks import Run, blocks
 from tests.conftest import KERNELS, photos, spec, with_real_statistics
@@ -38,7 +39,7 @@ def layers_of(prepared, images, enabled: bool) -> dict[str, Moments]:
     run, found, value = Run(prepared), {}, images
     for block in blocks(prepared, images[:2]):
         for node in block.layers:
-            layer, norm = (given and run.fetch_attr(given.target) for given in (node, node.args[2]))
+            layer, _, _, norm = layer_view(dict(prepared.named_modules()), node)
             found[node.target] = moments(layer, norm, run.values(block.before(node), value))
         value = run.values(block, value)
     quant.set_enabled(prepared, True)
@@ -83,10 +84,8 @@ def test_the_integer_layer_computes_the_corrected_layer():
     prepared, images, _ = refined(normed, correct="norm")
     x = images
     with torch.no_grad():
-        for node in prepared.graph.nodes:
-            layer = prepared.get_submodule(node.target) if node.op == "call_module" else None
-            if isinstance(layer, QuantLayer) and layer.output is not None:
-                source, norm = (prepared.get_submodule(given.target) for given in node.args[1:])
+        for layer, _, source, norm in layers(prepared).values():
+            if layer.output is not None:
                 x = source(x)
                 grid, y = layer.output.grid(), layer(x, source, norm)
                 exact = layer.in_float(x, layer.used_weight(), norm)

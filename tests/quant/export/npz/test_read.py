@@ -68,7 +68,7 @@ def changed(file, change) -> None:
 
 
 MISCHIEF = {
-    "'system' is no call that a file may ask for": lambda m, a: m["nodes"][-3].update(
+    "'system' is not a call that a file may ask for": lambda m, a: m["nodes"][-3].update(
         {"do": "call", "with": [{"call": "system", "args": [], "kwargs": {}}]}
     ),
     "'eval'": lambda m, a: m["nodes"][3].update(do="eval"),

@@ -17,7 +17,7 @@ def test_the_size_is_that_of_the_arrays_and_of_the_bits(tmp_path):
             assert all(file[name].dtype.kind in "iufU" for name in file.files)
             sizes[bits] = file["weights"].nbytes
             of_layers = sum(file[name].nbytes for name in ("weights", "scales", "biases", "anew", "floats"))
-            assert json.loads(str(file["model"]))["format"] == 1
+            assert json.loads(str(file["model"]))["format"] == 2
         assert megabytes_at_bits(prepared) == of_layers / 1e6
         weights = sum(p.numel() for name, p in prepared.named_parameters() if p.ndim in (2, 4))
         assert sizes[bits] == weights * bits / 8, "every layer's weights fill whole bytes here"
