@@ -7,8 +7,7 @@ from torch import Tensor, fx, nn
 
 from quant.core.quantizer import Quantizer
 from quant.engines.base import IntegerModel
-from quant.export.npz.records import layer_bytes
-from quant.graph.quant_layers import Correction
+from quant.graph.quant_layers import Correction, QuantLayer
 from quant.graph.views import layers, quantizers, set_enabled
 from utils.metrics import Score
 from utils.runs import tensor_file
@@ -61,16 +60,33 @@ def float_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def megabytes_at_bits(model: nn.Module) -> float:
-    """Decimal MB of the layers' weights, scales and biases in a file of export/npz/write.py, and of all else in float."""
+    """Decimal MB of the layers' weights at their own bits, of their scales and biases, and of all else in float."""
     counted = {part for module in model.modules() if isinstance(module, Quantizer) for part in module.modules()}
     size = 0
     for layer, _, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
-        size += layer_bytes(layer, source.grid() if layer.runs_in_integers(source) else None, norm)
+        size += layer_bytes(layer, source, norm)
         counted |= {*layer.modules(), norm}
     for module in set(model.modules()) - counted:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         size += sum(tensor.nbytes for tensor in own if tensor.is_floating_point())
     return size / 1e6
+
+
+def layer_bytes(layer: QuantLayer, source: Quantizer | None, norm: nn.Module | None) -> int:
+    """Bytes of a layer's numbers: ceil(n bits / 8) for n weights, 4 for each scale and each bias.
+
+    source: the quantizer of its input, or None. Unquantized weights take 4 bytes each, and a layer that runs in float
+    also stores the tensors of its batch norm.
+    """
+    channels, quantizer = len(layer.weight), layer.weight_quantizer
+    size = 4 * layer.weight.numel()
+    if quantizer is not None:
+        size = -(-layer.weight.numel() * quantizer.bits // 8) + 4 * channels
+    if layer.runs_in_integers(source):
+        return size + 4 * channels
+    frozen = layer.frozen(norm)
+    tensors = [frozen.bias, *([] if frozen.norm is None else frozen.norm.state_dict().values())]
+    return size + sum(4 * tensor.numel() for tensor in tensors if tensor is not None and tensor.is_floating_point())
 
 
 def accuracy_table(result: dict) -> str:

@@ -21,10 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from quant.analysis.compare import megabytes_at_bits
+from quant.analysis.compare import layer_bytes, megabytes_at_bits
 from quant.analysis.sensitivity import divergence
 from quant.core.quantizer import Quantizer
-from quant.export.npz.records import layer_bytes
 from quant.graph.prepare import prepare
 from quant.graph.views import LayerView, layers, only, set_enabled
 from quant.methods import ptq
@@ -196,8 +195,7 @@ def _ladder(placed: LayerView, spec: QuantSettings, allowed: Collection[int]) ->
     lower = [_found(layer.weight, spec, bits) for bits in BITS if bits < first.bits and bits in allowed]
     for quantizer in (first, *lower):
         layer.weight_quantizer = quantizer
-        x = source.grid() if layer.runs_in_integers(source) else None
-        rungs.append(Rung(quantizer.bits, quantizer, layer_bytes(layer, x, norm)))
+        rungs.append(Rung(quantizer.bits, quantizer, layer_bytes(layer, source, norm)))
     layer.weight_quantizer = first
     return rungs
 

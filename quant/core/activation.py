@@ -1,4 +1,4 @@
-"""Activations that are a line between two levels, and lines a channel."""
+"""Activations that a quantizer or an integer layer can absorb, and affine maps with one gain and shift a channel."""
 
 import math
 from typing import NamedTuple
@@ -8,33 +8,33 @@ from torch import Tensor
 
 
 class ClampedAffine(NamedTuple):
-    """An activation that is a line between two levels: clamp(gain x + offset, low, high), gain > 0."""
+    """The activation clamp(gain x + offset, low, high), gain > 0: ReLU, ReLU6, hard-sigmoid and their kin."""
 
     low: float
     high: float
     gain: float = 1.0
     offset: float = 0.0
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the activation; IDENTITY returns x itself."""
+        if self == IDENTITY:
+            return x
+        if self == (0.0, math.inf, 1.0, 0.0):
+            return F.relu(x)
+        x = x if self.is_clamp else x * self.gain + self.offset
+        return F.hardtanh(x, self.low, self.high)
 
-class Line(NamedTuple):
-    """gain x + shift, a value each for every output channel; fp32 [C]."""
+    @property
+    def is_clamp(self) -> bool:
+        """Whether it only clamps: gain 1 and offset 0."""
+        return (self.gain, self.offset) == (1.0, 0.0)
+
+
+IDENTITY = ClampedAffine(-math.inf, math.inf)
+
+
+class ChannelAffine(NamedTuple):
+    """gain x + shift with one gain and one shift for each output channel; fp32 [C]."""
 
     gain: Tensor
     shift: Tensor
-
-
-IDENTITY = ClampedAffine(float("-inf"), float("inf"))
-
-
-def bounded(y: Tensor, bounds: ClampedAffine) -> Tensor:
-    """ReLU, ReLU6, hard-sigmoid and their kin."""
-    if bounds == IDENTITY:
-        return y
-    if bounds == (0.0, math.inf, 1.0, 0.0):
-        return F.relu(y)
-    y = y if is_clamp(bounds) else y * bounds.gain + bounds.offset
-    return F.hardtanh(y, bounds.low, bounds.high)
-
-
-def is_clamp(bounds: ClampedAffine) -> bool:
-    return (bounds.gain, bounds.offset) == (1.0, 0.0)

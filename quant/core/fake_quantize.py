@@ -1,20 +1,31 @@
-"""What quantizers compute over whole tensors in training: rounding, and its gradients.
+"""Fake quantization of whole tensors in training: rounding to a grid, and its gradients.
 
     u              =  clamp(v, bottom, top)                                the activation in front: ReLU, ReLU6 or none
     v_hat          =  scale clamp(round(u / scale), least, most)                                  ties to even, fp32
     d v_hat / d v  =  1  where  low < v < high  and  bottom < v < top,  0 elsewhere
-    d v_hat / d t  =  (v_hat - u  or  0) / t  where  floor < u < ceiling,  v_hat / t  elsewhere
+    d v_hat / d t  =  (v_hat - u  or  0) / t  where  floor < u < ceiling,  (v_hat - o) / t  elsewhere
+    d v_hat / d o  =  0  where  floor < u < ceiling,  1  elsewhere
 
-t is what a quantizer learns: a step, whose rounding error v_hat - u counts inside (LSQ), or a clip, which is felt only
-beyond (PACT). The backward pass computes v_hat again: v is all that is kept.
+t is the first tensor that a quantizer learns: a step, for which the rounding error v_hat - u counts inside the range
+(LSQ), or a clip, which gets a gradient only from values beyond it (PACT). A second one may be an offset o, by which the
+range is shifted; without one, o is 0. With a step s and an offset beta,
 
-Behind a batch norm v = a x + b with a = gamma / sqrt(var + eps), b = beta - a mean of the batch, and normalisation,
-activation and rounding are one pass over x; with h the gradient of v and M the values of a channel,
+    v_hat  =  s round(clip((v - beta) / s, n, p)) + beta                       LSQ+, Bhalgat et al., arXiv 2004.09576
+           =  s clamp(round(v / s), n - z, p - z),   z = round(-beta / s),     for beta = -z s, a multiple of s
+
+The second line is what integers can represent: their zero point z is an integer. So beta is rounded to the grid in the
+forward pass, least = n - z, most = p - z and o = -z s; the gradient of o is that of beta (straight through).
+
+The backward pass computes v_hat again: only v is saved.
+
+After a batch norm, v = a x + b with a = gamma / sqrt(var + eps), b = beta - a mean of the batch. Normalization,
+activation and rounding are then one pass over x. With h the gradient of v and M the number of values of a channel,
 
     d beta = sum h,    d gamma = sum h (x - mean) / sqrt(var + eps),    d x = a (h - d beta / M - x_norm d gamma / M)
 
-are two. x, which the norm keeps anyway, is all that is kept, so that a net in training moves and holds no more memory
-quantized than in float. That needs compiled kernels (core/kernels.py); without them the norm is torch's own.
+are two. Only x, which a batch norm saves in any case, is saved, so that training with quantizers moves and stores no
+more memory than training in float. That takes compiled kernels (core/kernels.py); without them torch's own batch norm
+runs.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.core import kernels
-from quant.core.activation import IDENTITY, ClampedAffine, is_clamp
+from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.kernels import run
 
 
@@ -31,8 +42,9 @@ from quant.core.kernels import run
 class Rounding:
     """How a quantizer rounds now: the numbers above as fp32 tensors [], or [C] for a weight's output channels.
 
-    ends: floor and ceiling, where they are not low and high. learned: t. inside: whether the error inside counts.
-    share: what t's gradient is multiplied with.
+    ends: floor and ceiling, where they are not low and high. learned: the learned tensors: (), (t,) or (t, offset).
+    origin: o as it is on the grid, where an offset is learned. inside: whether the rounding error inside the range
+    counts for t. share: factor on the gradients of the learned tensors. activation: the activation in front.
     """
 
     scale: Tensor
@@ -41,17 +53,18 @@ class Rounding:
     low: Tensor
     high: Tensor
     ends: tuple[Tensor, Tensor] | None = None
-    learned: Tensor | None = None
+    learned: tuple[Tensor, ...] = ()
+    origin: Tensor | None = None
     inside: bool = True
     share: float = 1.0
-    bounds: ClampedAffine = IDENTITY
+    activation: ClampedAffine = IDENTITY
 
-    def behind(self, bounds: ClampedAffine) -> "Rounding":
-        """The same, of u."""
-        if bounds == IDENTITY:
+    def behind(self, activation: ClampedAffine) -> "Rounding":
+        """The same rounding, of u, with an activation that only clamps in front of it."""
+        if activation == IDENTITY:
             return self
-        bottom, top = self._tensors(bounds)
-        inverse = 1 / self.scale  # times that, as Grid.to_int has it: the same integer at a tie
+        bottom, top = self._tensors(activation)
+        inverse = 1 / self.scale  # multiplied, as Grid.to_int does: the same integer at a tie
         lo, hi = (bottom * inverse).round(), (top * inverse).round()
         return replace(
             self,
@@ -59,55 +72,60 @@ class Rounding:
             most=torch.minimum(self.most, hi),
             low=torch.maximum(self.low, bottom),
             high=torch.minimum(self.high, top),
-            ends=self.ends or ((self.low, self.high) if self._cuts(bounds) else None),
-            bounds=bounds,
+            ends=self.ends or ((self.low, self.high) if self._is_cut_by(activation) else None),
+            activation=activation,
         )
 
-    def _cuts(self, bounds: ClampedAffine) -> bool:
-        """Whether the activation stops gradients of v that t would feel."""
-        return bool(bounds.low > self.low) or bool(bounds.high < self.high)
+    def _is_cut_by(self, activation: ClampedAffine) -> bool:
+        """Whether the activation stops gradients of v that count for the learned tensors."""
+        return bool(activation.low > self.low) or bool(activation.high < self.high)
 
-    def to_v_hat(self) -> tuple[Tensor, ...]:
-        """What kernels.forward takes beside v."""
+    def of_forward(self) -> tuple[Tensor, ...]:
+        """The arguments of kernels.forward after v."""
         return 1 / self.scale, self.scale, self.least, self.most
 
-    def to_t(self) -> tuple:
-        """What kernels.of_log_t takes beside gradients and v."""
-        return *self._tensors(self.bounds), self.inside, self.ends, *self.to_v_hat()
+    def of_learning(self) -> tuple:
+        """The arguments of kernels.learning_terms after gradients and v."""
+        bounds = self._tensors(self.activation)
+        return *bounds, self.inside, self.ends, len(self.learned) > 1, *self.of_forward()
 
-    def _tensors(self, bounds: ClampedAffine) -> tuple[Tensor, Tensor]:
-        return self.scale.new_tensor(bounds.low), self.scale.new_tensor(bounds.high)
+    def _tensors(self, activation: ClampedAffine) -> tuple[Tensor, Tensor]:
+        return self.scale.new_tensor(activation.low), self.scale.new_tensor(activation.high)
 
-    def of_t(self, of_log_t: Tensor) -> Tensor:
-        return of_log_t * (self.share / self.learned.detach())
+    def gradients(self, of_log_t: Tensor, of_offset: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The gradients of the learned tensors from the sums of kernels.learning_terms."""
+        per_t = self.share / self.learned[0].detach()
+        if of_offset is None:
+            return (of_log_t * per_t,)
+        return (of_log_t - self.origin * of_offset) * per_t, of_offset * self.share
 
 
 def rounded(v: Tensor, rounding: Rounding) -> Tensor:
-    """v_hat, of v's type; gradients flow to v and to what is learned."""
-    return _Round.apply(v, rounding.learned, rounding)
+    """v_hat, of v's type; gradients flow to v and to the learned tensors."""
+    return _Round.apply(v, rounding, *rounding.learned)
 
 
 class _Round(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, v: Tensor, learned: Tensor | None, r: Rounding) -> Tensor:
+    def forward(ctx, v: Tensor, r: Rounding, *learned: Tensor) -> Tensor:
         ctx.save_for_backward(v)
         ctx.rounding = r
-        flat = run(kernels.forward, _flat(v, r), *_rows(r.to_v_hat()))
-        return _shaped(flat, v).data  # no view: what reads it may work in place
+        flat = run(kernels.forward, _flat(v, r), *_rows(r.of_forward()))
+        return _shaped(flat, v).data  # not a view: later operators may work in place
 
     @staticmethod
     def backward(ctx, g: Tensor):
         (v,), r = ctx.saved_tensors, ctx.rounding
         flat = _flat(g.contiguous(memory_format=_layout(v)), r), _flat(v, r)
         passing = _rows((r.low, r.high))
-        if r.learned is None:
-            return _shaped(run(kernels.backward, *flat, *passing), v), None, None
-        of_v, of_log_t = run(kernels.backward_learning, *flat, *passing, *_rows(r.to_t()))
-        return _shaped(of_v, v), r.of_t(of_log_t), None
+        if not r.learned:
+            return _shaped(run(kernels.backward, *flat, *passing), v), None
+        of_v, *sums = run(kernels.backward_learning, *flat, *passing, *_rows(r.of_learning()))
+        return _shaped(of_v, v), None, *r.gradients(*sums)
 
 
 class Straight(torch.autograd.Function):
-    """Integers, or what else stands in place of n x, with the gradient of n x."""
+    """Returns `integers` with the gradient of n x: the straight-through estimator for values that approximate n x."""
 
     @staticmethod
     def forward(ctx, x: Tensor, integers: Tensor, n: int) -> Tensor:
@@ -119,28 +137,28 @@ class Straight(torch.autograd.Function):
         return gradient * ctx.n, None, None
 
 
-def fits(x: Tensor, norm: nn.Module | None, bounds: ClampedAffine) -> bool:
-    """Whether norm_rounded can do it: a batch norm that is training, on channels_last, with compiled kernels."""
+def fits(x: Tensor, norm: nn.Module | None, activation: ClampedAffine) -> bool:
+    """Whether norm_rounded applies: a batch norm in training, a large channels_last tensor, compiled kernels."""
     plain = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
-    if not (kernels.compiled() and plain and norm.training and is_clamp(bounds)):
+    if not (kernels.compiled() and plain and norm.training and activation.is_clamp):
         return False
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and x.numel() >= kernels.SMALL
 
 
 @dataclass(frozen=True)
 class Normed:
-    """A batch norm's line a x + b on a batch [images, positions, channels], and the least and greatest value of v."""
+    """A batch norm on one batch: v = a x + b, tensors [channels], and `extremes`, the least and greatest value of v."""
 
     mean: Tensor
     deviation: Tensor
     a: Tensor
     b: Tensor
-    ends: Tensor
+    extremes: Tensor
 
 
 @torch.no_grad()
 def normed(x: Tensor, norm: nn.BatchNorm2d) -> Normed:
-    """Measure a batch and update the norm's running statistics, as F.batch_norm does."""
+    """Measure the statistics of a batch and update the running ones, as F.batch_norm does."""
     mean, variance, least, greatest = run(kernels.statistics, _positions(x))
     count = x.numel() // x.shape[1]
     norm.num_batches_tracked.add_(1)
@@ -153,30 +171,31 @@ def normed(x: Tensor, norm: nn.BatchNorm2d) -> Normed:
 
 
 def norm_rounded(x: Tensor, norm: nn.BatchNorm2d, found: Normed, rounding: Rounding) -> Tensor:
-    """v_hat of v = a x + b, of x's type; gradients flow to x, to the norm's parameters and to what is learned."""
-    return _NormRound.apply(x, norm.weight, norm.bias, rounding.learned, found, rounding)
+    """v_hat of v = a x + b, of x's type; gradients flow to x, the norm's parameters and the learned tensors."""
+    return _NormRound.apply(x, norm.weight, norm.bias, found, rounding, *rounding.learned)
 
 
 class _NormRound(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, learned: Tensor | None, n: Normed, r: Rounding) -> Tensor:
+    def forward(ctx, x: Tensor, gamma: Tensor, beta: Tensor, n: Normed, r: Rounding, *learned: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.normed, ctx.rounding = n, r
-        return _shaped(run(kernels.norm_forward, _positions(x), n.a, n.b, *r.to_v_hat()), x).data
+        return _shaped(run(kernels.norm_forward, _positions(x), n.a, n.b, *r.of_forward()), x).data
 
     @staticmethod
     def backward(ctx, g: Tensor):
         (x,), n, r = ctx.saved_tensors, ctx.normed, ctx.rounding
         pair = _positions(g.contiguous(memory_format=torch.channels_last)), _positions(x)
-        line, passing, learns = (n.a, n.b), (r.low, r.high), r.learned is not None
-        sums = run(kernels.norm_sums, *pair, *line, n.mean, *passing, *(r.to_t() if learns else ()))
-        of_beta, along, *of_log_t = sums
+        affine, passing = (n.a, n.b), (r.low, r.high)
+        of_learning = r.of_learning() if r.learned else ()
+        of_beta, along, *sums = run(kernels.norm_sums, *pair, *affine, n.mean, *passing, *of_learning)
         of_gamma = along / n.deviation
         count = x.numel() // x.shape[1]
         p = -n.a * of_gamma / (n.deviation * count)
         q = -n.a * of_beta / count - p * n.mean
-        of_x = _shaped(run(kernels.norm_backward, *pair, *line, *passing, p, q), x)
-        return of_x, of_gamma, of_beta, r.of_t(of_log_t[0].sum()) if learns else None, None, None
+        of_x = _shaped(run(kernels.norm_backward, *pair, *affine, *passing, p, q), x)
+        of_learned = r.gradients(*(each.sum() for each in sums)) if r.learned else ()
+        return of_x, of_gamma, of_beta, None, None, *of_learned
 
 
 def _layout(v: Tensor) -> torch.memory_format:
@@ -189,23 +208,29 @@ def _in_memory_order(v: Tensor) -> Tensor:
 
 
 def _flat(v: Tensor, rounding: Rounding) -> Tensor:
-    """In one dimension, or a row for each output channel that has a scale of its own; a view where v is dense."""
+    """v in one dimension, or one row for each output channel where scales are per channel; a view where v is dense."""
     ordered = _in_memory_order(v)
     return ordered.reshape(len(v), -1) if rounding.scale.ndim else ordered.reshape(-1)
 
 
 def _positions(x: Tensor) -> Tensor:
-    """A view [images, positions, channels] of what lies in channels_last."""
+    """A view [images, positions, channels] of a channels_last tensor."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _rows(numbers: tuple) -> list:
-    """With an axis more, so that numbers of output channels meet rows."""
-    return [n[:, None] if isinstance(n, Tensor) and n.ndim else n for n in numbers]
+def _rows(numbers: tuple) -> tuple:
+    """Tensors [C] as [C, 1], to broadcast over rows; scalars as they are."""
+    return tuple(map(_row, numbers))
+
+
+def _row(number):
+    if isinstance(number, tuple):
+        return _rows(number)
+    return number[:, None] if isinstance(number, Tensor) and number.ndim else number
 
 
 def _shaped(flat: Tensor, v: Tensor) -> Tensor:
-    """What _flat or _positions made flat, in v's shape and layout."""
+    """Undo _flat or _positions: the same values in v's shape and layout."""
     if _layout(v) is torch.channels_last:
         n, c, h, w = v.shape
         return flat.view(n, h, w, c).permute(0, 3, 1, 2)
@@ -213,9 +238,10 @@ def _shaped(flat: Tensor, v: Tensor) -> Tensor:
 
 
 def just_below(x: Tensor) -> Tensor:
-    """The next fp32 number down: x > just_below(a) says x >= a."""
+    """The next smaller fp32 number: x > just_below(a) is x >= a."""
     return torch.nextafter(x, torch.full_like(x, -torch.inf))
 
 
 def just_above(x: Tensor) -> Tensor:
+    """The next larger fp32 number: x < just_above(a) is x <= a."""
     return torch.nextafter(x, torch.full_like(x, torch.inf))

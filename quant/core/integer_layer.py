@@ -1,4 +1,4 @@
-"""The arithmetic of an integer convolution or linear layer: what the simulation computes, what engines must reproduce.
+"""The arithmetic of an integer convolution or linear layer. The simulation computes it; engines must reproduce it.
 
 A layer reads integers n = q_x - z_x on scale s_x. Its weights are integers q on scales s_c, its batch norm is
 absorbed: with g_c = gamma_c / sqrt(var_c + eps), conv + BN of channel c is the convolution with
@@ -9,8 +9,8 @@ exactly. The bias is rounded to an integer B_c on the grid s_x s_c |g_c|, and
 
     q_y = clamp(round(m_c (sum n q + B_c)) + z_y, lo, hi),     m_c = s_x s_c |g_c| / s_y,     ties to even.
 
-ReLU and ReLU6 are nothing but lo and hi; the lines of a correction (ptq/bias_correction.py) and of a hard-sigmoid are
-absorbed like a batch norm's. Sums are exact; m_c and the product are fp32, as in fbgemm and qnnpack.
+ReLU and ReLU6 only set lo and hi. The affine maps of a bias correction (ptq/bias_correction.py) and of a hard-sigmoid
+are absorbed as a batch norm is. Sums are exact; m_c and the product are fp32, as in fbgemm and qnnpack.
 
 m_c is moved, by less than 1 / 2,000 of itself, to a fraction with an odd denominator d <= 4,095, or below 1 / 4,095 to
 the nearest 1 / d. Then no (sum + B) m_c is nearer than 1 / 2 d to a tie, and kernels that multiply, divide or add the
@@ -18,7 +18,7 @@ bias in another order in fp32 all round alike: engines agree to the last bit, in
 in oneDNN's to 1 / 4,095.
 
 Below 8 bits the same weights are stored as k q on scale s / k with k = floor(limit / q_max): that refines the bias
-grid. A scale so small that the bias would not fit in 2^30 steps (gamma near 0) is raised and its q rounded anew; a
+grid. A scale so small that the bias would not fit in 2^30 steps (gamma near 0) is raised and its q rounded again; a
 dead channel becomes q = 0.
 """
 
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quant.core.activation import ClampedAffine, Line
+from quant.core.activation import ChannelAffine, ClampedAffine
 from quant.core.grid import Grid
 
 EXACT = 2.0**24
@@ -36,13 +36,13 @@ EXACT = 2.0**24
 
 
 DENOMINATOR = 4095
-"""The largest denominator of a multiplier, where there is one: ties stay 1.2e-4 away, four times what fp32 loses below
-512."""
+"""The largest denominator of a multiplier. Ties are then at least 1.2e-4 away, four times the rounding error of fp32
+below 512."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a layer's sums run over its input: a convolution's strides, or (all None) a linear layer."""
+    """The parameters of a convolution; stride, padding and dilation None for a linear layer."""
 
     stride: tuple[int, int] | None = None
     padding: tuple[int, int] | None = None
@@ -63,7 +63,7 @@ class Geometry:
 class IntegerLayer:
     """weight: integers in fp32, [O, I/g, kh, kw] or [O, I]; scale fp32 [O]; bias: integers in fp32, [O].
 
-    x and y are the grids of input and output (y None: the output is float); lo and hi bound the output's integers.
+    x and y are the grids of input and output; y None: the output is float. lo and hi bound the output's integers.
     """
 
     geometry: Geometry
@@ -76,7 +76,7 @@ class IntegerLayer:
     hi: int
 
     def accumulator_scale(self) -> Tensor:
-        """s_x s_c, fp32 [O]: what one unit of the sum is worth."""
+        """s_x s_c, fp32 [O]: the scale of the integer sums."""
         return self.x.scale * self.scale
 
     def multiplier(self) -> Tensor:
@@ -84,7 +84,7 @@ class IntegerLayer:
         return self.accumulator_scale() / self.y.scale
 
     def off_ties(self) -> bool:
-        """Whether no multiplier needs a larger denominator than that, and fp32 adds the biases finely enough."""
+        """Whether no multiplier needs a denominator above DENOMINATOR, and biases are small enough to add in fp32."""
         m = self.multiplier()
         return bool(((m * DENOMINATOR >= 0.999) & (self.bias.abs() * m <= 512)).all())
 
@@ -94,7 +94,7 @@ class IntegerLayer:
         return exact_sums(self.geometry, n, self.weight, largest, self.along_channels(self.bias))
 
     def __call__(self, n: Tensor) -> Tensor:
-        """Centred output integers; float values where the layer has no output grid."""
+        """Centred output integers of centred input integers; float values where the layer has no output grid."""
         sums = self.accumulate(n)
         if self.y is None:
             return sums.mul_(self.along_channels(self.accumulator_scale()))
@@ -103,15 +103,15 @@ class IntegerLayer:
         return sums.mul_(multiplier).round_().clamp_(self.lo - zero_point, self.hi - zero_point)
 
     def along_channels(self, values: Tensor) -> Tensor:
-        """A value an output channel, shaped to be multiplied with the layer's output."""
+        """Values [O] shaped to broadcast over the layer's output."""
         return values if self.geometry.linear else values.view(-1, 1, 1)
 
 
 def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias: Tensor) -> Tensor:
     """sum n * weight + bias of integers with |n| <= largest, computed exactly, then rounded once to fp32.
 
-    In fp32 where no partial sum can reach 2^24; else over shares of the input channels that are so, which are added in
-    fp64; else (groups) all of it runs in fp64.
+    In fp32 where no partial sum can reach 2^24. Otherwise over groups of input channels for which that holds, added in
+    fp64; a grouped convolution, which cannot be split so, runs in fp64.
     """
     count = shares(weight, largest, geometry.groups)
     if count == 1:
@@ -124,7 +124,7 @@ def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias
 
 
 def shares(weight: Tensor, largest: int, groups: int) -> int | None:
-    """Into how many shares of the input channels sums are to be cut, so that none reaches 2^24; None: no cut does."""
+    """The number of parts to split the input channels into so that no sum reaches 2^24; None if no split achieves it."""
     sizes, count = weight.abs(), 1
     sizes = sizes.flatten(2).sum(2) if sizes.ndim > 2 else sizes
     while count <= sizes.shape[1]:
@@ -145,15 +145,16 @@ def absorb(
     norm: nn.Module | None,
     x: Grid,
     y: Grid | None,
-    bounds: ClampedAffine,
+    activation: ClampedAffine,
     limit: int,
-    correction: Line | None = None,
+    correction: ChannelAffine | None = None,
 ) -> IntegerLayer:
     """Build the integer layer of a float layer.
 
-    weight: its integers, on `grid` (zero_point 0). bias: its float bias or None. norm: the batch norm behind it or
-    None. correction: a line with positive gains behind that, or None. bounds: its activation. limit: the largest
-    integer to store.
+    weight: its integers, on `grid` (zero_point 0). bias: its float bias or None. norm: the batch norm after it, or
+    None. x, y: the grids of input and output; y None: the output is float. activation: the activation at the end.
+    limit: the largest integer to store. correction: an affine map with positive gains between norm and activation,
+    or None.
     """
     factor = refinement(grid, limit)
     q = weight.float() * factor
@@ -166,24 +167,24 @@ def absorb(
     if correction is not None:
         gain, offset = (value.double() for value in correction)
         scale, shift = scale * gain, shift * gain + offset
-    scale, shift = scale * bounds.gain, shift * bounds.gain + bounds.offset
+    scale, shift = scale * activation.gain, shift * activation.gain + activation.offset
     q, scale = _raised(q, scale, shift, x.scale.double())
     if y is not None:
         scale = _off_ties(scale, q, x.scale.double() / y.scale.double())
     scale = scale.float()
     steps = (shift / (x.scale * scale).double()).round().float()
-    lo, hi = (0, 0) if y is None else integer_bounds(y, bounds)
+    lo, hi = (0, 0) if y is None else integer_bounds(y, activation)
     return IntegerLayer(geometry, q, scale, steps, x, y, lo, hi)
 
 
 def refinement(grid: Grid, limit: int) -> int:
-    """k: weights on this grid are stored as k q."""
+    """k: weights q on this grid are stored as k q."""
     return max(1, limit // max(abs(grid.q_min), grid.q_max))
 
 
-def integer_bounds(y: Grid, bounds: ClampedAffine) -> tuple[int, int]:
-    """The least and greatest integer of y that an activation with these real bounds lets through."""
-    ends = torch.tensor([bounds.low, bounds.high], device=y.scale.device).clamp(-1e30, 1e30)
+def integer_bounds(y: Grid, activation: ClampedAffine) -> tuple[int, int]:
+    """The least and greatest integer of the grid y that the activation can return."""
+    ends = torch.tensor([activation.low, activation.high], device=y.scale.device).clamp(-1e30, 1e30)
     lo, hi = y.to_int(ends).tolist()
     return int(lo), int(hi)
 

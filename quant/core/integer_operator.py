@@ -1,4 +1,4 @@
-"""The arithmetic of operators without weights: what the simulation computes, what engines must reproduce.
+"""The arithmetic of integer operators without weights. The simulation computes it; engines must reproduce it.
 
 On centred integers n = q - z of grids with scales s, output scale s_y:
 
@@ -7,8 +7,8 @@ On centred integers n = q - z of grids with scales s, output scale s_y:
     average    n_y = round(mean(n) / t),      t = s_y / s_x
     function   n_y = round(f(s_x n) / s_y),   a table: one output for each input integer
 
-ties to even, clamped to the output grid and to what the activation behind lets through. Divisions are multiplications
-with the fp32 inverse, as in torch.quantize_per_tensor. Sums of an average are exact, in whatever order they are made.
+ties to even, clamped to the output grid and to the range of the activation after it. Divisions are multiplications
+with the fp32 inverse, as in torch.quantize_per_tensor. Sums of an average are exact, in whatever order they are added.
 """
 
 from collections.abc import Callable
@@ -37,11 +37,11 @@ class IntegerOperator:
     hi: int = 0
 
     def __call__(self, *n: Tensor) -> Tensor:
-        """Centred integers, fp32, of inputs to those of the output; float values where there is no output grid."""
+        """Centred output integers, fp32, of centred input integers; float values where there is no output grid."""
         return self.arithmetic(self, *n)
 
-    def step(self) -> Tensor:
-        """t, fp32: what a product or an average is divided by."""
+    def divisor(self) -> Tensor:
+        """t, fp32: the divisor of a product or an average."""
         return self.y.scale / torch.stack([grid.scale for grid in self.x]).prod()
 
     def clamped(self, n: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class IntegerOperator:
         return n.clamp_(self.lo - zero_point, self.hi - zero_point)
 
     def table(self) -> Tensor:
-        """A function's output integers, centred, fp32, for all of its input's from q_min up."""
+        """The lookup table of a function: centred output integers, fp32, for each input integer from q_min up."""
         x = self.x[0]
         every = torch.arange(x.q_min, x.q_max + 1.0, device=x.scale.device) - int(x.zero_point)
         return self.clamped(self.y.centred(self.run(x.value(every))))
@@ -65,9 +65,9 @@ def integer_operator(
     run: Callable[..., Tensor],
     x: tuple[Grid, ...],
     y: Grid | None,
-    bounds: ClampedAffine,
+    activation: ClampedAffine,
 ) -> IntegerOperator:
-    lo, hi = (0, 0) if y is None else integer_bounds(y, bounds)
+    lo, hi = (0, 0) if y is None else integer_bounds(y, activation)
     return IntegerOperator(name, arithmetic, run, x, y, lo, hi)
 
 
@@ -76,24 +76,24 @@ def add(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
 
 
 def mul(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
-    return op.clamped((p * q).mul_(1.0 / op.step()).round_())
+    return op.clamped((p * q).mul_(1.0 / op.divisor()).round_())
 
 
 def average(op: IntegerOperator, n: Tensor) -> Tensor:
     mean = exact_average(op.run, n)
-    return op.x[0].value(mean) if op.y is None else op.clamped((mean * (1.0 / op.step())).round_())
+    return op.x[0].value(mean) if op.y is None else op.clamped((mean * (1.0 / op.divisor())).round_())
 
 
 def function(op: IntegerOperator, n: Tensor) -> Tensor:
-    return looked_up(op.x[0], op.table(), n)
+    return look_up(op.x[0], op.table(), n)
 
 
-def looked_up(x: Grid, table: Tensor, n: Tensor) -> Tensor:
+def look_up(x: Grid, table: Tensor, n: Tensor) -> Tensor:
     """The entries of an IntegerOperator's table for centred integers n on the grid x."""
     return table[(n + (int(x.zero_point) - x.q_min)).long()]
 
 
 def exact_average(pool: Callable[[Tensor], Tensor], n: Tensor) -> Tensor:
-    """The average of centred integers; sums that could pass 2^24 are made in fp64."""
+    """The average of centred integers; in fp64 where sums could exceed 2^24."""
     large = n.shape[-1] * n.shape[-2] * 256 >= EXACT
     return pool(n.double()).float() if large else pool(n)

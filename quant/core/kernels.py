@@ -1,11 +1,11 @@
-"""The passes over memory that training with quantizers is made of, as plain formulas, which torch.compile can fuse.
+"""Kernels of training with quantizers: each one pass over memory, written as a plain formula that torch.compile fuses.
 
+`run` calls a kernel: compiled, if `compile_all` has been called and the tensor is large enough; otherwise as written,
+one torch operator after the other, with the same values.
 
-`run` calls a kernel: compiled where `compile_all` has been called and the tensor is worth it, else as it stands below,
-an operator after the other, with the same values. Tensors are flat in memory order, or rows [R, K] with numbers [R, 1],
-or behind a batch norm [images, positions, channels] with numbers [channels]; all other numbers are scalars. Arithmetic
-is fp32. Sums over images and positions are taken an image at a time: its values stay in the cache, cores share the
-images, and fp32 loses less.
+Shapes: tensors are flat in memory order with scalar numbers; or rows [R, K] with numbers [R, 1]; or, after a batch
+norm, [images, positions, channels] with numbers [channels]. Arithmetic is fp32. Sums over images and positions are
+taken one image at a time: its values stay in the cache, cores share the images, and fp32 loses less.
 """
 
 import math
@@ -20,17 +20,17 @@ from utils.console import say
 
 Number = Tensor | float
 SMALL = 2**15
-"""Elements below which a call of a compiled kernel costs more than it saves."""
+"""Number of elements below which a call of a compiled kernel costs more than it saves."""
 VARIANTS = 64
-"""Of a kernel: types, numbers of axes, what is learned, activations."""
+"""How many compiled variants of a kernel there may be: types, numbers of axes, learned tensors, activations."""
 FUSED = {"realize_reads_threshold": 1000, "realize_opcount_threshold": 1000}
-"""Options of the compiler: what a formula computes on the way is never written to memory, however often it is used.
-By itself the compiler does so after four uses or thirty operators, in fp32; norm_sums took twice as long, or longer."""
+"""Compiler options: never write intermediate results to memory, however often they are used. By default the compiler
+does so after four uses or thirty operators, in fp32, and norm_sums takes at least twice as long."""
 _compiled: dict[Callable, Callable] = {}
 
 
 def run(kernel: Callable, *arguments: Any) -> Any:
-    """kernel(*arguments), the first of which is the largest tensor."""
+    """kernel(*arguments); the first argument is the largest tensor."""
     if kernel in _compiled and arguments[0].numel() >= SMALL:
         try:
             return _compiled[kernel](*map(_bare, arguments))
@@ -46,14 +46,14 @@ def _say_uncompiled(error: Exception) -> None:
 
 
 def _bare(argument: Any) -> Any:
-    """Tensors without their history, which the compiler would tell apart."""
+    """The argument without autograd history, for which the compiler would compile another variant."""
     if isinstance(argument, tuple):
         return tuple(map(_bare, argument))
     return argument.data if isinstance(argument, Tensor) else argument
 
 
 def _plain(argument: Any) -> Any:
-    """Scalars as Python's numbers: then torch has faster operators."""
+    """Scalar tensors as Python numbers, for which torch has faster operators."""
     if isinstance(argument, tuple):
         return tuple(map(_plain, argument))
     return float(argument) if isinstance(argument, Tensor) and not argument.ndim else argument
@@ -70,7 +70,7 @@ def within(g: Tensor, v: Tensor, low: Number, high: Number) -> Tensor:
     return torch.where((v > low) & (v < high), g, 0)
 
 
-def of_log_t(
+def learning_terms(
     g: Tensor,
     v: Tensor,
     passing: Tensor,
@@ -78,17 +78,22 @@ def of_log_t(
     top: Number,
     inside: bool,
     ends: tuple[Number, Number] | None,
+    offset: bool,
     inverse: Number,
     scale: Number,
     least: Number,
     most: Number,
-) -> Tensor:
-    """g t d v_hat / d t; passing: g where low < v < high. Subtracted before it is summed, or fp32 would lose it."""
+) -> tuple[Tensor, ...]:
+    """g t d v_hat / d t of each element, for offset 0; and where an offset is learned, g d v_hat / d offset.
+
+    passing: g where low < v < high. The difference is taken before it is summed: fp32 would lose it otherwise.
+    """
     unbounded = isinstance(bottom, float) and (bottom, top) == (-math.inf, math.inf)
     u = v if unbounded else v.clamp(bottom, top)
     v_hat = to_integers(u, inverse, least, most).mul_(scale)
     felt = passing if ends is None else within(g, u, *ends)
-    return g * v_hat - felt * (u if inside else v_hat)
+    of_log_t = g * v_hat - felt * (u if inside else v_hat)
+    return (of_log_t, g - felt) if offset else (of_log_t,)
 
 
 def forward(v: Tensor, inverse: Number, scale: Number, least: Number, most: Number) -> Tensor:
@@ -101,11 +106,11 @@ def backward(g: Tensor, v: Tensor, low: Number, high: Number) -> Tensor:
     return within(g.float(), v.float(), low, high).to(g.dtype)
 
 
-def backward_learning(g: Tensor, v: Tensor, low: Number, high: Number, *to_t: Any) -> tuple[Tensor, Tensor]:
-    """The gradient of v, and that of ln t, of each row or of everything."""
+def backward_learning(g: Tensor, v: Tensor, low: Number, high: Number, *to_terms: Any) -> tuple[Tensor, ...]:
+    """The gradient of v, and sums of learning_terms over each row, or over everything."""
     g, v, kind = g.float(), v.float(), g.dtype
     passing = within(g, v, low, high)
-    return passing.to(kind), of_log_t(g, v, passing, *to_t).sum(-1)
+    return passing.to(kind), *(term.sum(-1) for term in learning_terms(g, v, passing, *to_terms))
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -127,13 +132,13 @@ def norm_forward(x: Tensor, a: Tensor, b: Tensor, *to_v_hat: Number) -> Tensor:
 
 
 def norm_sums(
-    g: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, low: Number, high: Number, *to_t: Any
+    g: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, low: Number, high: Number, *to_terms: Any
 ) -> tuple[Tensor, ...]:
-    """Of h, the gradient of v: sum h and sum h (x - mean) of each channel; and, if there is a t, that of ln t."""
+    """Sums over each channel: of h, the gradient of v; of h (x - mean); and of learning_terms if there is a t."""
     g, x = g.float(), x.float()
     v = x * a + b
     h = within(g, v, low, high)
-    terms = h, h * (x - mean), *((of_log_t(g, v, h, *to_t),) if to_t else ())
+    terms = h, h * (x - mean), *(learning_terms(g, v, h, *to_terms) if to_terms else ())
     return tuple(term.sum(1).sum(0) for term in terms)
 
 
@@ -153,7 +158,7 @@ def compiled() -> bool:
 
 
 def compile_all() -> None:
-    """From now on, run kernels as loops of their own. Where there is no compiler: as before, and a line says so."""
+    """Compile the kernels. Without a working compiler a one-line message says so, and they run uncompiled."""
     if _compiled:
         return
     try:
@@ -162,12 +167,12 @@ def compile_all() -> None:
             warnings.simplefilter("ignore")
             fast = {kernel: torch.compile(kernel, dynamic=True, fullgraph=True, options=FUSED) for kernel in KERNELS}
             fast[forward](torch.zeros(SMALL), *map(torch.tensor, (1.0, 1.0, 0.0, 1.0)))
-    except Exception as error:  # whatever the compiler has to say
+    except Exception as error:  # compilers fail in many ways
         _say_uncompiled(error)
         return
     _compiled.update(fast)
 
 
 def interpret_all() -> None:
-    """From now on, run kernels as they stand."""
+    """Run kernels uncompiled again."""
     _compiled.clear()

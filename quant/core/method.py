@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from quant.core.quantizer import Quantizer, Shape
+from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
 from utils.config import QuantSettings
 
 
@@ -13,11 +13,11 @@ from utils.config import QuantSettings
 class Method:
     """A row of quant.METHODS."""
 
-    weight: Callable[[QuantSettings, int, Shape], Quantizer] | None
+    weight: Callable[[QuantSettings, int, Shape], WeightQuantizer] | None
     """(spec, bits, shape) -> the quantizer of a weight tensor of that shape, whose axis 0 is the output channels."""
-    activation: Callable[[QuantSettings, int, bool], Quantizer] | None
+    activation: Callable[[QuantSettings, int, bool], ActivationQuantizer] | None
     """(spec, bits, signed) -> the quantizer of what hidden layers read."""
-    residual: Callable[[QuantSettings, int, bool], Quantizer] | None
+    residual: Callable[[QuantSettings, int, bool], ActivationQuantizer] | None
     """(spec, bits, signed) -> that of all else: the image, inputs of additions and pools, the last layer's input."""
     float_epochs: Callable[[QuantSettings, int], int]
     """(spec, epochs) -> how many epochs of the run come before prepare."""

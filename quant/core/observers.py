@@ -1,4 +1,4 @@
-"""Observers: how a range [low, high] is found from the data that passes.
+"""Observers: how a range [low, high] is found from the data that they are shown.
 
     minmax          the least and the greatest value seen
     moving_average  an exponential average of the batches' least and greatest values, constant 0.01 (Jacob et al.,
@@ -6,8 +6,9 @@
     percentile      the range beyond which, at each end, lies all but the given share of a sample of the values
     mse             the range, within that of minmax, with the least mean squared error of a sample on its grid
 
-`update(x, low, high, observed)` takes a batch (per channel: [C, values]) and returns the new range, or None to wait for
-more; `settle(fit)` returns the range that only all batches together give, or None where update has given it already.
+`update(x, low, high, observed)` takes a batch (per channel: [C, values]) and the range so far, and returns the new
+range. `finish(error_of)` ends a calibration: it returns the range that depends on all batches together, or None where
+update has given it already. error_of(low, high, sample) is the mean squared error of a sample on the grid of a range.
 """
 
 from collections.abc import Callable
@@ -22,13 +23,13 @@ Range = tuple[Tensor, Tensor]
 
 
 def extremes(x: Tensor, like: Tensor) -> Range:
-    """Least and greatest value: of all x, in all processes, for a scalar range, of each row for a range a channel."""
+    """Least and greatest value: of x in all processes for a scalar range, of each row of x for a range per channel."""
     return torch.aminmax(x, dim=1) if like.ndim else distributed.all_reduce_minmax(*torch.aminmax(x))
 
 
 class MinMax:
     samples = False
-    """Whether it looks at more than the extremes."""
+    """Whether it uses more of a batch than its least and greatest value."""
 
     def __init__(self, percentile: float):
         pass
@@ -37,12 +38,12 @@ class MinMax:
         least, greatest = extremes(x, low)
         return (torch.minimum(low, least), torch.maximum(high, greatest)) if observed else (least, greatest)
 
-    def settle(self, fit: Callable) -> Range | None:
+    def finish(self, error_of: Callable) -> Range | None:
         return None
 
 
 class LastMinMax(MinMax):
-    """The last batch alone: for weights, whose one 'batch' is the tensor as it is now."""
+    """The last batch alone. For weights, where the batch is the tensor as it is now."""
 
     def update(self, x: Tensor, low: Tensor, high: Tensor, observed: bool) -> Range | None:
         return extremes(x, low)
@@ -55,7 +56,7 @@ class MovingAverage(MinMax):
 
 
 class Sampled(MinMax):
-    """Keeps a random sample of each batch, and the exact extremes of all."""
+    """Base of observers that keep a random sample of each batch, and the exact extremes of all batches."""
 
     samples = True
 
@@ -67,16 +68,16 @@ class Sampled(MinMax):
         if self.range is not None:
             least, greatest = torch.minimum(self.range[0], least), torch.maximum(self.range[1], greatest)
         self.range = least, greatest
-        if low.ndim:  # weights: the same rows at every batch
+        if low.ndim:  # a weight: each batch is the whole of it
             self.sample = [x.clone()]
         else:
             self.sample.append(x.reshape(-1)[self._drawn_from(x.numel(), SAMPLE // 4)])
         return self.range
 
-    def settle(self, fit: Callable) -> Range | None:
+    def finish(self, error_of: Callable) -> Range | None:
         if self.range is None:
             return None
-        found = self.search(self._drawn(), *self.range, fit)
+        found = self.search(self._drawn(), *self.range, error_of)
         self.sample, self.range = [], None
         return found
 
@@ -85,10 +86,11 @@ class Sampled(MinMax):
         return every[self._drawn_from(len(every), SAMPLE)] if every.ndim == 1 else every
 
     def _drawn_from(self, count: int, most: int) -> Tensor | slice:
-        """At most so many random positions: a stride would fall into step with rows and channels."""
+        """At most `most` random positions of `count`. A regular stride could coincide with rows or channels."""
         return slice(None) if count <= most else torch.randint(count, (most,), generator=_seeded(len(self.sample)))
 
-    def search(self, sample: Tensor, low: Tensor, high: Tensor, fit: Callable) -> Range:
+    def search(self, sample: Tensor, low: Tensor, high: Tensor, error_of: Callable) -> Range:
+        """The range for a sample; low and high are the exact extremes."""
         raise NotImplementedError
 
 
@@ -97,19 +99,19 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 class Percentile(Sampled):
-    def search(self, sample: Tensor, low: Tensor, high: Tensor, fit: Callable) -> Range:
+    def search(self, sample: Tensor, low: Tensor, high: Tensor, error_of: Callable) -> Range:
         ordered = sample.sort(dim=-1).values
         last = ordered.shape[-1] - 1
         return ordered[..., round(last * (1 - self.share))], ordered[..., round(last * self.share)]
 
 
 class MeanSquaredError(Sampled):
-    """Tries 100 shares of the full range, for each channel its own; low and high shrink together."""
+    """Tries 1 %, 2 %, .. 100 % of the full range, each channel by itself; low and high shrink together."""
 
-    def search(self, sample: Tensor, low: Tensor, high: Tensor, fit: Callable) -> Range:
+    def search(self, sample: Tensor, low: Tensor, high: Tensor, error_of: Callable) -> Range:
         best, best_error = torch.ones_like(low), torch.full_like(low, torch.inf)
         for step in range(100, 0, -1):
-            error = fit(low * step / 100, high * step / 100, sample)
+            error = error_of(low * step / 100, high * step / 100, sample)
             best = torch.where(error < best_error, step / 100, best)
             best_error = torch.minimum(error, best_error)
         return low * best, high * best

@@ -1,47 +1,51 @@
-"""Linear grids with ranges as the data have them: StatAssist's own, and what other methods put where they have none."""
+"""Uniform quantizers with observed ranges, and clipped ranges of least squared error.
+
+StatAssist consists of these quantizers; other methods use them for edges that they do not treat in their own way.
+"""
 
 import torch
 from torch import Tensor
 
 from quant.core.grid import Grid
+from quant.core.observed import ObservedActivationQuantizer, ObservedWeightQuantizer
 from quant.core.observers import OBSERVERS
-from quant.core.quantizer import TINY, ObservedQuantizer, Quantizer, Shape
+from quant.core.quantizer import TINY, ActivationQuantizer, Shape, WeightQuantizer
 from utils.config import QuantSettings
 
 
-def symmetric(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
-    """Weights within +-max|w| of each output channel, or of the tensor, as they are at each training step."""
+def symmetric(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
+    """Symmetric weights in +-max|w| of each output channel, or of the tensor, updated at each training step."""
     count = shape[0] if spec.granularity == "per_channel" else None
-    return ObservedQuantizer(bits, True, count, "last_minmax", 100.0, q_limit=spec.weight_limit)
+    return ObservedWeightQuantizer(bits, count, "last_minmax", q_limit=spec.weight_limit)
 
 
-def affine(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
-    """Activations in a range that spec.observer finds."""
-    return ObservedQuantizer(bits, False, None, spec.observer, spec.percentile)
+def affine(spec: QuantSettings, bits: int, signed: bool) -> ActivationQuantizer:
+    """Affine activations in the range that spec.observer finds, signed or not."""
+    return ObservedActivationQuantizer(bits, spec.observer, spec.percentile)
 
 
-def signed_affine(spec: QuantSettings) -> Quantizer:
-    """What a hidden layer reads that can be negative, on 8 bits (signed_edges: affine)."""
+def signed_affine(spec: QuantSettings) -> ActivationQuantizer:
+    """Affine 8-bit quantizer for inputs of hidden layers that can be negative (signed_edges: affine)."""
     quantizer = affine(spec, 8, True)
     quantizer.note = "its input can be negative: 8 bits, affine"
     return quantizer
 
 
 def steps_of(bits: int, signed: bool) -> tuple[int, int]:
-    """(q_min, q_max) of a clip that is cut evenly: 0 .. 2^bits - 1, or as many on either side of 0."""
+    """(q_min, q_max) of a clipped range: 0 .. 2^bits - 1, or symmetric, +-(2^(bits-1) - 1), where signed."""
     q_max = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
     return (-q_max if signed else 0), q_max
 
 
 def clip_grid(clip: Tensor, q_min: int, q_max: int) -> Grid:
-    """The grid whose ends are 0 or -clip, and clip."""
+    """The grid of [0, clip], or of [-clip, clip] where q_min is negative."""
     scale = clip.detach().clamp(min=TINY) / q_max
     return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), q_min, q_max)
 
 
 @torch.no_grad()
 def best_clip(x: Tensor, q_min: int, q_max: int, per_channel: bool = False) -> Tensor:
-    """The clip, of 100 shares of the largest |x|, with the least squared error of x on its grid; [] or one a row."""
+    """The clip, among 1 %, .. 100 % of the largest |x|, with the least squared error of x on its grid; [], or [rows]."""
     rows = x.flatten(1) if per_channel else x
 
     def error(low: Tensor, high: Tensor, sample: Tensor) -> Tensor:
@@ -50,5 +54,5 @@ def best_clip(x: Tensor, q_min: int, q_max: int, per_channel: bool = False) -> T
 
     observer, nothing = OBSERVERS["mse"](100.0), x.new_zeros(len(x) if per_channel else ())
     observer.update(rows, nothing, nothing, False)
-    low, high = observer.settle(error)
+    low, high = observer.finish(error)
     return torch.maximum(-low, high)

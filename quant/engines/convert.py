@@ -21,7 +21,7 @@ def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
 
     Raises UserError if a range was never observed, RuntimeError if no kernel of the engine reproduces a layer exactly.
     """
-    blank = [name for name, quantizer in quantizers(prepared).items() if not quantizer.ready()]
+    blank = [name for name, quantizer in quantizers(prepared).items() if not quantizer.is_calibrated()]
     if blank:
         raise UserError(f"{blank[0]} has not been calibrated: train or calibrate first ({len(blank)} such quantizers)")
     return engine.finished(_Converter(copy.deepcopy(prepared).eval(), engine).run())

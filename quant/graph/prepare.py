@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.core.activation import IDENTITY
+from quant.core.contract import check_activation_quantizer, check_weight_quantizer
 from quant.core.integer_operator import function
 from quant.core.method import Method
-from quant.core.quantizer import Quantizer
+from quant.core.quantizer import ActivationQuantizer, Quantizer, WeightQuantizer
 from quant.graph.bit_allocation import FLOAT_BITS, INTEGER_ROLES, BitAllocation, Decision, Edge
 from quant.graph.op_table import OUT_OF_PLACE
 from quant.graph.quant_layers import TENSOR, Correction, FunctionCall, QuantLayer, QuantOperator, share_output
@@ -46,6 +47,7 @@ class _Editor:
         self.typed, self.traced, self.graph = typed, typed.module, typed.module.graph
         self.spec, self.method = spec, method
         self.source: dict[fx.Node, tuple[str, Edge, bool]] = {}  # value -> its quantizer's name, edge, signed
+        self.checked: set = set()
         self.second: dict[tuple[fx.Node, Edge], fx.Node] = {}
         self.shared: dict[str, Quantizer] = {}
 
@@ -100,15 +102,24 @@ class _Editor:
 
     def _layer(self, name: str, decision: Decision) -> QuantLayer:
         layer, bits, gradient = self.traced.get_submodule(name), decision.weight_bits, None
-        weight = None if bits == FLOAT_BITS else self.method.weight(self.spec, bits, tuple(layer.weight.shape))
+        weight = None if bits == FLOAT_BITS else self._weight_quantizer(bits, layer.weight)
         if decision.hidden and min(bits, decision.read.bits) < FLOAT_BITS:
             gradient = self.method.gradient(self.spec)
         corrects = weight is not None and self.spec.correct in ("bias", "norm")
         correction = Correction(len(layer.weight), isinstance(layer, nn.Linear)) if corrects else None
         return QuantLayer(layer, weight, gradient, correction, self.spec.weight_limit)
 
-    def _quantizer(self, edge: Edge, signed: bool) -> Quantizer:
-        return (self.method.activation if edge.hidden else self.method.residual)(self.spec, edge.bits, signed)
+    def _weight_quantizer(self, bits: int, weight: Tensor) -> WeightQuantizer:
+        quantizer = self.method.weight(self.spec, bits, tuple(weight.shape))
+        if (type(quantizer), bits) not in self.checked:  # one weight of a kind: it takes a pass over the weight
+            check_weight_quantizer(quantizer, weight)
+            self.checked.add((type(quantizer), bits))
+        return quantizer
+
+    def _quantizer(self, edge: Edge, signed: bool) -> ActivationQuantizer:
+        quantizer = (self.method.activation if edge.hidden else self.method.residual)(self.spec, edge.bits, signed)
+        check_activation_quantizer(quantizer)
+        return quantizer
 
     def _put_operator(self, decision: Decision) -> None:
         chain, written, head = decision.chain, decision.written, decision.chain.head

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.core.activation import IDENTITY, ClampedAffine, Line, bounded
+from quant.core.activation import IDENTITY, ChannelAffine, ClampedAffine
 from quant.core.grid import Grid
 from quant.core.integer_layer import Geometry, IntegerLayer, absorb
 from quant.core.integer_operator import Arithmetic, IntegerOperator, integer_operator
@@ -51,8 +51,8 @@ class Correction(nn.Module):
         norm.weight, norm.bias = nn.Parameter(gamma * self.gain), nn.Parameter(beta * self.gain + self.shift)
         return weight, bias, norm
 
-    def line(self) -> Line:
-        return Line(self.gain, self.shift)
+    def line(self) -> ChannelAffine:
+        return ChannelAffine(self.gain, self.shift)
 
 
 class QuantLayer(nn.Module):
@@ -106,7 +106,7 @@ class QuantLayer(nn.Module):
 
     def in_float(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
         """Its output before its quantizer, with these weights."""
-        return bounded(self.before_activation(x, weight, norm), self.activation)
+        return self.activation(self.before_activation(x, weight, norm))
 
     def before_activation(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
         y = self._summed(x, weight)
@@ -153,7 +153,7 @@ class FloatLayer:
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.geometry(x, self.weight, self.bias)
-        return bounded(y if self.norm is None else self.norm(y), self.activation)
+        return self.activation(y if self.norm is None else self.norm(y))
 
 
 class QuantOperator(nn.Module):
@@ -181,7 +181,7 @@ class QuantOperator(nn.Module):
         return self.in_float(*values) if self.output is None else self.output(self.run(*values), self.activation)
 
     def in_float(self, *values: Tensor) -> Tensor:
-        return bounded(self.run(*values), self.activation)
+        return self.activation(self.run(*values))
 
     def runs_in_integers(self, sources: Sequence[Quantizer | None]) -> bool:
         needed = [*sources, *([] if self.output is None else [self.output])]

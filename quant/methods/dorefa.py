@@ -7,17 +7,17 @@
     gradients     d_q = 2 M (Q_k(clip(d / 2 M + 1 / 2 + N, 0, 1)) - 1 / 2),  M = max |d| of the sample,     equation 12
                   N uniform in (-1 / 2, 1 / 2) / (2^k - 1) for each element: rounding is right on average
 
-k is weight_bits, act_bits and grad_bits. Weights are odd integers (methods/midrise.py); at 8 bits they do not fit int8 and
-are refused. Gradients of hidden layers alone are quantized, before they reach the layer's own backward pass; N comes
-from the run's generator of noise.
+k is weight_bits, act_bits and grad_bits. Weights are mid-rise (methods/midrise.py): odd integers, which at 8 bits do
+not fit int8 and are refused. Only gradients of hidden layers' outputs are quantized, before the layer's own backward
+pass; N is drawn from the run's noise generator.
 
-Differs from the paper: first and last layers, float there, have linear 8-bit weights (first_last_bits 32 leaves them
-float); the image, what additions and pools read and the last layer's input are 8-bit affine, so that all of the net
-runs in integers; max |tanh| and E|w| are of each output channel unless granularity is per_tensor; inputs that can be
-negative, which the paper has none of, are clipped to [-1, 1] on 2^k - 1 levels (signed_edges: clip) or 8-bit affine
-(affine, and always at 1 bit); a sample whose gradient is all zero stays so (there: 0 / 0). act_clip: calibration takes
-h(a) = clip(a / c, 0, 1) with c of least squared error on the first batch, and gives c h(a): a trained float net, whose
-activations were never bounded, goes on from where it was.
+Differs from the paper: first and last layers, float there, have uniform 8-bit weights (first_last_bits 32 leaves them
+float); the image, the inputs of additions and pools, and the last layer's input are 8-bit affine, so that the whole net
+runs in integers; max |tanh| and E|w| are per output channel unless granularity is per_tensor; inputs that can be
+negative, which the paper does not have, are clipped to [-1, 1] on 2^k - 1 levels (signed_edges: clip) or 8-bit affine
+(affine, and always at 1 bit); a sample whose gradient is all zero stays so (there: 0 / 0). With act_clip:
+calibration, h(a) = clip(a / c, 0, 1) with the c of least squared error on the first batch, and the output is c h(a), so
+that a trained float net, whose activations were never bounded, keeps its activations.
 """
 
 import torch
@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from quant.core.fake_quantize import Rounding, just_above, just_below
 from quant.core.grid import Grid
 from quant.core.method import Method
-from quant.core.quantizer import Quantizer, StartedQuantizer
+from quant.core.quantizer import ActivationQuantizer, DataInitializedActivationQuantizer
 from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
 from utils.config import QuantSettings
 
 
-class BoundedActivation(StartedQuantizer):
-    """c Q_k(clip(a / c, 0, 1)), or between -c and c where a can be negative; c is 1, or has its value from data."""
+class BoundedActivation(DataInitializedActivationQuantizer):
+    """c Q_k(clip(a / c, 0, 1)), or between -c and c where a can be negative; c is 1, or found from data."""
 
     def __init__(self, bits: int, signed: bool, c: float | str):
         given = c != "calibration"
@@ -47,7 +47,7 @@ class BoundedActivation(StartedQuantizer):
         steps = self.c.new_tensor(least), self.c.new_tensor(most)
         return Rounding(self.grid().scale, *steps, just_below(low), just_above(self.c))
 
-    def start(self, a: Tensor) -> None:
+    def initialize(self, a: Tensor) -> None:
         self.c.copy_(best_clip(a, self.q_min, self.q_max))
 
     def grid(self) -> Grid:
@@ -55,9 +55,9 @@ class BoundedActivation(StartedQuantizer):
 
 
 class GradientQuantizer(nn.Module):
-    """The identity, whose gradient d [N, ...] is quantized to k bits; only in train mode.
+    """The identity. In train mode its gradient d [N, ...] is quantized to k bits.
 
-    `generator` draws the noise N; None: torch's own of the device.
+    generator: draws the noise N; None: torch's default generator of the device.
     """
 
     def __init__(self, k: int):
@@ -89,7 +89,7 @@ def quantize_gradient(d: Tensor, k: int, generator: torch.Generator | None) -> T
     return unit.mul_(levels).round_().div_(levels).sub_(0.5).mul_(2 * M)
 
 
-def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
+def activation(spec: QuantSettings, bits: int, signed: bool) -> ActivationQuantizer:
     if signed and (spec.signed_edges == "affine" or bits == 1):
         return signed_affine(spec)
     return BoundedActivation(bits, signed, spec.act_clip)

@@ -11,7 +11,7 @@ are named so below. Steps of weights start from the weights, those of activation
 Parameter that the optimizer holds is the one that is trained. They get no weight decay (utils/training/optim.py).
 
 Differs from the paper: 8-bit weights keep to +-127, since batch norm may flip their sign (core/integer_layer.py); weights
-have a step an output channel unless granularity is per_tensor; N of an activation counts one sample, and of a weight
+have a step for each output channel unless granularity is per_tensor; N of an activation counts one sample, and of a weight
 the elements that share the step; first and last layers, the image and the inputs of additions have first_last_bits and
 residual_bits. Signed activations keep a symmetric range of b bits. A step stays positive.
 """
@@ -23,36 +23,47 @@ from quant.core.activation import ClampedAffine
 from quant.core.fake_quantize import Rounding
 from quant.core.grid import Grid
 from quant.core.method import Method
-from quant.core.quantizer import TINY, Quantizer, Shape, StartedQuantizer
+from quant.core.quantizer import (
+    TINY,
+    ActivationQuantizer,
+    DataInitialized,
+    DataInitializedActivationQuantizer,
+    DataInitializedWeightQuantizer,
+    Shape,
+    WeightQuantizer,
+)
 from quant.core.uniform import best_clip
 from utils.config import QuantSettings
 
 
-class LearnedStep(StartedQuantizer):
-    """s: fp32 [] or [channels] (a weight's, on axis 0)."""
+class LearnedStep(DataInitialized):
+    """Mixin: the step. s: fp32 [], or [channels] for a weight."""
 
-    def __init__(self, bits: int, Q_N: int, Q_P: int, weight: bool, channels: int | None, init: str):
-        super().__init__(bits, started=False, weight=weight)
+    def __init__(self, bits: int, Q_N: int, Q_P: int, init: str, shape: Shape = ()):
+        super().__init__(bits, started=False)
         self.Q_N, self.Q_P, self.init = Q_N, Q_P, init
-        self.s = torch.nn.Parameter(torch.ones(() if channels is None else (channels,)))
+        self.s = torch.nn.Parameter(torch.ones(shape))
 
-    def observe(self, v: Tensor, bounds: ClampedAffine) -> None:
-        """A step that the optimizer has taken below zero is a small one again: its gradient still tells which way."""
-        super().observe(v, bounds)
-        if self.training:
-            self.s.data.clamp_(min=TINY)
+    def sharing(self, v: Tensor) -> float:
+        """N: how many elements of v share a step."""
+        raise NotImplementedError
 
     def rounding(self, v: Tensor) -> Rounding:
-        N = (v if self.weight or v.ndim < 2 else v[0]).numel() / max(1, self.s.numel())
-        s, g = self.s.detach().clamp(min=TINY), 1 / (N * self.Q_P) ** 0.5
+        s, g = self.s.detach().clamp(min=TINY), 1 / (self.sharing(v) * self.Q_P) ** 0.5
         least, most = s.new_tensor(-self.Q_N), s.new_tensor(self.Q_P)
-        return Rounding(s, least, most, least * s, most * s, learned=self.s, share=g)
+        return Rounding(s, least, most, least * s, most * s, learned=(self.s,), share=g)
+
+    def keep_positive(self) -> None:
+        """Clamp a step that the optimizer made negative to a small positive value; its gradient still points the right
+        way."""
+        if self.training:
+            self.s.data.clamp_(min=TINY)
 
     def grid(self) -> Grid:
         s = self.s.detach().clamp(min=TINY)
         return Grid(s, torch.zeros_like(s, dtype=torch.int32), -self.Q_N, self.Q_P)
 
-    def start(self, v: Tensor) -> None:
+    def initialize(self, v: Tensor) -> None:
         if self.init == "mse":
             s = best_clip(v, -self.Q_N, self.Q_P, per_channel=self.s.ndim > 0) / self.Q_P
         else:
@@ -60,16 +71,37 @@ class LearnedStep(StartedQuantizer):
         self.s.copy_(s.clamp(min=TINY))
 
 
-def weight(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
-    half, count = 2 ** (bits - 1), shape[0] if spec.granularity == "per_channel" else None
-    return LearnedStep(
-        bits, min(half, spec.weight_limit), min(half - 1, spec.weight_limit), True, count, spec.step_init
-    )
+class LearnedStepWeight(LearnedStep, DataInitializedWeightQuantizer):
+    """A step for each output channel, or for the tensor."""
+
+    def observe(self, w: Tensor) -> None:
+        super().observe(w)
+        self.keep_positive()
+
+    def sharing(self, w: Tensor) -> float:
+        return w.numel() / max(1, self.s.numel())
 
 
-def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
+class LearnedStepActivation(LearnedStep, DataInitializedActivationQuantizer):
+    """One step; N counts one sample."""
+
+    def observe(self, x: Tensor, activation: ClampedAffine) -> None:
+        super().observe(x, activation)
+        self.keep_positive()
+
+    def sharing(self, x: Tensor) -> float:
+        return x.numel() if x.ndim < 2 else x[0].numel()
+
+
+def weight(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
+    half, steps = 2 ** (bits - 1), shape[:1] if spec.granularity == "per_channel" else ()
+    Q_N, Q_P = min(half, spec.weight_limit), min(half - 1, spec.weight_limit)
+    return LearnedStepWeight(bits, Q_N, Q_P, spec.step_init, steps)
+
+
+def activation(spec: QuantSettings, bits: int, signed: bool) -> ActivationQuantizer:
     Q_N, Q_P = (2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    return LearnedStep(bits, Q_N, Q_P, False, None, spec.step_init)
+    return LearnedStepActivation(bits, Q_N, Q_P, spec.step_init)
 
 
 METHOD = Method(

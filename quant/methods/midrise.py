@@ -1,8 +1,8 @@
-"""Weights on grids without a zero: odd multiples of a scale, as DoReFa's and SAWB's 2^k evenly spaced levels are.
+"""Mid-rise weight quantizers: 2^k evenly spaced levels that are symmetric and do not include zero (DoReFa, SAWB).
 
 Q_k(x) = round((2^k - 1) x) / (2^k - 1) on [0, 1] becomes 2 Q_k(x / 2 + 1 / 2) - 1 on [-1, 1]: the levels are
--1, .., -1 / n, 1 / n, .., 1 with n = 2^k - 1. As integers on the scale 1 / n they are the odd numbers -n .. n, which
-int8 holds up to k = 7.
+-1, .., -1 / n, 1 / n, .., 1 with n = 2^k - 1. As integers on the scale 1 / n they are the odd numbers -n .. n, a
+grid of step 2, which fits int8 up to k = 7.
 """
 
 import torch
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from quant.core.fake_quantize import Straight
 from quant.core.grid import Grid, along_channels
-from quant.core.quantizer import TINY, Quantizer, Shape
+from quant.core.quantizer import TINY, Shape, WeightQuantizer
 from quant.core.uniform import symmetric
 from utils.config import QuantSettings
 from utils.errors import UserError
 
 
 def refuse_too_wide(spec: QuantSettings, method: str, instead: str) -> None:
-    """Raise UserError for weight bits whose odd integers int8, or what is left of it (reduce_range), cannot hold."""
+    """Raise UserError for weight bits whose odd integers exceed int8, or the smaller range of reduce_range."""
     asked = {"quant.weight_bits": spec.weight_bits}
     asked |= {"quant.first_last_bits": spec.first_last_bits} if spec.first_last_bits not in ("same", 8) else {}
     asked |= {f"quant.layers.{name}.weight_bits": b.weight_bits for name, b in spec.by_name.items() if b != "float"}
@@ -32,17 +32,17 @@ def refuse_too_wide(spec: QuantSettings, method: str, instead: str) -> None:
             )
 
 
-def odd(x: Tensor, n: int) -> Tensor:
-    """The nearest odd integers of -n .. n to n x, x in [-1, 1]."""
+def midrise(x: Tensor, n: int) -> Tensor:
+    """The odd integers of -n .. n that are nearest to n x, x in [-1, 1]."""
     return ((x + 1) * (n / 2)).round_().mul_(2).sub_(n).clamp_(-n, n)
 
 
-class TanhWeights(Quantizer):
+class TanhWeights(WeightQuantizer):
     """DoReFa's weights (arXiv 1606.06160, equation 9), k in 2..7:
 
         w_q = 2 Q_k(tanh(w) / (2 max |tanh(w)|) + 1 / 2) - 1
 
-    The gradient runs through tanh and max; Q_k lets it straight through. max is over the tensor as in the paper, or
+    The gradient flows through tanh and max, and straight through Q_k. max is over the tensor as in the paper, or
     (per_channel) over each output channel.
     """
 
@@ -61,10 +61,10 @@ class TanhWeights(Quantizer):
         t = torch.tanh(w)
         most = t.abs().flatten(1).amax(1) if self.per_channel else t.abs().amax()
         unit = t / along_channels(most.clamp(min=TINY), w)
-        return Straight.apply(unit, odd(unit.detach(), self.n), self.n)
+        return Straight.apply(unit, midrise(unit.detach(), self.n), self.n)
 
     def grid(self) -> Grid:
-        return Grid(self.scale, torch.zeros_like(self.scale, dtype=torch.int32), -self.n, self.n)
+        return Grid(self.scale, torch.zeros_like(self.scale, dtype=torch.int32), -self.n, self.n, step=2)
 
 
 class _Sign(torch.autograd.Function):
@@ -77,10 +77,10 @@ class _Sign(torch.autograd.Function):
         return gradient, None
 
 
-class SignWeights(Quantizer):
+class SignWeights(WeightQuantizer):
     """One bit: w_q = sign(w) E, E = mean |w| of the tensor or of each output channel; d w_q / d w = 1.
 
-    arXiv 1606.06160, equations 7 and 8. E is that of the last training step.
+    arXiv 1606.06160, equations 7 and 8. E is updated at each training step.
     """
 
     def __init__(self, channels: int | None):
@@ -101,11 +101,11 @@ class SignWeights(Quantizer):
 
     def grid(self) -> Grid:
         scale = self.E.clamp(min=TINY)
-        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -1, 1)
+        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -1, 1, step=2)
 
 
-def tanh_weights(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
-    """DoReFa's weights of so many bits; at 8, which only first and last layers have, linear ones."""
+def tanh_weights(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
+    """DoReFa's weight quantizer; at 8 bits, which only first and last layers have, a uniform one."""
     if bits == 8:
         return symmetric(spec, bits, shape)
     if bits == 1:

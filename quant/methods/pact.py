@@ -4,14 +4,14 @@
     d y_q / d alpha = 1  if  x >= alpha,  0 below;     d y_q / d x = 1  if  0 <= x <= alpha,  0 elsewhere     equation 3
     the loss gets  lambda alpha^2  of each alpha (alpha_decay)                                              section 3.3
 
-alpha_decay is the whole pull on alpha, by the optimizer as a weight decay of 2 lambda (with adamw beside the gradient,
-not in it); its own weight decay does not act on alpha. alpha stays positive. Weights are DoReFa's, as in the paper
-(weights: dorefa; methods/midrise.py), or SAWB's, by the same authors (methods/sawb.py).
+The optimizer applies lambda as a weight decay of 2 lambda on alpha (adamw: decoupled from the gradient), instead of
+its general weight decay. alpha stays positive. Weights are DoReFa's, as in the paper (weights: dorefa;
+methods/midrise.py), or SAWB's, by the same authors (methods/sawb.py).
 
 Differs from the paper: alpha starts at the least squared error of the first batch (alpha_init; a number such as the
 paper's 10 costs points in a short fine-tuning); inputs that can be negative are clipped at +-alpha on 2^k - 1 levels
-(signed_edges: clip) or 8-bit affine; first and last layers, float there, have first_last_bits; the image, what
-additions and pools read and the last layer's input are 8-bit affine.
+(signed_edges: clip) or 8-bit affine; first and last layers, float there, have first_last_bits; the image, the
+inputs of additions and pools, and the last layer's input are 8-bit affine.
 """
 
 import torch
@@ -21,14 +21,20 @@ from quant.core.activation import ClampedAffine
 from quant.core.fake_quantize import Rounding, just_above, just_below
 from quant.core.grid import Grid
 from quant.core.method import Method
-from quant.core.quantizer import TINY, Quantizer, Shape, StartedQuantizer
+from quant.core.quantizer import (
+    TINY,
+    ActivationQuantizer,
+    DataInitializedActivationQuantizer,
+    Shape,
+    WeightQuantizer,
+)
 from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
 from quant.methods.sawb import Sawb
 from utils.config import QuantSettings
 
 
-class LearnedClip(StartedQuantizer):
+class LearnedClip(DataInitializedActivationQuantizer):
     """alpha: fp32 []."""
 
     def __init__(self, bits: int, signed: bool, alpha: float | str, decay: float):
@@ -39,33 +45,33 @@ class LearnedClip(StartedQuantizer):
         self.weight_decay = 2 * decay
         self.note = "its input can be negative: clipped at +-alpha" if signed else ""
 
-    def observe(self, x: Tensor, bounds: ClampedAffine) -> None:
-        super().observe(x, bounds)
+    def observe(self, x: Tensor, activation: ClampedAffine) -> None:
+        super().observe(x, activation)
         if self.training or self.observing:
             self.alpha.data.clamp_(min=TINY)
 
     def rounding(self, x: Tensor) -> Rounding:
-        """x = 0 and x = alpha pass, and alpha feels all from itself up: hence its own ends."""
+        """The gradient passes at x = 0 and x = alpha too, while alpha gets one from x = alpha on: hence separate ends."""
         alpha = self.alpha.detach().clamp(min=TINY)
         low = -alpha if self.q_min else torch.zeros_like(alpha)
         least, most = alpha.new_tensor(self.q_min), alpha.new_tensor(self.q_max)
         passing, ends = (just_below(low), just_above(alpha)), (low, alpha)
-        return Rounding(alpha / most, least, most, *passing, ends, learned=self.alpha, inside=False)
+        return Rounding(alpha / most, least, most, *passing, ends, learned=(self.alpha,), inside=False)
 
-    def start(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor) -> None:
         self.alpha.copy_(best_clip(x, self.q_min, self.q_max))
 
     def grid(self) -> Grid:
         return clip_grid(self.alpha, self.q_min, self.q_max)
 
 
-def weight(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
+def weight(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
     if spec.weights == "sawb":
         return Sawb(bits, shape[0] if spec.granularity == "per_channel" else None, spec.weight_limit)
     return tanh_weights(spec, bits, shape)
 
 
-def activation(spec: QuantSettings, bits: int, signed: bool) -> Quantizer:
+def activation(spec: QuantSettings, bits: int, signed: bool) -> ActivationQuantizer:
     if signed and spec.signed_edges == "affine":
         return signed_affine(spec)
     return LearnedClip(bits, signed, spec.alpha_init, spec.alpha_decay)

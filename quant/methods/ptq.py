@@ -3,13 +3,13 @@
     weights       q = clamp(round(w / s) + offset, -Q, Q),  Q = 2^(b-1) - 1,  s = max(|low|, |high|) / Q    symmetric
     activations   q = clamp(round(x / s) + z, 0, 2^b - 1),  s = (high - low) / (2^b - 1),  z = round(-low / s)
 
-[low, high] comes from quant.observers: of each output channel (or the whole tensor) for weights, of the whole tensor
+[low, high] comes from core/observers.py: of each output channel (or the whole tensor) for weights, of the whole tensor
 for activations, measured in the float net on unaugmented training images. See Krishnamoorthi, arXiv 1806.08342,
 sections 2 and 3; the mse range search is that of Nagel et al., arXiv 2106.08295, section 3.1.
 
-Around that, each by a key of its own, and all by recipe=best: channels are equalized across layers (ptq/cross_layer_equalization.py),
-offsets to nearest rounding are learned (ptq/adaround.py, ptq/brecq.py), and the statistics of each layer's
-output are put right (ptq/bias_correction.py). None of them sees a label.
+Three steps around that, each with its own key, all of them with recipe=best: cross-layer equalization
+(ptq/cross_layer_equalization.py), learned rounding (ptq/adaround.py, ptq/brecq.py) and bias correction
+(ptq/bias_correction.py). None of them uses labels.
 
 Differs from the papers: batch norm is not folded into the weights before their ranges are found; it is absorbed
 afterwards (core/integer_layer.py), which changes no per-channel result. Signed activations keep an affine grid.
@@ -18,7 +18,8 @@ afterwards (core/integer_layer.py), which changes no per-channel result. Signed 
 from typing import Any
 
 from quant.core.method import Method
-from quant.core.quantizer import ObservedQuantizer, Quantizer, Shape
+from quant.core.observed import ObservedWeightQuantizer
+from quant.core.quantizer import Shape, WeightQuantizer
 from quant.core.uniform import affine
 from utils.config import QuantSettings
 from utils.errors import UserError
@@ -35,11 +36,11 @@ LEARNED: dict[str, dict[str, Any]] = {
 """The keys that each rounding reads, with their defaults."""
 
 
-def weight(spec: QuantSettings, bits: int, shape: Shape) -> Quantizer:
+def weight(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
     count = shape[0] if spec.granularity == "per_channel" else None
     observer = "last_minmax" if spec.observer in ("minmax", "moving_average") else spec.observer
-    rounds = None if spec.rounding == "nearest" else shape
-    return ObservedQuantizer(bits, True, count, observer, spec.percentile, spec.weight_limit, rounds)
+    learned = None if spec.rounding == "nearest" else shape
+    return ObservedWeightQuantizer(bits, count, observer, spec.percentile, spec.weight_limit, learned)
 
 
 def fill(spec: QuantSettings) -> QuantSettings:

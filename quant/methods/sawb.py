@@ -3,12 +3,13 @@
     alpha_w = c1 sqrt(E[w^2]) - c2 E|w|
 
 approximates the range of least squared error. c1 and c2 of each bit-width k are a regression over standard
-distributions, which tests/quant/methods/test_sawb.py makes anew. The levels are the odd multiples of alpha_w / (2^k - 1)
+distributions, which tests/quant/methods/test_sawb.py repeats. The levels are mid-rise: the odd multiples of
+alpha_w / (2^k - 1)
 (methods/midrise.py); at 8 bits, where those do not fit int8, the multiples of alpha_w / 127 (under reduce_range at 7 and 8
 bits of alpha_w / 63). The gradient is 1 within +-alpha_w and 0 beyond.
 
-Differs from the paper: alpha_w is of each output channel unless granularity is per_tensor, is never more than max |w|,
-and never less than 2 (1 - 2^-k) E|w|, the best range of uniform weights: the regression's line falls below that.
+Differs from the paper: alpha_w is per output channel unless granularity is per_tensor, at most max |w|, and at least
+2 (1 - 2^-k) E|w|, the best range for uniformly distributed weights, which the regression underestimates.
 """
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 
 from quant.core.fake_quantize import Straight
 from quant.core.grid import Grid, along_channels
-from quant.core.quantizer import TINY, Quantizer
-from quant.methods.midrise import odd
+from quant.core.quantizer import TINY, WeightQuantizer
+from quant.methods.midrise import midrise
 
 SAWB = {
     2: (3.117, 2.052),
@@ -31,13 +32,13 @@ SAWB = {
 """(c1, c2) by bits."""
 
 
-class Sawb(Quantizer):
-    """alpha_w: fp32 [] or [channels], of the last training step."""
+class Sawb(WeightQuantizer):
+    """alpha_w: fp32 [] or [channels], updated at each training step. limit: the largest integer."""
 
     def __init__(self, bits: int, channels: int | None, limit: int):
         super().__init__(bits)
-        self.odd = 2**bits - 1 <= limit
-        self.n = 2**bits - 1 if self.odd else min(2 ** (bits - 1) - 1, limit)
+        self.midrise = 2**bits - 1 <= limit
+        self.n = 2**bits - 1 if self.midrise else min(2 ** (bits - 1) - 1, limit)
         self.register_buffer("alpha_w", torch.ones(() if channels is None else (channels,)))
 
     def forward(self, w: Tensor) -> Tensor:
@@ -51,11 +52,11 @@ class Sawb(Quantizer):
 
     def to_int(self, w: Tensor) -> Tensor:
         unit = (w * along_channels(1 / self.alpha_w.clamp(min=TINY), w)).clamp(-1, 1)
-        return odd(unit, self.n) if self.odd else unit.mul_(self.n).round_()
+        return midrise(unit, self.n) if self.midrise else unit.mul_(self.n).round_()
 
     def grid(self) -> Grid:
         scale = self.alpha_w.clamp(min=TINY) / self.n
-        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -self.n, self.n)
+        return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -self.n, self.n, step=2 if self.midrise else 1)
 
     def _measure(self, w: Tensor) -> None:
         rows = w.flatten(1) if self.alpha_w.ndim else w.flatten()
@@ -63,7 +64,7 @@ class Sawb(Quantizer):
 
 
 def sawb_alpha(w: Tensor, bits: int) -> Tensor:
-    """alpha_w of w [..., values], a value for each row."""
+    """alpha_w of each row of w [..., values]."""
     c1, c2 = SAWB[bits]
     size = w.abs()
     mean = size.mean(-1)

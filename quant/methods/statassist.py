@@ -1,14 +1,14 @@
 """StatAssist: quantization-aware training from scratch, after a short float start (arXiv 2006.09679).
 
 The first `float_epochs` epochs train the plain float net. Then fake-quantization switches on in the same net: the very
-same Parameter objects under the very same optimizer, so momentum, the 'statistics' of the name, assists the first
+same Parameter objects under the very same optimizer, so that momentum, the 'statistics' of the name, assists the first
 quantized steps. From there on, each step is
 
     w_hat = s_w clamp(round(w / s_w), -Q, Q),          s_w = max|w| / Q of each output channel, of w as it is now
     x_hat = s_x (clamp(round(x / s_x) + z, 0, 2^b - 1) - z),  [low, high] <- moving averages of the batches' extremes
     gradients straight through where the value is in range, 0 outside             (Jacob et al., arXiv 1712.05877)
 
-Observers rest in eval: test images move no range, and weight ranges are those of the last training step.
+Observers do nothing in eval: test images change no range, and weight ranges are those of the last training step.
 
 Differs from the reference: weight scales follow the current weights (there: a moving average, per tensor), batch norm
 is not folded, and the float start is governed by float_epochs alone (there: skipped without a learning-rate warm-up).

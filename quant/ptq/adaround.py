@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quant.core.grid import along_channels
-from quant.core.quantizer import ObservedQuantizer
+from quant.core.observed import ObservedWeightQuantizer
 
 ZETA, GAMMA = 1.1, -0.1
 BETA = 20.0, 2.0
@@ -25,7 +25,7 @@ WARM_UP = 0.2
 class SoftRounding:
     """V for one weight: fp32, of its shape."""
 
-    def __init__(self, quantizer: ObservedQuantizer, weight: Tensor):
+    def __init__(self, quantizer: ObservedWeightQuantizer, weight: Tensor):
         self.quantizer, self.grid = quantizer, quantizer.grid()
         steps = weight.detach().float() * along_channels(1.0 / self.grid.scale, weight)
         self.nearest, self.floor = steps.round(), steps.floor()

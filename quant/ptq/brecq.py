@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, fx
 
 from quant.core.fake_quantize import Rounding, rounded
-from quant.core.quantizer import ObservedQuantizer, Quantizer
+from quant.core.observed import ObservedActivationQuantizer
+from quant.core.quantizer import Quantizer
 from quant.graph.quant_layers import QuantLayer, QuantOperator
 from quant.ptq.adaround import SoftRounding, beta_at
 from quant.ptq.blocks import Run, Section
@@ -38,7 +39,7 @@ SCALE_RATE = 1e-3
 class Scaling:
     """r of one activation quantizer: its range, and with it its scale, times r."""
 
-    def __init__(self, quantizer: ObservedQuantizer):
+    def __init__(self, quantizer: ObservedActivationQuantizer):
         self.quantizer, self.grid = quantizer, quantizer.grid()
         self.r = torch.ones((), requires_grad=True)
 
@@ -46,7 +47,7 @@ class Scaling:
         s, grid = self.grid.scale * self.r.clamp(min=0.1), self.grid
         least, most = (grid.q_min - grid.zero_point).float(), (grid.q_max - grid.zero_point).float()
         scale = s.detach()
-        return rounded(x, Rounding(scale, least, most, least * scale, most * scale, learned=s))
+        return rounded(x, Rounding(scale, least, most, least * scale, most * scale, learned=(s,)))
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -72,7 +73,7 @@ class Learning(Run):
     def _activations(self, section: Section) -> list[Quantizer]:
         modules = [self.fetch_attr(node.target) for node in section.nodes if node.op == "call_module"]
         inside = [m.output if isinstance(m, QuantLayer | QuantOperator) else m for m in modules]
-        return [q for q in inside if isinstance(q, ObservedQuantizer)]
+        return [q for q in inside if isinstance(q, ObservedActivationQuantizer)]
 
     def call_module(self, target: str, args: tuple, kwargs: dict):
         module = self.fetch_attr(target)
@@ -156,5 +157,5 @@ def _places(y: Tensor) -> int:
     return y[0, 0].numel()
 
 
-def _scales(quantizer: ObservedQuantizer) -> bool:
+def _scales(quantizer: ObservedActivationQuantizer) -> bool:
     return quantizer.bits < 8 and quantizer.members == 1

@@ -37,7 +37,7 @@ class Damping:
     def add(self) -> None:
         strength = self.damping * 0.5 * (1 - math.cos(math.pi * self.progress()))
         for layer in self.layers:
-            if layer.weight.grad is not None and layer.weight_quantizer.ready():
+            if layer.weight.grad is not None and layer.weight_quantizer.is_calibrated():
                 layer.weight.grad.add_(away(layer), alpha=2 * strength)
 
 

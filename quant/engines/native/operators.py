@@ -50,8 +50,8 @@ def _add_scaled(op: IntegerOperator, a: float, b: float, y: float) -> Operator:
 
 
 def _stepped(op: IntegerOperator) -> Operator:
-    """float multiples of op.step() -> held"""
-    return quantizing(float(op.step()), *native_range(op.y, op.lo, op.hi))
+    """float multiples of op.divisor() -> held"""
+    return quantizing(float(op.divisor()), *native_range(op.y, op.lo, op.hi))
 
 
 def _mul(op: IntegerOperator) -> list[Operator]:

@@ -15,10 +15,9 @@ import numpy
 import torch
 from torch import Tensor, fx, nn
 
-from quant.core.activation import bounded
 from quant.core.grid import Grid
 from quant.core.integer_layer import IntegerLayer
-from quant.core.integer_operator import IntegerOperator, looked_up
+from quant.core.integer_operator import IntegerOperator, look_up
 from quant.engines.base import Engine, IntegerModel
 from quant.export.npz.calls import Call, from_plain, map_values, mentioned
 from quant.export.npz.records import KINDS, ArraysRead, read_bounds, read_float_layer, read_layer, read_norm
@@ -161,13 +160,13 @@ class _Reader:
         x, y = tuple(self.grid(number) for number in made["x"]), self.grid(made["y"])
         arithmetic = OPERATORS[made["name"]].arithmetic
         if "table" in made:
-            return functools.partial(looked_up, x[0], self.arrays.take("tables", made["table"]).float())
+            return functools.partial(look_up, x[0], self.arrays.take("tables", made["table"]).float())
         run = made["run"] and self.call(made["run"])
         return self.engine.in_float32(IntegerOperator(made["name"], arithmetic, run, x, y, made["lo"], made["hi"]))
 
     def float_operator(self, call: dict[str, Any], bounds: list) -> Callable:
         run, kept = self.call(call), read_bounds(bounds)
-        return lambda *values: bounded(run(*values), kept)
+        return lambda *values: kept(run(*values))
 
 
 MAKERS = (_Reader.quantize, _Reader.dequantize, _Reader.requantize, _Reader.relu, _Reader.concatenate)

@@ -25,8 +25,6 @@ KINDS = {
     "grid_scales": numpy.float32,
     "grid_integers": numpy.int32,
 }
-OF_LAYERS = ("weights", "scales", "biases", "anew", "floats")
-"""The arrays that hold a model's numbers; the others hold how it computes with them."""
 
 
 class Arrays:
@@ -59,20 +57,6 @@ class ArraysRead:
         if not 0 <= start <= start + count <= len(self.arrays[kind]):
             raise ValueError(f"{kind} end before {start} + {count}")
         return torch.from_numpy(self.arrays[kind][start : start + count].copy())
-
-
-@torch.no_grad()
-def layer_bytes(layer: nn.Module, x: Grid | None, norm: nn.Module | None) -> int:
-    """Bytes of a layer's weights, scales and biases in such a file. x: its input's grid; None: it runs in float."""
-    arrays = Arrays()
-    if not isinstance(layer, QuantLayer):
-        for tensor in layer.state_dict().values():
-            arrays.put("floats", tensor)
-    elif x is None or layer.weight_quantizer is None:
-        put_float_layer(arrays, layer, layer.frozen(norm))
-    else:
-        put_layer(arrays, layer, layer.integer(x, norm))
-    return sum(arrays.lengths[kind] * numpy.dtype(KINDS[kind]).itemsize for kind in OF_LAYERS)
 
 
 def put_layer(arrays: Arrays, source: QuantLayer, layer: IntegerLayer) -> dict[str, Any]:
@@ -126,7 +110,7 @@ def put_norm(arrays: Arrays, norm: nn.Module) -> dict[str, Any]:
 
 def _codes(layer: QuantLayer) -> tuple[Tensor, int]:
     """The codes of a layer's weights, and the step of their grid."""
-    step = step_of(layer.weight_quantizer.grid(), layer.weight_quantizer.bits)
+    step = layer.weight_quantizer.grid().step
     return (layer.weight_quantizer.to_int(layer.weight.float()).detach() - (step - 1)) / step, step
 
 
@@ -217,8 +201,3 @@ def unpack(packed: numpy.ndarray, bits: int, count: int) -> numpy.ndarray:
 
 def packed_bytes(count: int, bits: int) -> int:
     return -(-count * bits // 8)
-
-
-def step_of(grid: Grid, bits: int) -> int:
-    """s: a grid with more integers than so many bits can tell apart holds the odd ones alone."""
-    return 1 if grid.q_max - grid.q_min < 2**bits else 2
