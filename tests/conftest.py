@@ -69,6 +69,7 @@ def spec(**keys) -> QuantSettings:
 
 
 @functools.cache
+@torch.inference_mode(False)  # whichever test asks first
 def photos(count: int, size: int) -> torch.Tensor:
     """Normalised crops of scikit-learn's two photographs, [count, 3, size, size], channels_last."""
     from sklearn.datasets import load_sample_images
