@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import data
-import latency
 import models
 import quant
+from experiment import latency
 from experiment.report import plot
 from utils.config import QuantSettings, TrainSettings
 from utils.runs import checkpoint
@@ -72,7 +72,7 @@ def test_a_finished_run_brings_its_weights_size_and_method(tmp_path):
     model(torch.randn(4, 3, 16, 16))
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
     (tmp_path / "mine").mkdir()
-    torch.save(checkpoint.pack(model, settings, seen, True, 1), tmp_path / "mine" / "last.pt")
+    torch.save(checkpoint.pack(model, settings.model_dump(), seen, True, 1), tmp_path / "mine" / "last.pt")
     for entry in ("mine", "mine/last.pt"):
         latency.main([*QUICK, f'models=["{tmp_path}/{entry}"]', 'engines=["reference"]', f"dir={tmp_path}/out"])
         row = json.loads((tmp_path / "out" / "latency.json").read_text())[0]
@@ -109,10 +109,10 @@ def test_the_net_that_is_timed_is_the_net_that_was_trained(tmp_path):
     images = torch.randn(4, 3, 16, 16)
     model(images)
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
-    torch.save(checkpoint.pack(model, settings, seen, True, 1), tmp_path / "last.pt")
-    _, plain, prepared, _ = latency.build(str(tmp_path), 224, 1000, trust=False)
+    torch.save(checkpoint.pack(model, settings.model_dump(), seen, True, 1), tmp_path / "last.pt")
+    subject = latency.build(str(tmp_path), 224, 1000, trust=False)
     quant.set_enabled(model.eval(), False)
     with torch.no_grad():
-        assert torch.allclose(plain(images), model(images), atol=1e-5)
+        assert torch.allclose(subject.float_model(images), model(images), atol=1e-5)
         quant.set_enabled(model, True)
-        assert torch.equal(prepared(images), model(images))
+        assert torch.equal(subject.prepared(images), model(images))

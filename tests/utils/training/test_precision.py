@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-import train
+from experiment.session import worth_compiling
 from tests.nets import plain
 from utils.config import TrainSettings
 from utils.distributed import Processes
@@ -60,9 +60,9 @@ def test_long_quantized_trainings_are_compiled():
         )
 
     digits, cifar = (10_138_240, 1437), (40_551_040, 50_000)
-    assert not train.worth_compiling(asked(), *digits)
-    assert train.worth_compiling(asked(), *cifar)
-    assert train.worth_compiling(asked(compile="always"), *digits)
-    assert not train.worth_compiling(asked(compile="never"), *cifar)
-    assert not train.worth_compiling(asked(method="float", compile="always"), *cifar)
-    assert not train.worth_compiling(asked(method="ptq", compile="always"), *cifar)
+    assert not worth_compiling(asked(), *digits)
+    assert worth_compiling(asked(), *cifar)
+    assert worth_compiling(asked(compile="always"), *digits)
+    assert not worth_compiling(asked(compile="never"), *cifar)
+    assert not worth_compiling(asked(method="float", compile="always"), *cifar)
+    assert not worth_compiling(asked(method="ptq", compile="always"), *cifar)
