@@ -261,7 +261,9 @@ def fails():
 def test_an_engine_that_this_build_lacks(monkeypatch, capsys):
     quant.engine.cache_clear()
     lacks = "is not in this build of torch"
-    monkeypatch.setattr("quant.engines.native.NativeEngine.missing", lambda self: lacks if self.name == "qnnpack" else "")
+    monkeypatch.setattr(
+        "quant.engines.native.NativeEngine.missing", lambda self: lacks if self.name == "qnnpack" else ""
+    )
     line = fails(capsys, monkeypatch, "train", 'run.engines=["qnnpack"]')
     assert "run.engines: qnnpack is not in this build of torch (here: reference, fbgemm, x86, onednn" in line
     quant.engine.cache_clear()

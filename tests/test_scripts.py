@@ -18,7 +18,6 @@ import quant
 from experiment import evaluation, latency, training
 from quant.core import kernels
 from quant.methods import gradboost
-from utils import console
 from utils.errors import UserError
 from utils.runs import checkpoint, tensor_file
 
@@ -235,7 +234,10 @@ def test_a_net_of_other_classes_gives_all_but_its_last_layer(trained, tmp_path, 
     torch.save(state, tmp_path / "seven.pth")
     command = [*TINY, "quant.method=float", "optim.lr=1e-9", "run.epochs=1", f"run.dir={tmp_path}"]
     training.main([*command, f"model.weights={tmp_path / 'seven.pth'}"])
-    assert "seven.pth was trained on other classes: loaded all layers except fc, which starts from random weights" in capsys.readouterr().out
+    assert (
+        "seven.pth was trained on other classes: loaded all layers except fc, which starts from random weights"
+        in capsys.readouterr().out
+    )
     found = tensor_file.load(str(tmp_path / "train" / "last.pt"))["model"]
     assert torch.allclose(found["layer3.2.conv2.weight"], state["layer3.2.conv2.weight"], atol=1e-6)
     assert found["fc.weight"].shape == (10, 64)
@@ -381,16 +383,3 @@ def test_event_files_hold_what_metrics_csv_holds(tmp_path):
     for name in ("train_loss", "train_top1", "lr"):
         found = [event.value for event in events.Scalars(name.replace("_", "/", 1))]
         assert found == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
-
-
-def test_without_tensorboard_one_line_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(UserError, match=r"run.tensorboard: tensorboard is not installed; pip install tensorboard"):
-        training.main([*TINY, "run.tensorboard=true"])
-
-
-def test_where_there_is_no_terminal_long_work_says_a_line_now_and_then(monkeypatch, capsys):
-    monkeypatch.setattr("utils.console.EVERY", 0.0)
-    with console.Progress(100, "epoch 3", "images") as progress:
-        progress.add(40, lambda: "loss 0.5")
-    assert re.search(r"epoch 3: 40 of 100 images, \d+ s left; loss 0.5", capsys.readouterr().out)
