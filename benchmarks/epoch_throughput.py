@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import quant
-import train
 from benchmarks.train_throughput import OURS, stepper
+from experiment import training
 from utils import memory, timing
 from utils.environment import environment
 from utils.table import markdown_table
@@ -59,7 +59,9 @@ def by_turns(name: str, options: argparse.Namespace) -> tuple[list[float], list[
 def epoch(name: str, precision: str, folder: str, *overrides: str) -> float:
     keys = [f"quant.{key}={value}" for key, value in OURS.get(name, {}).items()]
     run = [f"run.dir={folder}", "run.resume=never", "run.epochs=1", f"run.precision={precision}", 'run.engines=["x86"]']
-    train.main(["-c", SETTING, "optim.lr=0.01", "optim.warmup_epochs=0", "run.compile=always", *keys, *run, *overrides])
+    training.main(
+        ["-c", SETTING, "optim.lr=0.01", "optim.warmup_epochs=0", "run.compile=always", *keys, *run, *overrides]
+    )
     with open(Path(folder) / Path(SETTING).stem / "metrics.csv") as file:
         return float(list(csv.DictReader(file))[-1]["images_per_second"])
 

@@ -23,8 +23,8 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-import latency
 import quant
+from experiment import latency
 from quant.engines.onnx_sessions import compiled, onnxruntime_session
 from utils import config, files, timing
 from utils.environment import environment
@@ -65,20 +65,20 @@ def cells(row: dict) -> list[str]:
 
 
 def measure(entry: str | dict, image_size: int, repeats: int) -> dict:
-    label, plain, prepared, image_size = latency.build(entry, image_size, 1000, trust=False)
-    images = torch.randn(1, 3, image_size, image_size)
+    subject = latency.build(entry, image_size, 1000, trust=False)
+    images = torch.randn(1, 3, subject.image_size, subject.image_size)
     calls: dict[str, Callable] = {}
     for name in OURS:
-        model = quant.convert(prepared, name)
+        model = quant.convert(subject.prepared, name)
         given = images.contiguous(memory_format=model.engine.layout)
         calls[name] = latency.call(model.frozen(given), given)
-    calls |= {name: latency.call(run, images) for name, run in peers(plain, images).items()}
+    calls |= {name: latency.call(run, images) for name, run in peers(subject.float_model, images).items()}
     taken = timing.samples(calls, 20, repeats, lambda n: None)
     bursts = {name: _bursts(times) for name, times in taken.items()}
     sides = {"torch": TORCH, "ours": OURS, "peer": ["quantize_static", "nncf"]}
     best = {who: bursts[min(names, key=lambda name: statistics.median(taken[name]))] for who, names in sides.items()}
     return {
-        "model": label,
+        "model": subject.label,
         "ms": {name: statistics.median(times) for name, times in taken.items()},
         "torch_over_peer": _ratio(best["torch"], best["peer"]),
         "ours_over_peer": _ratio(best["ours"], best["peer"]),

@@ -9,16 +9,14 @@ import pytest
 import torch
 
 import data
-import evaluate
-import latency
 import models
 import quant
-import train
+from experiment import evaluation, latency, training
 from utils import errors
 from utils.config import QuantSettings, TrainSettings
 from utils.runs import checkpoint
 
-SCRIPTS = {"train": train.main, "evaluate": evaluate.main, "latency": latency.main}
+SCRIPTS = {"train": training.main, "evaluate": evaluation.main, "latency": latency.main}
 
 
 def fails(capsys, monkeypatch, script: str, *arguments: str) -> str:
@@ -43,16 +41,16 @@ def checkpoints(tmp_path_factory) -> Path:
         )
         model = models.build(settings.model.name, classes, 32, {})
         seen = data.Dataset(None, None, [str(i) for i in range(classes)], (0.5,) * 3, (0.25,) * 3, False)
-        torch.save(checkpoint.pack(model, settings, seen, False, 1), folder / f"{name}.pt")
+        torch.save(checkpoint.pack(model, settings.model_dump(), seen, False, 1), folder / f"{name}.pt")
     settings = TrainSettings(quant=quant.resolve(QuantSettings()))
     prepared = quant.prepare(models.build("resnet20", 10, 32, {}), settings.quant)
     ten = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
-    torch.save(checkpoint.pack(prepared, settings, ten, True, 1), folder / "qat.pt")
+    torch.save(checkpoint.pack(prepared, settings.model_dump(), ten, True, 1), folder / "qat.pt")
     settings = TrainSettings.model_validate(
         {"model": {"name": "strangers:Flat"}, "data": {"image_size": 16}, "quant": {"method": "float"}}
     )
     flat = {"fc.weight": torch.zeros(10, 768), "fc.bias": torch.zeros(10)}
-    packed = checkpoint.pack(torch.nn.Module(), settings, ten, False, 1) | {"model": flat}
+    packed = checkpoint.pack(torch.nn.Module(), settings.model_dump(), ten, False, 1) | {"model": flat}
     torch.save(packed, folder / "flat.pt")
     good = (folder / "resnet20.pt").read_bytes()
     (folder / "short.pt").write_bytes(good[: len(good) // 2])
@@ -263,7 +261,9 @@ def fails():
 def test_an_engine_that_this_build_lacks(monkeypatch, capsys):
     quant.engine.cache_clear()
     lacks = "is not in this build of torch"
-    monkeypatch.setattr("quant.native.NativeEngine.missing", lambda self: lacks if self.name == "qnnpack" else "")
+    monkeypatch.setattr(
+        "quant.engines.native.NativeEngine.missing", lambda self: lacks if self.name == "qnnpack" else ""
+    )
     line = fails(capsys, monkeypatch, "train", 'run.engines=["qnnpack"]')
     assert "run.engines: qnnpack is not in this build of torch (here: reference, fbgemm, x86, onednn" in line
     quant.engine.cache_clear()

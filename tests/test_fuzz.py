@@ -13,16 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import data
-import evaluate
-import latency
 import models
 import quant
-import train
+from experiment import evaluation, latency, training
 from tests.conftest import spec
 from utils import config, errors
 from utils.runs import checkpoint, tensor_file
 
-SCRIPTS = {"train": train.main, "evaluate": evaluate.main, "latency": latency.main}
+SCRIPTS = {"train": training.main, "evaluate": evaluation.main, "latency": latency.main}
 KINDS = {"train": config.TrainSettings, "evaluate": config.EvaluateSettings, "latency": config.LatencySettings}
 FILES = {name: json.loads(Path(f"setting/{name}.json").read_text()) for name in SCRIPTS}
 for values in FILES.values():
@@ -94,7 +92,7 @@ def folder(tmp_path_factory) -> Path:
     model = quant.prepare(models.build(own.model.name, 10, 8, {}), own.quant)
     model.train()(torch.randn(4, 3, 8, 8))
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
-    tensor_file.save(folder / "last.pt", checkpoint.pack(model, own, seen, True, 1))
+    tensor_file.save(folder / "last.pt", checkpoint.pack(model, own.model_dump(), seen, True, 1))
     (folder / "summary.json").write_text("mine")
     return folder
 

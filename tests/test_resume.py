@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
+import models
+from experiment import training
 from utils.errors import UserError
-from utils.runs import checkpointing, tensor_file
-from utils.runs import folder as run_folder
+from utils.runs import checkpoint, checkpointing, tensor_file
+from utils.runs.folder import RunFolder, resume_hint
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["data.image_size=16", "data.batch_size=64", "data.limit=300", "run.epochs=3", 'run.engines=["reference"]']
@@ -46,7 +47,7 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch, save: int):
     """Let the program die right after so many saves of last.pt."""
-    count, real = [0], checkpointing.Keeper.keep
+    count, real = [0], checkpointing.CheckpointSaver.save
 
     def keep(self, *arguments):
         message = real(self, *arguments)
@@ -55,7 +56,7 @@ def killed_at(monkeypatch, save: int):
             raise Killed
         return message
 
-    monkeypatch.setattr(checkpointing.Keeper, "keep", keep)
+    monkeypatch.setattr(checkpointing.CheckpointSaver, "save", keep)
 
 
 def start(folder: Path, *arguments: str, **options) -> subprocess.Popen:
@@ -96,29 +97,29 @@ def same(one: dict, other: dict) -> bool:
 def test_a_run_that_dies_ends_as_if_it_had_not(recipe, tmp_path, monkeypatch, capsys):
     """It dies in the first epoch, at the end of one and in the middle of one, and is started again each time."""
     command = [*SHORT, *RECIPES[recipe], f"run.dir={tmp_path}"]
-    train.main([*command, "run.name=whole"])
+    training.main([*command, "run.name=whole"])
     for save in (2, 3, 3):  # four steps and an end in each epoch
         with monkeypatch.context() as patch:
             killed_at(patch, save)
             with pytest.raises(Killed):
-                train.main([*command, "run.name=killed"])
+                training.main([*command, "run.name=killed"])
     capsys.readouterr()
-    train.main([*command, "run.name=killed"])
-    assert "going on in epoch 2, step 3" in capsys.readouterr().out
+    training.main([*command, "run.name=killed"])
+    assert "continuing in epoch 2, step 3" in capsys.readouterr().out
     assert same(outcome(tmp_path / "whole"), outcome(tmp_path / "killed"))
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path):
     for name in ("one", "two"):
-        train.main([*SHORT, f"run.dir={tmp_path}", f"run.name={name}"])
+        training.main([*SHORT, f"run.dir={tmp_path}", f"run.name={name}"])
     assert same(outcome(tmp_path / "one"), outcome(tmp_path / "two"))
-    train.main([*SHORT, f"run.dir={tmp_path}", "run.name=three", "run.seed=2"])
+    training.main([*SHORT, f"run.dir={tmp_path}", "run.name=three", "run.seed=2"])
     assert not same(outcome(tmp_path / "one"), outcome(tmp_path / "three"))
 
 
 def test_deterministic_algorithms_train(tmp_path):
     try:
-        train.main([*SHORT, "run.epochs=2", f"run.dir={tmp_path}", "run.name=run", "run.deterministic=true"])
+        training.main([*SHORT, "run.epochs=2", f"run.dir={tmp_path}", "run.name=run", "run.deterministic=true"])
         assert torch.are_deterministic_algorithms_enabled()
     finally:
         torch.use_deterministic_algorithms(False)
@@ -132,7 +133,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(number, code, tmp_pa
     _, said = process.communicate()
     assert process.returncode == code
     assert said.count("\n") == 1
-    assert f"the same command goes on from {tmp_path / 'run'}\n" in said
+    assert f"the same command continues from {tmp_path / 'run'}\n" in said
     state = tensor_file.load(str(tmp_path / "run" / "last.pt"))
     assert state["epoch"] >= 1, "the epoch that was seen is saved"
     if "stopped after step" in said:
@@ -147,15 +148,13 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    begin = run_folder.find(tmp_path / "run", _setting_of(tmp_path / "run"), "auto")
-    assert begin.state is not None
+    folder = RunFolder(tmp_path / "run", _setting_of(tmp_path / "run"), epochs=50)
+    assert folder.find_start().state is not None
 
 
-def _setting_of(folder: Path):
+def _setting_of(folder: Path) -> dict:
     newest = next(path for name in ("last.pt", "last.prev.pt") if (path := folder / name).exists())
-    from utils.runs import checkpoint
-
-    return checkpoint.load(str(newest))[1]
+    return checkpoint.load(str(newest))["settings"]
 
 
 @pytest.fixture
@@ -165,7 +164,7 @@ def interrupted(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         killed_at(patch, 3)
         with pytest.raises(Killed):
-            train.main(command)
+            training.main(command)
     return tmp_path / "run", command
 
 
@@ -173,10 +172,10 @@ def test_a_ptq_run_that_dies_while_it_measures_ends_with_the_same_net(tmp_path):
     """Its last.pt is the calibrated net by then, and not to be averaged or measured anew."""
     command = [*SHORT, "quant.method=ptq", "quant.observer=mse", "quant.weight_bits=4", "optim.average=0.9"]
     command += [f"run.dir={tmp_path}", "run.name=run"]
-    train.main(command)
+    training.main(command)
     expected = outcome(tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
-    train.main(command)
+    training.main(command)
     assert same(outcome(tmp_path / "run"), expected)
 
 
@@ -185,17 +184,17 @@ def test_what_goes_on_with_a_run_that_began_anew(interrupted, monkeypatch, capsy
     with monkeypatch.context() as patch:
         killed_at(patch, 2)
         with pytest.raises(Killed):
-            train.main([*command, "run.resume=never"])
-    assert run_folder.how(folder, "never") == f"the same command, without run.resume, goes on from {folder}"
+            training.main([*command, "run.resume=never"])
+    assert resume_hint(folder, "never") == f"the same command, without run.resume, continues from {folder}"
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
         killed_at(patch, 1)
         with pytest.raises(Killed):
-            train.main([*command, "run.resume=never"])
-    assert "going on in epoch 1, step 2" in capsys.readouterr().out, "torchrun starts the same run again"
-    train.main(command)
-    assert "going on in epoch 1, step 3" in capsys.readouterr().out
+            training.main([*command, "run.resume=never"])
+    assert "continuing in epoch 1, step 2" in capsys.readouterr().out, "torchrun starts the same run again"
+    training.main(command)
+    assert "continuing in epoch 1, step 3" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "empty"])
@@ -210,20 +209,20 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, interrupted, c
     else:
         last.write_bytes(damaged[damage])
     capsys.readouterr()
-    train.main(command)
+    training.main(command)
     out = capsys.readouterr().out
-    assert "going on in epoch 1, step 2" in out, "the third save said step 3"
-    assert ("going on from last.prev.pt" in out) == (damage != "gone")
+    assert "continuing in epoch 1, step 2" in out, "the third save said step 3"
+    assert ("continuing from last.prev.pt" in out) == (damage != "gone")
 
 
 def test_where_no_checkpoint_is_whole_nothing_is_overwritten(interrupted):
     folder, command = interrupted
     for name in ("last.pt", "last.prev.pt"):
         (folder / name).write_bytes(b"rubbish")
-    with pytest.raises(UserError, match=r"last.pt: not a readable checkpoint .*; run.resume=never begins anew"):
-        train.main(command)
+    with pytest.raises(UserError, match=r"last.pt: not a readable checkpoint .*; run.resume=never starts from scratch"):
+        training.main(command)
     assert (folder / "last.pt").read_bytes() == b"rubbish"
-    train.main([*command, "run.resume=never"])
+    training.main([*command, "run.resume=never"])
     assert (folder.with_name("run.1") / "last.pt").read_bytes() == b"rubbish", "kept beside the new run"
 
 
@@ -231,7 +230,7 @@ def test_another_setting_is_refused_by_its_keys(interrupted):
     folder, command = interrupted
     before = (folder / "last.pt").read_bytes()
     with pytest.raises(UserError, match=r"optim.lr: 0.1 there, 0.2 here\): run.name=.* run.resume=never") as refused:
-        train.main([*command, "optim.lr=0.2"])
+        training.main([*command, "optim.lr=0.2"])
     assert "\n" not in str(refused.value)
     assert (folder / "last.pt").read_bytes() == before
 
@@ -241,11 +240,11 @@ def test_weights_alone_do_not_take_the_place_of_a_training(tmp_path, monkeypatch
     command = [*SHORT, f"run.dir={tmp_path}", "run.name=run"]
     killed_at(monkeypatch, 12)  # in the third epoch; the first is in float, and not to choose from
     with pytest.raises(Killed):
-        train.main(command)
+        training.main(command)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
     assert before.keys() == {"best.pt", "last.pt", "last.prev.pt"}
-    with pytest.raises(UserError, match=r"best\.pt holds no training to go on with; model.weights takes weights"):
-        train.main([*command, f"run.resume={tmp_path / 'run' / 'best.pt'}"])
+    with pytest.raises(UserError, match=r"best\.pt holds no training to continue; model.weights takes weights"):
+        training.main([*command, f"run.resume={tmp_path / 'run' / 'best.pt'}"])
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")} == before
 
 
@@ -253,20 +252,20 @@ def test_weights_alone_do_not_take_the_place_of_a_training(tmp_path, monkeypatch
 def test_what_a_message_tells_to_do_does_not_make_it_another_run(cure, interrupted, capsys):
     _, command = interrupted
     capsys.readouterr()
-    train.main([*command, cure])
-    assert "going on in epoch 1, step 3" in capsys.readouterr().out
-    train.main(command)
+    training.main([*command, cure])
+    assert "continuing in epoch 1, step 3" in capsys.readouterr().out
+    training.main(command)
     assert "is finished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("setting", ["optim.lr=0.1", "optim.lr=0.2"], ids=["the same", "another"])
 def test_a_run_that_was_taken_away_all_but_its_best_is_finished_all_the_same(setting, tmp_path, capsys):
     command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}", "run.name=run"]
-    train.main(command)
+    training.main(command)
     (tmp_path / "run" / "last.pt").unlink()
     before = (tmp_path / "run" / "best.pt").read_bytes()
     capsys.readouterr()
-    train.main([*command, setting])
+    training.main([*command, setting])
     same_one = setting == "optim.lr=0.1"
     assert ("is finished" in capsys.readouterr().out) == same_one
     assert (tmp_path / ("run" if same_one else "run.1") / "best.pt").read_bytes() == before
@@ -274,15 +273,15 @@ def test_a_run_that_was_taken_away_all_but_its_best_is_finished_all_the_same(set
 
 def test_a_finished_run_stays_and_another_setting_makes_room(tmp_path, capsys):
     command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}", "run.name=run"]
-    train.main(command)
+    training.main(command)
     before = (tmp_path / "run" / "last.pt").read_bytes()
     capsys.readouterr()
-    train.main(command)
+    training.main(command)
     out = capsys.readouterr().out
     assert "is finished; run.resume=never" in out
     assert "simulated" in out
     assert (tmp_path / "run" / "last.pt").read_bytes() == before
-    train.main([*command, "optim.lr=0.2"])
+    training.main([*command, "optim.lr=0.2"])
     assert (tmp_path / "run.1" / "last.pt").read_bytes() == before
     assert (tmp_path / "run" / "last.pt").read_bytes() != before
 
@@ -291,28 +290,28 @@ def test_a_run_goes_on_from_a_checkpoint_elsewhere(interrupted, capsys):
     folder, command = interrupted
     early = folder.with_name("early.pt")
     early.write_bytes((folder / "last.pt").read_bytes())
-    train.main(command)
+    training.main(command)
     capsys.readouterr()
-    train.main([*command[:-1], "run.name=other", f"run.resume={early}"])
-    assert "going on in epoch 1, step 3" in capsys.readouterr().out
+    training.main([*command[:-1], "run.name=other", f"run.resume={early}"])
+    assert "continuing in epoch 1, step 3" in capsys.readouterr().out
     assert tensor_file.load(str(folder.with_name("other") / "last.pt"))["epoch"] == 3
     assert same(outcome(folder.with_name("other")), outcome(folder))
 
 
 def test_a_finished_run_whose_folder_was_renamed_is_finished_there(tmp_path, capsys):
     command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}"]
-    train.main([*command, "run.name=run"])
+    training.main([*command, "run.name=run"])
     (tmp_path / "run").rename(tmp_path / "other")
-    train.main([*command, "run.name=other"])
+    training.main([*command, "run.name=other"])
     assert f"{tmp_path / 'other'} is finished" in capsys.readouterr().out
 
 
 def test_a_finished_run_that_is_asked_for_another_engine_is_measured_not_trained(tmp_path, capsys):
     command = [*SHORT, "run.epochs=1", f"run.dir={tmp_path}", "run.name=run"]
-    train.main(command)
+    training.main(command)
     before = outcome(tmp_path / "run")
     capsys.readouterr()
-    train.main([*command, 'run.engines=["reference","fbgemm"]'])
+    training.main([*command, 'run.engines=["reference","fbgemm"]'])
     assert "epoch   1/1" not in capsys.readouterr().out
     after = outcome(tmp_path / "run")
     assert after["accuracy"].pop("fbgemm") == before["accuracy"]["reference"]
@@ -325,9 +324,9 @@ def test_a_checkpoint_from_elsewhere_does_not_take_the_place_of_a_run(interrupte
     with pytest.MonkeyPatch.context() as patch:
         killed_at(patch, 2)
         with pytest.raises(Killed):
-            train.main([*command[:-1], "run.name=other"])
+            training.main([*command[:-1], "run.name=other"])
     before = (other / "last.pt").read_bytes()
-    train.main([*command[:-1], "run.name=other", f"run.resume={folder / 'last.pt'}"])
+    training.main([*command[:-1], "run.name=other", f"run.resume={folder / 'last.pt'}"])
     assert (tmp_path / "other.1" / "last.pt").read_bytes() == before
 
 
@@ -336,8 +335,8 @@ def test_a_checkpoint_without_its_training_is_refused_in_a_line(training, interr
     folder, command = interrupted
     state = tensor_file.load(str(folder / "last.pt")) | {"training": training}
     tensor_file.save(tmp_path / "odd.pt", state)
-    with pytest.raises(UserError, match=r"holds no training to go on with") as refused:
-        train.main([*command[:-1], "run.name=other", f"run.resume={tmp_path / 'odd.pt'}"])
+    with pytest.raises(UserError, match=r"holds no training to continue") as refused:
+        training.main([*command[:-1], "run.name=other", f"run.resume={tmp_path / 'odd.pt'}"])
     assert "\n" not in str(refused.value)
 
 
@@ -389,15 +388,15 @@ def test_a_loss_that_is_not_finite_names_the_first_layer(tmp_path, monkeypatch):
             named[0].weight[0] = torch.nan
         return real(self, at, *others) if at.step < 2 else ""
 
-    real, build, named = checkpointing.Keeper.keep, train.models.build, []
+    real, build, named = checkpointing.CheckpointSaver.save, models.build, []
 
     def remembered(*arguments):
         model = build(*arguments)
         named[:] = [model.layer2[0].conv1]
         return model
 
-    monkeypatch.setattr(train.models, "build", remembered)
-    monkeypatch.setattr(checkpointing.Keeper, "keep", broken)
+    monkeypatch.setattr(models, "build", remembered)
+    monkeypatch.setattr(checkpointing.CheckpointSaver, "save", broken)
     with pytest.raises(UserError, match=r"nan in epoch 1, step 2 of 4; .*: layer2.0.conv1, whose weights are"):
-        train.main(command)
+        training.main(command)
     assert tensor_file.load(str(tmp_path / "run" / "last.pt"))["training"]["step"] == 1

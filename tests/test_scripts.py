@@ -13,14 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import evaluate
-import latency
 import models
 import quant
-import train
+from experiment import evaluation, latency, training
 from quant.core import kernels
 from quant.methods import gradboost
-from utils import console
 from utils.errors import UserError
 from utils.runs import checkpoint, tensor_file
 
@@ -44,7 +41,7 @@ def trained(tmp_path_factory):
     return folder / "trial", done.stdout
 
 
-SCRIPTS = {"train.py": train, "evaluate.py": evaluate, "latency.py": latency}
+SCRIPTS = {"train.py": training, "evaluate.py": evaluation, "latency.py": latency}
 COMMANDS = re.findall(r"^ {4}python (\w+\.py.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
 
 
@@ -75,7 +72,7 @@ def test_a_run_leaves_its_files(trained):
         "run.log",
     }
     summary = json.loads((folder / "summary.json").read_text())
-    assert set(summary["accuracy"]) == {"fake_quant", "reference", "fbgemm"}
+    assert set(summary["accuracy"]) == {"simulated", "reference", "fbgemm"}
     assert set(summary["agreement"]) == {"reference", "fbgemm"}
     assert summary["agreement"]["reference"] == 100.0
     assert {"model", "dataset", "method", "weight_bits", "act_bits", "engine", "params", "macs"} <= set(summary)
@@ -89,10 +86,8 @@ def test_a_checkpoint_in_a_new_process_gives_bit_identical_logits(trained, tmp_p
     """Two processes rebuild the integer models from the file; all logits are the same bits."""
     program = (
         "import sys, torch, data, models, quant\n"
-        "from utils import checkpoint\n"
-        "state, s = checkpoint.load(sys.argv[1])\n"
-        "model = quant.prepare(models.build(s.model.name, 10, 16, s.model.options), s.quant)\n"
-        "checkpoint.restore(model, state, sys.argv[1])\n"
+        "from experiment.checkpoints import rebuild\n"
+        "model, state, _ = rebuild(sys.argv[1], lambda name: None)\n"
         "d = data.DATASETS['digits']('', 16, None, 0)\n"
         "x, _ = next(iter(data.batches(d.test, 360, state['mean'], state['std'], 16, 0)))\n"
         "found = {n: quant.convert(model.eval(), n)(x) for n, make in quant.ENGINES.items() if make().available()}\n"
@@ -137,9 +132,9 @@ def test_a_mobilenet_v3_is_the_same_net_in_a_new_process(tmp_path):
     small = ["data.image_size=32", "data.batch_size=64", "run.epochs=3", "quant.float_epochs=0", "optim.lr=0.02"]
     model = 'model={"name":"mobilenet_v3_small","form":"cifar","variant":"reference"}'
     engines = 'run.engines=["reference","x86"]'
-    train.main([*small, model, f"run.dir={tmp_path}", "run.name=v3", engines])
+    training.main([*small, model, f"run.dir={tmp_path}", "run.name=v3", engines])
     summary = json.loads((tmp_path / "v3" / "summary.json").read_text())
-    assert summary["accuracy"]["fake_quant"]["top1"] > 30, "it learned something to lose"
+    assert summary["accuracy"]["simulated"]["top1"] > 30, "it learned something to lose"
     done = run("evaluate.py", f"checkpoint={tmp_path}/v3/last.pt", 'engines=["reference","x86"]')
     assert done.returncode == 0, done.stderr
     evaluation = json.loads((tmp_path / "v3" / "evaluation.json").read_text())
@@ -172,9 +167,9 @@ def test_evaluate_says_where_it_hurts(trained, tmp_path):
 
 
 def test_where_it_hurts_cannot_be_said_of_a_net_that_is_none_without_its_quantizers(tmp_path):
-    train.main([*TINY, f"run.dir={tmp_path}", "quant.method=dorefa", "quant.weight_bits=4", "run.epochs=1"])
-    with pytest.raises(UserError, match=r"^sensitivity: dorefa's weights are on a scale of their own"):
-        evaluate.main([f"checkpoint={tmp_path / 'train' / 'last.pt'}", "sensitivity=true"])
+    training.main([*TINY, f"run.dir={tmp_path}", "quant.method=dorefa", "quant.weight_bits=4", "run.epochs=1"])
+    with pytest.raises(UserError, match=r"^sensitivity: dorefa trains weights on a scale of their own"):
+        evaluation.main([f"checkpoint={tmp_path / 'train' / 'last.pt'}", "sensitivity=true"])
 
 
 def test_evaluate_writes_a_file_as_small_as_its_bits(trained, tmp_path):
@@ -212,11 +207,11 @@ EXTRA = {
 
 @pytest.mark.parametrize("method", [name for name in quant.METHODS if name != "statassist"])
 def test_every_other_method_trains_and_its_checkpoint_gives_the_same_again(method, tmp_path):
-    train.main([*TINY, f"run.dir={tmp_path}", f"quant.method={method}", *EXTRA.get(method, [])])
+    training.main([*TINY, f"run.dir={tmp_path}", f"quant.method={method}", *EXTRA.get(method, [])])
     accuracy = json.loads((tmp_path / "train" / "summary.json").read_text())["accuracy"]
     in_float = {"float"} if method in ("float", "ptq") else set()
-    assert set(accuracy) == in_float | ({"fake_quant", "reference", "fbgemm"} if method != "float" else set())
-    evaluate.main([f"checkpoint={tmp_path / 'train' / 'last.pt'}", 'engines=["reference","fbgemm"]'])
+    assert set(accuracy) == in_float | ({"simulated", "reference", "fbgemm"} if method != "float" else set())
+    evaluation.main([f"checkpoint={tmp_path / 'train' / 'last.pt'}", 'engines=["reference","fbgemm"]'])
     assert json.loads((tmp_path / "train" / "evaluation.json").read_text())["accuracy"] == accuracy
 
 
@@ -226,7 +221,7 @@ def test_ptq_of_a_checkpoint(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "float" in done.stdout
     accuracy = json.loads((tmp_path / "train" / "summary.json").read_text())["accuracy"]
-    assert set(accuracy) == {"float", "fake_quant", "reference", "fbgemm"}
+    assert set(accuracy) == {"float", "simulated", "reference", "fbgemm"}
     found, source = (tensor_file.load(str(path))["model"] for path in (tmp_path / "train" / "last.pt", weights))
     assert torch.equal(found["layer1.0.conv1.weight"], source["layer1.0.conv1.weight"])
 
@@ -238,8 +233,11 @@ def test_a_net_of_other_classes_gives_all_but_its_last_layer(trained, tmp_path, 
     state |= {"fc.weight": torch.zeros(7, 64), "fc.bias": torch.zeros(7)}
     torch.save(state, tmp_path / "seven.pth")
     command = [*TINY, "quant.method=float", "optim.lr=1e-9", "run.epochs=1", f"run.dir={tmp_path}"]
-    train.main([*command, f"model.weights={tmp_path / 'seven.pth'}"])
-    assert "seven.pth: of other classes; all but fc is taken from it, which is learned anew" in capsys.readouterr().out
+    training.main([*command, f"model.weights={tmp_path / 'seven.pth'}"])
+    assert (
+        "seven.pth was trained on other classes: loaded all layers except fc, which starts from random weights"
+        in capsys.readouterr().out
+    )
     found = tensor_file.load(str(tmp_path / "train" / "last.pt"))["model"]
     assert torch.allclose(found["layer3.2.conv2.weight"], state["layer3.2.conv2.weight"], atol=1e-6)
     assert found["fc.weight"].shape == (10, 64)
@@ -249,7 +247,7 @@ def test_a_net_of_other_classes_gives_all_but_its_last_layer(trained, tmp_path, 
 def test_a_short_run_is_not_compiled_because_a_long_one_before_it_was(tmp_path):
     """Within a sweep: started again it would end with other bits."""
     kernels._compiled[kernels.forward] = kernels.forward
-    train.main([*TINY, "run.epochs=1", f"run.dir={tmp_path}"])
+    training.main([*TINY, "run.epochs=1", f"run.dir={tmp_path}"])
     assert not kernels._compiled
 
 
@@ -260,12 +258,12 @@ def test_a_net_learns_from_a_teacher_and_from_a_net_of_more_bits(trained, tmp_pa
     scores = {}
     for share in (0.01, 1.0):
         name, taught = f"run.name=share{share}", [f"quant.teacher={best}", f"quant.teacher_share={share}"]
-        train.main([*TINY, *bits, *taught, "optim.lr=0.01", f"run.dir={tmp_path}", name])
+        training.main([*TINY, *bits, *taught, "optim.lr=0.01", f"run.dir={tmp_path}", name])
         scores[share] = json.loads((tmp_path / f"share{share}" / "summary.json").read_text())
     assert all(score["agreement"]["reference"] == 100 for score in scores.values())
     assert scores[0.01]["accuracy"] != scores[1.0]["accuracy"]
     with pytest.raises(UserError, match="was trained on images of 16 pixels"):
-        train.main([*TINY, "data.image_size=24", f"quant.teacher={best}", f"run.dir={tmp_path}", "run.name=other"])
+        training.main([*TINY, "data.image_size=24", f"quant.teacher={best}", f"run.dir={tmp_path}", "run.name=other"])
 
 
 def test_same_seed_same_weights(tmp_path):
@@ -301,7 +299,7 @@ def test_same_seed_same_weights(tmp_path):
 )
 def test_mistakes_are_one_line_before_any_data(arguments, message, tmp_path, capsys):
     with pytest.raises(UserError) as caught:
-        train.main([*arguments, f"run.dir={tmp_path}"])
+        training.main([*arguments, f"run.dir={tmp_path}"])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().out == ""
@@ -312,8 +310,8 @@ def test_a_setting_of_any_name_makes_a_run_that_can_be_read_again(tmp_path):
     setting = tmp_path / "my [1] & only.json"
     setting.write_text((ROOT / "setting" / "train.json").read_text())
     few = ["run.epochs=1", "data.limit=64", "data.image_size=16", f"run.dir={tmp_path}", 'run.engines=["reference"]']
-    train.main(["data.batch_size=64", "-c", str(setting), *few])
-    evaluate.main([f"checkpoint={tmp_path / 'my _1_ _ only' / 'last.pt'}", 'engines=["reference"]'])
+    training.main(["data.batch_size=64", "-c", str(setting), *few])
+    evaluation.main([f"checkpoint={tmp_path / 'my _1_ _ only' / 'last.pt'}", 'engines=["reference"]'])
 
 
 def test_a_mistake_ends_the_process_with_one_line_and_code_2(tmp_path):
@@ -345,21 +343,21 @@ def test_evaluate_names_what_is_wrong_with_a_checkpoint(tmp_path):
     messages = {"none.pt": "no such checkpoint", "other.pt": "not a checkpoint of train.py", "old.pt": "train again$"}
     for name, message in messages.items():
         with pytest.raises(UserError, match=message):
-            evaluate.main([f"checkpoint={tmp_path / name}"])
+            evaluation.main([f"checkpoint={tmp_path / name}"])
 
 
 def test_lists_and_print_config(capsys):
-    train.main(["--list", "models"])
+    training.main(["--list", "models"])
     assert "resnet20" in capsys.readouterr().out.split()
-    train.main(["--list", "engines"])
+    training.main(["--list", "engines"])
     ours, theirs = ["reference", "fbgemm", "qnnpack", "x86", "onednn"], ["onnxruntime", "openvino"]
     assert capsys.readouterr().out.split() == ours + theirs
-    train.main(["--print-config"])
+    training.main(["--print-config"])
     resolved = json.loads(capsys.readouterr().out)
     assert resolved["quant"]["observer"] == "moving_average"
     assert resolved["run"]["name"] == "train"
     with pytest.raises(SystemExit):
-        train.main(["--help"])
+        training.main(["--help"])
     assert "python train.py" in capsys.readouterr().out
 
 
@@ -372,29 +370,16 @@ def test_gradboost_waits_until_the_float_epochs_are_over(tmp_path, monkeypatch):
 
     monkeypatch.setattr(gradboost.GradBoost, "boost", watched)
     small = ["data.limit=128", "data.batch_size=64", "data.image_size=16", "run.epochs=2", f"run.dir={tmp_path}"]
-    train.main([*small, "optim.name=qsgd", "quant.float_epochs=1", 'run.engines=["reference"]'])
+    training.main([*small, "optim.name=qsgd", "quant.float_epochs=1", 'run.engines=["reference"]'])
     assert warming == [True, True, False, False]
 
 
 def test_event_files_hold_what_metrics_csv_holds(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    train.main([*TINY, f"run.dir={tmp_path}", "run.name=run", "run.epochs=2", "run.tensorboard=true"])
+    training.main([*TINY, f"run.dir={tmp_path}", "run.name=run", "run.epochs=2", "run.tensorboard=true"])
     events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
     for name in ("train_loss", "train_top1", "lr"):
         found = [event.value for event in events.Scalars(name.replace("_", "/", 1))]
         assert found == pytest.approx([float(row[name]) for row in rows], rel=1e-6)
-
-
-def test_without_tensorboard_one_line_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(UserError, match=r"run.tensorboard: tensorboard is not installed; pip install tensorboard"):
-        train.main([*TINY, "run.tensorboard=true"])
-
-
-def test_where_there_is_no_terminal_long_work_says_a_line_now_and_then(monkeypatch, capsys):
-    monkeypatch.setattr("utils.say.EVERY", 0.0)
-    with console.Progress(100, "epoch 3", "images") as progress:
-        progress.add(40, lambda: "loss 0.5")
-    assert re.search(r"epoch 3: 40 of 100 images, \d+ s left; loss 0.5", capsys.readouterr().out)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import train
+from experiment import training
 from utils.runs import tensor_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,16 +28,17 @@ LEARN = {
 START = {method: ["optim.lr=1e-20", "run.epochs=1", f"quant.method={method}"] for method in ("lsq", "pact")}
 START["statassist"] = ["optim.lr=1e-20", "run.epochs=1", "quant.method=statassist", "quant.float_epochs=0"]
 IN_A_ROW = """
-import json, os, sys, torch, train
-fit = train.fit
-def dumped(model, settings, *arguments):
-    model = fit(model, settings, *arguments)
-    torch.save(model.state_dict(), f"{settings.run.dir}/rank{os.environ['RANK']}.pt")
-    return model
-train.fit = dumped
+import json, os, sys, torch
+from experiment import training
+from experiment.session import Session
+fit = Session.fit
+def dumped(session):
+    fit(session)
+    torch.save(session.model.state_dict(), f"{session.settings.run.dir}/rank{os.environ['RANK']}.pt")
+Session.fit = dumped
 for i, arguments in enumerate(json.loads(sys.argv[1])):
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(i)
-    train.main(arguments)
+    training.main(arguments)
 """
 
 
@@ -95,7 +96,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
     every = learn | start
     for name, command in every.items():
         (tmp_path / "two" / name).mkdir(parents=True)
-        train.main([*command, f"run.dir={tmp_path / 'one' / name}"])
+        training.main([*command, f"run.dir={tmp_path / 'one' / name}"])
     out = both([[*command, f"run.dir={tmp_path / 'two' / name}"] for name, command in every.items()])
     assert out.count("2 processes on cpu") == len(every)
 
@@ -134,7 +135,7 @@ def test_where_a_process_is_killed_torchrun_starts_all_again_and_the_run_goes_on
     os.kill(worker(launched.pid, 1), signal.SIGKILL)
     out, said = launched.communicate()
     assert launched.returncode == 0, said
-    assert "going on in epoch" in out
+    assert "continuing in epoch" in out
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["epochs"] == 6
     assert [int(row["epoch"]) for row in rows(tmp_path)] == list(range(1, 7))
 
@@ -147,15 +148,15 @@ def test_all_processes_stop_at_the_same_step(tmp_path):
     launched.send_signal(signal.SIGTERM)
     _, said = launched.communicate(timeout=60)
     assert launched.returncode != 0
-    assert "the same command goes on from" in said
+    assert "the same command continues from" in said
     log = (tmp_path / "run" / "run.log").read_text()
     saved = tensor_file.load(str(tmp_path / "run" / "last.pt"))
     assert saved["epoch"] >= log.count("float  ") + log.count("statassist  ") - 1
     at = str(saved["training"]["step"]), str(saved["epoch"] + 1)
     assert set(re.findall(r"stopped after step (\d+) of epoch (\d+)", said)) <= {at}, "said where it was in an epoch"
     again = torchrun(*keys)
-    while "going on in epoch" not in (tmp_path / "run" / "run.log").read_text() and again.poll() is None:
+    while "continuing in epoch" not in (tmp_path / "run" / "run.log").read_text() and again.poll() is None:
         time.sleep(0.05)
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=60)
-    assert "going on in epoch" in (tmp_path / "run" / "run.log").read_text()
+    assert "continuing in epoch" in (tmp_path / "run" / "run.log").read_text()

@@ -1,4 +1,4 @@
-"""What the user is told: on the terminal, and in the run's own run.log."""
+"""Messages to the user: on the terminal and, while a run trains, in its run.log."""
 
 import contextlib
 import logging
@@ -9,11 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 EVERY = 30.0
-"""Seconds between the lines of long work where no terminal shows a bar."""
+"""Seconds between progress lines of long work when no terminal shows a progress bar."""
 
 
 class _Terminal(logging.Handler):
-    """Above the progress bars, on whatever stdout is now."""
+    """Prints to the current sys.stdout, above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(record.getMessage())
@@ -26,17 +26,21 @@ _log.addHandler(_Terminal())
 
 
 def say(text: str) -> None:
+    """Print a message; within `log_to`, also append it to the log file."""
     _log.info(text)
 
 
 def quiet() -> None:
-    """Say nothing from now on: where another process speaks for all."""
+    """Print nothing from now on: for all processes but the first."""
     _log.setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
-def kept_in(path: Path) -> Iterator[None]:
-    """Add every line that is said to a file, with the time, and why it ended early; go on where the disk is full."""
+def log_to(path: Path) -> Iterator[None]:
+    """Also append every message to this file, with the time, and the reason if an exception ends the block.
+
+    A full disk is ignored.
+    """
     handler = logging.FileHandler(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     handler.handleError = lambda record: None
@@ -52,13 +56,16 @@ def kept_in(path: Path) -> Iterator[None]:
 
 
 class Progress:
-    """A bar with the time left in a terminal; elsewhere a line every 30 seconds. done: before this began."""
+    """A progress bar with the time left in a terminal; elsewhere a line every 30 seconds.
+
+    total: how many `units` there are. what: the name of the work. done: how many were done before.
+    """
 
     def __init__(self, total: int, what: str, units: str, done: int = 0):
         hidden = _log.level > logging.INFO or None
         self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {units}", leave=False, disable=hidden)
-        self.total, self.what, self.units, self.done, self.before = total, what, units, done, done
-        self.began = self.said = time.monotonic()
+        self.total, self.what, self.units, self.done, self.done_before = total, what, units, done, done
+        self.started = self.last_line = time.monotonic()
 
     def __enter__(self) -> "Progress":
         return self
@@ -67,20 +74,20 @@ class Progress:
         self.bar.close()
 
     def add(self, count: int, note: Callable[[], str] = lambda: "") -> None:
-        """So many more are done. note(): what to say beside the count, asked only when it is shown."""
+        """Report that `count` more are done. note(): text beside the count, called only when it is shown."""
         self.done += count
         if not self.bar.disable:
             self.bar.set_postfix_str(note(), refresh=False)
             self.bar.update(count)
-        elif (now := time.monotonic()) - self.said >= EVERY:
-            self.said = now
-            left = (now - self.began) / (self.done - self.before) * (self.total - self.done)
+        elif (now := time.monotonic()) - self.last_line >= EVERY:
+            self.last_line = now
+            left = (now - self.started) / (self.done - self.done_before) * (self.total - self.done)
             more = f"; {note()}" if note() else ""
             say(f"{self.what}: {self.done:,} of {self.total:,} {self.units}, {_duration(left)} left{more}")
 
 
 def tracked(items: Iterable, total: int, what: str, units: str) -> Iterator:
-    """The items, with progress."""
+    """Iterate over the items and show progress."""
     with Progress(total, what, units) as progress:
         for item in items:
             yield item

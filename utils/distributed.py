@@ -1,8 +1,8 @@
-"""Several processes that train one model (torchrun): who is who, and what they tell each other.
+"""Training with several processes (torchrun): their ranks, and what they communicate.
 
-data.batch_size is the batch of all processes together and each takes its share, so that rates and results are those of
-one process. The first process alone writes, converts and measures. Without torchrun there is one process, and nothing
-here communicates.
+data.batch_size is the batch of all processes together. Each takes its share, so that learning rates and results are
+those of one process. Only the first process writes, converts and measures. Without torchrun there is one process, and
+nothing here communicates.
 """
 
 import contextlib
@@ -18,12 +18,16 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(hours=3)
-"""How long the others wait while the first measures its engines; a process that died is noticed at once."""
+"""How long the other processes wait while the first measures its engines. A process that dies is noticed at once."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """rank: this process of `world`; device: where it trains."""
+    """The processes that train together, and which one this is.
+
+    rank: of this process, 0 ... world_size - 1. device: where it trains.
+    Methods that communicate must be called in every process. With one process they do nothing.
+    """
 
     rank: int
     world_size: int
@@ -34,19 +38,20 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the first process, which writes and measures."""
         return self.rank == 0
 
     def any_flag_and_sum(self, flags: Sequence[bool], count: int) -> tuple[list[bool], int]:
-        """Whether each flag is up in any process, and the sum of the counts: one message, to be sent by all."""
+        """(for each flag, whether any process sets it; the sum of the counts), in one all-reduce."""
         if self.world_size == 1:
             return list(flags), count
         found = torch.tensor([*flags, count], dtype=torch.int64, device=self.device)
         dist.all_reduce(found)
-        *up, total = found.tolist()
-        return [number > 0 for number in up], total
+        *set_in, total = found.tolist()
+        return [number > 0 for number in set_in], total
 
     def sum(self, numbers: Iterable[float]) -> list[float]:
-        """The sums over all processes."""
+        """The sum of each number over all processes, added in the order of the ranks."""
         if self.world_size == 1:
             return list(numbers)
         parts: list = [None] * self.world_size
@@ -54,30 +59,30 @@ class Processes:
         return [sum(column) for column in zip(*parts, strict=True)]
 
     def broadcast_object(self, value: T) -> T:
-        """The first process's value. To be called in all."""
+        """The first process's value, in every process."""
         if self.world_size == 1:
             return value
-        held = [value]
-        dist.broadcast_object_list(held, device=self.device)
-        return held[0]
+        values = [value]
+        dist.broadcast_object_list(values, device=self.device)
+        return values[0]
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait until every process has come here."""
         if self.world_size > 1:
             dist.barrier()
 
     def shard_indices(self, count: int) -> Tensor:
-        """The indexes of this process's share of so many images: none twice, none left out."""
+        """Indices of this process's share of `count` images. The shares are disjoint and complete."""
         return torch.arange(self.rank, count, self.world_size)
 
     def broadcast_buffers(self, tensors: Iterable[Tensor]) -> None:
-        """Make them the first process's, in place."""
+        """Set the tensors to those of the first process, in place."""
         if self.world_size > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
     def ddp(self, model: nn.Module) -> nn.Module:
-        """The model with its gradients averaged over all processes. Its own Parameters are the ones that train."""
+        """The model, wrapped so that its gradients are averaged over all processes. Its Parameters are shared."""
         if self.world_size == 1:
             return model
         where = None if self.device.type == "cpu" else [self.device]
@@ -85,17 +90,18 @@ class Processes:
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, as torchrun gives it."""
+    """The rank of this process among those of its machine, as torchrun sets it."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def rank() -> int:
+    """The rank of this process among all, as torchrun sets it."""
     return int(os.environ.get("RANK", 0))
 
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[Processes]:
-    """Meet the other processes that torchrun started, until all is done; alone without it."""
+    """Join the processes that torchrun started, for the duration of the block; without torchrun there is one."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
         yield Processes(0, 1, device)
@@ -109,11 +115,11 @@ def joined(device: torch.device) -> Iterator[Processes]:
 
 
 def _store() -> dist.Store:
-    """Where processes leave their addresses for each other.
+    """The store in which processes exchange their addresses.
 
-    A torchrun that starts them again on its machine gives them the store that the dead have written to, and whoever
-    reads an address of theirs waits for ever: each start has keys of its own. (Across machines starts are not counted
-    alike, and it is torch's to tell them apart.)
+    When torchrun restarts processes on one machine, it gives them the store of the dead ones, and a process that reads
+    a dead one's address waits forever. So each start uses a separate key prefix. (Across machines the restart counts
+    differ, and torch itself keeps the starts apart.)
     """
     store, _, _ = next(dist.rendezvous("env://"))
     one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
@@ -121,7 +127,7 @@ def _store() -> dist.Store:
 
 
 def all_reduce_minmax(least: Tensor, greatest: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and greatest over all processes."""
+    """Element-wise minimum of `least` and maximum of `greatest` over all processes."""
     if dist.is_initialized():
         both = torch.stack([-least, greatest])
         dist.all_reduce(both, dist.ReduceOp.MAX)
@@ -130,9 +136,9 @@ def all_reduce_minmax(least: Tensor, greatest: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def all_gather_rows(x: Tensor) -> Tensor:
-    """The rows of all processes, as one process that had the whole batch would have them; x itself if alone.
+    """The rows of all processes, in the order of the whole batch; x itself if there is one process.
 
-    Each process has every world-th row of the batch, so that the first ones may have one row more.
+    Process i of n has rows i, i + n, i + 2n, ... of the batch, so the first processes may have one row more.
     """
     if not dist.is_initialized():
         return x

@@ -20,11 +20,11 @@ def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches:
 
     Returns {"accuracy": {name: {"top1", "top5", "loss"}}, "agreement": {engine: percent of images with the simulation's
     top-1}, "bit_equal": {engine: percent of images whose logits are the simulation's to the bit}, "size_mb",
-    "size_mb_at_bits"}; names are "float" (with_float: the net with all quantizers off), "fake_quant" and the engines'.
+    "size_mb_at_bits"}; names are "float" (with_float: the net with all quantizers off), "simulated" and the engines'.
     """
     quantized = bool(quantizers(prepared))
     with_float = with_float or not quantized
-    names = [*(["float"] if with_float else []), *(["fake_quant"] if quantized else []), *engines]
+    names = [*(["float"] if with_float else []), *(["simulated"] if quantized else []), *engines]
     scores = {name: Score() for name in names}
     same, equal = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0)
     for images, labels in batches:
@@ -35,7 +35,7 @@ def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches:
         if not quantized:
             continue
         simulated = prepared(images)
-        scores["fake_quant"].add(simulated, labels)
+        scores["simulated"].add(simulated, labels)
         for name, model in engines.items():
             logits = model(images)
             scores[name].add(logits, labels)
@@ -97,7 +97,7 @@ def accuracy_table(result: dict) -> str:
         size = result["size_mb"].get(name)
         rows.append(
             [
-                "simulated" if name == "fake_quant" else name,
+                name,
                 f"{score['top1']:.2f}",
                 f"{score['top5']:.2f}",
                 f"{score['loss']:.4f}",
@@ -107,5 +107,5 @@ def accuracy_table(result: dict) -> str:
             ]
         )
     table = text_table(["", "top-1 %", "top-5 %", "loss", "agreement %", "bit-equal %", "MB"], rows)
-    at_bits = f"\n\nat its own bits: {result['size_mb_at_bits']:.3f} MB" if "fake_quant" in result["accuracy"] else ""
+    at_bits = f"\n\nat its own bits: {result['size_mb_at_bits']:.3f} MB" if "simulated" in result["accuracy"] else ""
     return table + at_bits

@@ -1,11 +1,11 @@
-"""Sweeps run every cell once, go on where they were left, pass over what fails, and say so."""
+"""A sweep runs every cell once, continues where it stopped, and reports cells that fail."""
 
 import csv
 import json
 
 import pytest
 
-import train
+from experiment import training
 from experiment.sweep import cells
 from utils.errors import UserError
 
@@ -42,7 +42,7 @@ def test_empty_and_repeated_cells_are_refused(sweep):
 def test_a_grid_of_bits_makes_a_table_a_csv_and_a_picture(tmp_path, capsys):
     sweep = {"quant.act_bits": [4, 8], "quant.weight_bits": [4, 8]}
     command = write(tmp_path, sweep, quant={"method": "statassist", "float_epochs": 0})
-    train.main(command)
+    training.main(command)
     folder = tmp_path / "runs" / "grid"
     rows = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
     assert [(row["act_bits"], row["weight_bits"]) for row in rows] == [("4", "4"), ("4", "8"), ("8", "4"), ("8", "8")]
@@ -55,20 +55,20 @@ def test_a_grid_of_bits_makes_a_table_a_csv_and_a_picture(tmp_path, capsys):
 
     stamp = (folder / "act_bits=4,weight_bits=8" / "summary.json").stat().st_mtime_ns
     capsys.readouterr()
-    train.main(command)
+    training.main(command)
     assert capsys.readouterr().out.count("finished before") == 4
     assert (folder / "act_bits=4,weight_bits=8" / "summary.json").stat().st_mtime_ns == stamp
     assert (folder / "table.md").read_text() == table
 
-    train.main([*command, "optim.lr=0.05", 'sweep={"quant.act_bits": [8], "quant.weight_bits": [4, 8]}'])
+    training.main([*command, "optim.lr=0.05", 'sweep={"quant.act_bits": [8], "quant.weight_bits": [4, 8]}'])
     assert "finished before" not in capsys.readouterr().out, "another setting is another run"
 
 
 def test_seeds_are_gathered_and_the_float_net_stands_beside(tmp_path):
-    train.main(write(tmp_path, {"run.seed": [5]}, quant={"method": "float"}))
+    training.main(write(tmp_path, {"run.seed": [5]}, quant={"method": "float"}))
     weights = tmp_path / "runs" / "grid" / "seed=5" / "last.pt"
     sweep = {"recipe": {"LSQ": {"quant.method": "lsq"}, "PACT": {"quant.method": "pact"}}, "run.seed": [1, 2]}
-    train.main([*write(tmp_path, sweep, model={"name": "resnet20", "weights": str(weights)}), "run.name=seeds"])
+    training.main([*write(tmp_path, sweep, model={"name": "resnet20", "weights": str(weights)}), "run.name=seeds"])
     table = (tmp_path / "runs" / "seeds" / "table.md").read_text()
     float_top1 = json.loads((weights.parent / "summary.json").read_text())["accuracy"]["float"]["top1"]
     assert f"every cell starts from: {float_top1:.2f}" in table
@@ -78,38 +78,38 @@ def test_seeds_are_gathered_and_the_float_net_stands_beside(tmp_path):
 
 def test_a_single_run_and_a_sweep_do_not_share_a_folder(tmp_path):
     command = write(tmp_path, {"run.seed": [5]}, quant={"method": "float"})
-    train.main(command)
+    training.main(command)
     with pytest.raises(UserError, match=r"run.name: .*grid holds the runs of a sweep; give this one another name"):
-        train.main([*command, "sweep={}"])
-    train.main([*command, "sweep={}", "run.name=alone"])
+        training.main([*command, "sweep={}"])
+    training.main([*command, "sweep={}", "run.name=alone"])
     with pytest.raises(UserError, match=r"run.name: .*alone is a single run's; give the sweep another name"):
-        train.main([*command, "run.name=alone"])
+        training.main([*command, "run.name=alone"])
 
 
 def test_a_failing_cell_is_reported_and_passed_over(tmp_path, capsys):
     sweep = {"recipe": {"bad": {"optim.lr": 1e30}, "good": {"optim.lr": 0.01}}}
     with pytest.raises(UserError, match=r"1 of 2 cells failed; recipe=bad: the loss became"):
-        train.main(write(tmp_path, sweep, run=BASE["run"] | {"epochs": 3}))
+        training.main(write(tmp_path, sweep, run=BASE["run"] | {"epochs": 3}))
     assert "good" in (tmp_path / "runs" / "grid" / "table.md").read_text()
     assert not (tmp_path / "runs" / "grid" / "recipe=bad" / "summary.json").exists()
 
 
 def test_a_cell_that_cannot_work_is_refused_before_any_runs(tmp_path):
     with pytest.raises(UserError, match=r"dorefa cannot use 8 bits"):
-        train.main(write(tmp_path, {"quant.weight_bits": [4, 8]}, quant={"method": "dorefa"}))
+        training.main(write(tmp_path, {"quant.weight_bits": [4, 8]}, quant={"method": "dorefa"}))
     with pytest.raises(UserError, match=r"cell weight_bit=4: quant.weight_bit: unknown key, did you mean weight_bits"):
-        train.main(write(tmp_path, {"quant.weight_bit": [4]}, quant={"method": "lsq"}))
+        training.main(write(tmp_path, {"quant.weight_bit": [4]}, quant={"method": "lsq"}))
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_cell_whose_rerun_fails_is_not_finished_with_the_figures_of_another(tmp_path):
     sweep = {"quant.weight_bits": [8]}
     command = write(tmp_path, sweep, quant={"method": "statassist", "float_epochs": 0}, run=BASE["run"] | {"epochs": 3})
-    train.main(command)
+    training.main(command)
     home = tmp_path / "runs" / "grid" / "weight_bits=8"
     for _ in range(2):
         with pytest.raises(UserError, match="1 of 1 cells failed"):
-            train.main([*command, "optim.lr=1e30"])
+            training.main([*command, "optim.lr=1e30"])
         assert not (home / "summary.json").exists()
         assert "UserError: the loss became" in (home / "error.txt").read_text()
 
@@ -135,13 +135,13 @@ def test_nor_by_the_section_around_it_and_no_cell_is_a_sweep(key):
 @pytest.mark.parametrize("given", ["optim.lr=0.2", "model.name=vgg11"])
 def test_a_key_that_cells_lay_over_cannot_be_given(given, tmp_path):
     sweep = {"recipe": {"a": {"optim.lr": 0.1}, "b": {"model": {"name": "resnet32"}}}}
-    with pytest.raises(UserError, match=r"^command line: .*: cell recipe=[ab] of the sweep has a .* of its own$"):
-        train.main([*write(tmp_path, sweep), given])
+    with pytest.raises(UserError, match=r"^command line: .*: cell recipe=[ab] of the sweep sets .* itself$"):
+        training.main([*write(tmp_path, sweep), given])
 
 
 def test_cells_that_are_to_begin_anew_do(tmp_path, capsys):
     command = write(tmp_path, {"run.seed": [1]})
-    train.main(command)
-    train.main([*command, "run.resume=never"])
+    training.main(command)
+    training.main([*command, "run.resume=never"])
     assert "finished before" not in capsys.readouterr().out
     assert (tmp_path / "runs" / "grid" / "seed=1.1" / "last.pt").is_file()

@@ -7,11 +7,11 @@ import jsonschema
 import pytest
 
 import quant
-import train
 from experiment import sweep
+from experiment.check import check
 from setting.schema.generate import FOLDER, schemas
 from utils import config
-from utils.runs import checkpoint
+from utils.runs import checkpoint, tensor_file
 
 SETTINGS = sorted([*Path("setting").glob("*.json"), *Path("setting/tables").glob("*.json")])
 
@@ -60,8 +60,8 @@ def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, 
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: named.append(path))
     settings = config.load(config.TrainSettings, str(path), [])
     assert settings.note
-    runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep), train.check)] or [
-        train.check(settings, path.stem)
+    runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep), check)] or [
+        check(settings, path.stem)
     ]
     assert all(one.quant.method in quant.METHODS for one in runs)
     assert {Path(file).parts[1] for file in named} <= {setting.stem for setting in SETTINGS}

@@ -1,4 +1,4 @@
-"""When a run saves, and what a checkpoint holds beside the model so that it goes on from there to the bit."""
+"""When a run saves its checkpoints, and how it continues from one so that it ends with the same bits."""
 
 import time
 from collections.abc import Callable
@@ -8,22 +8,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from utils.runs import checkpoint
-from utils.runs import interrupt
-from utils.runs import tensor_file
+from utils.console import say
+from utils.distributed import Processes
 from utils.errors import UserError
 from utils.metrics import Score, of_all
-from utils.distributed import Processes
+from utils.runs import checkpoint, tensor_file
 from utils.runs.folder import BEST, LAST, PREVIOUS
+from utils.runs.interrupt import defer_signals
 from utils.runs.log import RunLog
-from utils.console import say
 
 
 @dataclass
 class Position:
-    """Epochs done, steps done of the next one, and what this process has counted in them.
+    """How far training has come: epochs done, steps done of the next epoch, and this process's score in those steps.
 
-    ended: the model is what the run ends with, and nothing is left to do with it.
+    ended: training is complete and the model is final.
     """
 
     epoch: int = 0
@@ -32,86 +31,110 @@ class Position:
     ended: bool = False
 
 
-def restored(
-    state: dict | None, model: nn.Module, optimizer: torch.optim.Optimizer, epochs: int, log: RunLog, processes: Processes
+def resume(
+    state: dict | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    log: RunLog,
+    processes: Processes,
 ) -> Position:
-    """Put the state of a checkpoint of a run of so many epochs back, and return its position; without one, the
-    beginning."""
+    """Load a checkpoint's state into the model, optimizer and log of a run of `epochs`; returns its position.
+
+    Without a checkpoint (None) returns the start. Raises UserError if the checkpoint holds no training to continue.
+    """
     if state is None:
         return Position()
     checkpoint.restore(model, state, LAST)
     try:
-        at = _restored(state["epoch"], state["training"], optimizer, epochs, log)
-    except Exception as error:  # whatever else than a training may be in the file
+        position = _resume_training(state["epoch"], state["training"], optimizer, epochs, log)
+    except Exception as error:  # the file may contain anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{LAST}: holds no training to go on with ({reason}); model.weights takes weights") from None
+        raise UserError(f"{LAST}: holds no training to continue ({reason}); model.weights takes weights") from None
     if log.best is not None and processes.is_main and not (log.folder / BEST).is_file():
-        say(f"{log.folder / BEST} is not there any more: the best of the epochs to come will be")
+        say(f"{log.folder / BEST} is missing: the best of the remaining epochs will replace it")
         log.best = None
     log.best = processes.broadcast_object(log.best)
-    return at if processes.is_main else Position(at.epoch, at.step, ended=at.ended)
+    return position if processes.is_main else Position(position.epoch, position.step, ended=position.ended)
 
 
-def _restored(epoch: int, training: dict, optimizer: torch.optim.Optimizer, epochs: int, log: RunLog) -> Position:
+def _resume_training(
+    epoch: int, training: dict, optimizer: torch.optim.Optimizer, epochs: int, log: RunLog
+) -> Position:
     log.restore(training["log"])
     if epoch == epochs and "optimizer" not in training:
         return Position(epoch, ended=True)
     optimizer.load_state_dict(training["optimizer"])
     step = int(training["step"])
-    at = f"in epoch {epoch + 1}" + (f", step {step}" if step else "")
-    say("all epochs are done: going on after them" if epoch == epochs else f"going on {at}")
+    place = f"in epoch {epoch + 1}" + (f", step {step}" if step else "")
+    say("all epochs are done: continuing after them" if epoch == epochs else f"continuing {place}")
     images, correct1, correct5, loss_sum = training["score"]
     return Position(epoch, step, Score(int(images), int(correct1), int(correct5), float(loss_sum)))
 
 
-class Keeper:
-    """Saves last.pt and best.pt in `folder`, in the first process.
+class CheckpointSaver:
+    """Saves last.pt and best.pt in `folder`, from the first process.
 
-    pack(model, epochs done, training): the checkpoint; minutes: between two within an epoch; how: to go on with it.
+    pack(model, epochs done, training): makes the contents of a checkpoint. minutes: between two saves within an epoch.
+    resume_hint: tells the user how to continue the run.
     """
 
     def __init__(
-        self, folder: Path, pack: Callable[[nn.Module, int, dict], dict], minutes: float, how: str, processes: Processes
+        self,
+        folder: Path,
+        pack: Callable[[nn.Module, int, dict], dict],
+        minutes: float,
+        resume_hint: str,
+        processes: Processes,
     ):
-        self.folder, self.pack, self.seconds, self.how, self.processes = folder, pack, 60 * minutes, how, processes
-        self.saved = time.monotonic()
-        self.owed: dict | None = None
+        self.folder, self.pack, self.seconds, self.processes = folder, pack, 60 * minutes, processes
+        self.resume_hint = resume_hint
+        self.last_save = time.monotonic()
+        self.unsaved: dict | None = None
+        """The contents of last.pt, if the latest attempt to save it failed."""
 
-    def due(self) -> bool:
-        return self.processes.is_main and time.monotonic() - self.saved >= self.seconds
+    def is_due(self) -> bool:
+        return self.processes.is_main and time.monotonic() - self.last_save >= self.seconds
 
-    def keep(self, at: Position, model: nn.Module, optimizer: torch.optim.Optimizer, log: RunLog) -> str:
-        """Save last.pt, its predecessor as last.prev.pt; to be called in all processes. Returns how to go on."""
-        total = of_all(at.score, self.processes)
+    def save(self, position: Position, model: nn.Module, optimizer: torch.optim.Optimizer, log: RunLog) -> str:
+        """Save last.pt and keep the one before as last.prev.pt. Every process must call it.
+
+        Returns the message for a user who stops the run here.
+        """
+        total = of_all(position.score, self.processes)
         if self.processes.is_main:
-            training = {"optimizer": optimizer.state_dict(), "step": at.step, "score": [*astuple(total)]}
-            state = self.pack(model, at.epoch, training | {"log": log.state()})
-            self.owed = None if self._save(LAST, state, self.folder / PREVIOUS) else state
-        lost = " (which is not on disk)" if self.owed else ""
-        return f"stopped after step {at.step} of epoch {at.epoch + 1}{lost}; {self.how}"
+            training = {"optimizer": optimizer.state_dict(), "step": position.step, "score": [*astuple(total)]}
+            state = self.pack(model, position.epoch, training | {"log": log.state()})
+            self.unsaved = None if self._write(LAST, state, self.folder / PREVIOUS) else state
+        lost = " (which is not on disk)" if self.unsaved else ""
+        return f"stopped after step {position.step} of epoch {position.epoch + 1}{lost}; {self.resume_hint}"
 
-    def settle(self) -> None:
-        """Save the last epoch's last.pt, if that failed. Raises OSError if it cannot be saved now, either."""
-        if self.owed is not None:
-            tensor_file.save(self.folder / LAST, self.owed, self.folder / PREVIOUS)
+    def save_unsaved(self) -> None:
+        """Save last.pt if the latest attempt failed. Raises OSError if it fails again."""
+        if self.unsaved is not None:
+            tensor_file.save(self.folder / LAST, self.unsaved, self.folder / PREVIOUS)
 
-    def keep_best(self, epoch: int, model: nn.Module, log: RunLog) -> bool:
-        """Save best.pt: before last.pt, so that a run that is killed in between finds the best of its epochs."""
-        return not self.processes.is_main or self._save(BEST, self.pack(model, epoch, {"log": log.state()}))
+    def save_best(self, epoch: int, model: nn.Module, log: RunLog) -> bool:
+        """Save best.pt; returns whether it is on disk.
+
+        Call it before `save`: a run that is killed between the two then still finds the best of its epochs.
+        """
+        return not self.processes.is_main or self._write(BEST, self.pack(model, epoch, {"log": log.state()}))
 
     def load_best(self, model: nn.Module) -> None:
-        """Give the model the weights of best.pt; to be called in all processes."""
+        """Load the weights of best.pt into the model. Every process must call it."""
         path = str(self.folder / BEST)
-        checkpoint.restore(model, self.processes.broadcast_object(checkpoint.load(path)[0] if self.processes.is_main else None), path)
+        state = checkpoint.load(path) if self.processes.is_main else None
+        checkpoint.restore(model, self.processes.broadcast_object(state), path)
 
-    def _save(self, name: str, state: dict, keep: Path | None = None) -> bool:
-        """Whether it is on disk. A full disk does not end the run; the files of before stay."""
+    def _write(self, name: str, state: dict, keep: Path | None = None) -> bool:
+        """Whether the file was written. A full disk does not end the run; the earlier file stays."""
         try:
-            with interrupt.listening():
+            with defer_signals():
                 tensor_file.save(self.folder / name, state, keep)
         except OSError as error:
             say(f"{self.folder / name} could not be saved ({error.strerror}); the run goes on, the last one stays")
             return False
         finally:
-            self.saved = time.monotonic()
+            self.last_save = time.monotonic()
         return True

@@ -1,8 +1,8 @@
-"""Where a run begins: anew, or where the one in its folder was interrupted.
+"""The folder of a run, and where the run starts: from the beginning, or where an earlier one was interrupted.
 
-A folder holds one experiment. The same name and setting go on from last.pt, or where that is damaged from
-last.prev.pt; a finished run stays as it is; another setting is refused while there is something to go on with. Whatever
-makes room for a new run is kept beside it, under the same name and a number.
+A folder holds one experiment. A run with the same name and settings continues from last.pt, or from last.prev.pt if
+last.pt is damaged. A finished run stays as it is. Other settings are refused while there is an interrupted run to
+continue. When a new run takes over a folder, the earlier one is renamed: the same name with a number.
 """
 
 import functools
@@ -15,156 +15,177 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.runs import checkpoint
-from utils.config import TrainSettings
+from utils.console import say
 from utils.errors import UserError
 from utils.files import write_whole
-from utils.console import say
+from utils.runs import checkpoint
 
 LAST, PREVIOUS, BEST = "last.pt", "last.prev.pt", "best.pt"
 SUMMARY, SETTING = "summary.json", "config.json"
-ASIDE = (
+IGNORED_ON_RESUME = (
     *("note", "run.dir", "run.name", "run.resume", "run.checkpoint_minutes", "run.tensorboard"),
     *("data.workers", "data.on_error"),
 )
-"""Keys that may differ between a run and its continuation: what is trained does not depend on them, or (on_error) only
-where it could not be trained at all."""
-MEASURED = ("run.engines",)
-"""And these: a finished run that is asked for other engines is measured anew, not trained."""
+"""Keys that may differ between a run and its continuation: the trained weights do not depend on them, or (on_error) only
+where training would have failed."""
+MEASUREMENT_KEYS = ("run.engines",)
+"""Keys of the final measurement: a finished run with other values of these is measured again, not trained again."""
+OLD_NAMES = {"fake_quant": "simulated"}
+"""Names in summary.json that older versions wrote, and what they are called now."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """finished: there is nothing to do. state: the checkpoint to go on from, or None to begin anew."""
+    """Where a run starts. finished: nothing is left to do. state: the checkpoint to continue from, or None."""
 
     finished: bool = False
     state: dict | None = None
 
 
-def request(asked: str) -> str:
-    """run.resume as it counts now: where torchrun starts a run again, that goes on, however it began."""
-    return "auto" if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else asked
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run.
+
+    path: the folder. settings: the run's settings as JSON-able values. epochs: how many it trains.
+    resume: "auto", "never", or the path of a checkpoint to continue from.
+    sources: checkpoints that the run reads (initial weights, a teacher); if one is newer, a summary is out of date.
+    filled_in: keys that the run itself fills in, so that they may differ from the settings it was started with.
+    """
+
+    path: Path
+    settings: dict
+    epochs: int
+    resume: str = "auto"
+    sources: tuple[str, ...] = ()
+    filled_in: tuple[str, ...] = ()
+
+    @property
+    def names_checkpoint(self) -> bool:
+        """Whether run.resume is the path of a checkpoint."""
+        return self.resume not in ("auto", "never")
+
+    def find_start(self) -> Start:
+        """Where this run starts. Raises UserError if the folder holds an interrupted run with other settings."""
+        if self.names_checkpoint:
+            state, source = _first_readable([Path(self.resume)]), self.resume
+            if "optimizer" not in (state.get("training") or {}) and state["epoch"] < self.epochs:
+                raise UserError(
+                    f"run.resume: {self.resume} holds no training to continue; model.weights takes weights"
+                )
+        elif self.resume == "auto" and self.is_finished():
+            return Start(finished=True)
+        elif self.resume == "never" or not self._is_interrupted():
+            return Start()
+        else:
+            state, source = _first_readable([self.path / LAST, self.path / PREVIOUS]), self.path
+        found = differences(state["settings"], self.settings, self._ignored(MEASUREMENT_KEYS))
+        if found:
+            raise UserError(
+                f"run.resume: {source} has other settings ({'; '.join(found[:3])}{'; ...' if found[3:] else ''}): "
+                "run.name=... starts another run beside it, run.resume=never starts again in its place"
+            )
+        return Start(state=state)
+
+    def is_finished(self, ignored: tuple[str, ...] = ()) -> bool:
+        """Whether the folder holds the summary of a run with these settings that read these very checkpoints.
+
+        ignored: further keys in which the settings may differ.
+        """
+        try:
+            there = json.loads((self.path / SETTING).read_text())
+            newest = max((Path(source).stat().st_mtime for source in self.sources), default=0)
+            same = not differences(there, self.settings, self._ignored(ignored))
+            return same and (self.path / SUMMARY).stat().st_mtime > newest
+        except (OSError, ValueError):
+            return False
+
+    def _is_interrupted(self) -> bool:
+        """Whether the folder holds a training to continue, or a finished one that is to be measured again."""
+        if not any((self.path / name).is_file() for name in (LAST, PREVIOUS)):
+            return False
+        return not (self.path / SUMMARY).is_file() or self.is_finished(MEASUREMENT_KEYS)
+
+    def _ignored(self, more: tuple[str, ...]) -> tuple[str, ...]:
+        return *IGNORED_ON_RESUME, *more, *self.filled_in
+
+    @property
+    def resumes_from_elsewhere(self) -> bool:
+        """Whether run.resume names a checkpoint in another folder."""
+        return self.names_checkpoint and Path(self.resume).resolve().parent != self.path.resolve()
+
+    def move_aside(self) -> None:
+        """Rename a folder in which an earlier run left a checkpoint or a summary."""
+        if any((self.path / name).is_file() for name in (LAST, PREVIOUS, BEST, SUMMARY)):
+            names = (self.path.with_name(f"{self.path.name}.{i}") for i in itertools.count(1))
+            free = next(path for path in names if not path.exists())
+            self.path.rename(free)
+            say(f"the run that was in {self.path} is in {free} now")
+
+    def copy_checkpoint(self) -> None:
+        """Copy the checkpoint that run.resume names, and the best.pt beside it, into the folder."""
+        if not self.names_checkpoint:
+            return
+        for there, here, keep in (
+            (Path(self.resume), self.path / LAST, self.path / PREVIOUS),
+            (Path(self.resume).with_name(BEST), self.path / BEST, None),
+        ):
+            if there.is_file() and there.resolve() != here.resolve():
+                write_whole(here, functools.partial(shutil.copyfile, there), keep)
 
 
-def how(folder: Path, asked: str) -> str:
-    """What goes on with a run in `folder` that was started with this run.resume."""
-    return f"the same command{'' if asked == 'auto' else ', without run.resume,'} goes on from {folder}"
+def effective_resume(resume: str) -> str:
+    """The value of run.resume that applies now: when torchrun restarts a run, the run continues whatever it says."""
+    return "auto" if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) else resume
 
 
-def find(folder: Path, settings: TrainSettings, asked: str) -> Start:
-    """Where this run begins. Raises UserError if its folder holds an interrupted run of another setting."""
-    if asked not in ("auto", "never"):
-        state, source = _readable([Path(asked)]), asked
-        if "optimizer" not in (state.get("training") or {}) and state["epoch"] < settings.run.epochs:
-            raise UserError(f"run.resume: {asked} holds no training to go on with; model.weights takes weights")
-    elif asked == "auto" and finished(folder, settings):
-        return Start(finished=True)
-    elif asked == "never" or not _is_interrupted(folder, settings):
-        return Start()
-    else:
-        state, source = _readable([folder / LAST, folder / PREVIOUS]), folder
-    there = differences(state["settings"], settings.model_dump(), (*ASIDE, *MEASURED, *_chosen(settings)))
-    if there:
-        raise UserError(
-            f"run.resume: {source} is of another setting ({'; '.join(there[:3])}{'; ...' if there[3:] else ''}): "
-            "run.name=... begins another beside it, run.resume=never in its place"
-        )
-    return Start(state=state)
+def resume_hint(folder: Path, resume: str) -> str:
+    """How the user continues a run in `folder` that was started with this run.resume."""
+    return f"the same command{'' if resume == 'auto' else ', without run.resume,'} continues from {folder}"
 
 
-def _is_interrupted(folder: Path, settings: TrainSettings) -> bool:
-    """Whether the folder holds a training to go on with, or one that is finished and asked for other engines."""
-    if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
-        return False
-    return not (folder / SUMMARY).is_file() or finished(folder, settings, MEASURED)
-
-
-def _readable(candidates: list[Path]) -> dict:
-    """The first checkpoint that can be read; what is wrong with one before it is said. Raises UserError if none can."""
+def _first_readable(candidates: list[Path]) -> dict:
+    """The first checkpoint that can be read; a damaged one before it is reported. Raises UserError if none can be."""
     refused = None
     for path in [path for path in candidates if path.is_file()] or candidates[:1]:
         try:
-            state, _ = checkpoint.load(str(path))
+            state = checkpoint.load(str(path))
         except UserError as error:
             refused = refused or error
             continue
         if refused:
-            say(f"{refused}; going on from {path.name}")
+            say(f"{refused}; continuing from {path.name}")
         return state
-    raise UserError(f"{refused}; run.resume=never begins anew") from None
+    raise UserError(f"{refused}; run.resume=never starts from scratch") from None
 
 
-def finished(folder: Path, settings: TrainSettings, aside: tuple[str, ...] = ()) -> bool:
-    """Whether the folder holds the summary of a run with this very setting, and from these very checkpoints.
-
-    aside: keys in which it may differ.
-    """
-    sources = [settings.model.weights, settings.quant.teacher]
-    try:
-        there = json.loads((folder / SETTING).read_text())
-        same = not differences(there, json.loads(settings.model_dump_json()), (*ASIDE, *aside, *_chosen(settings)))
-        newest = max((Path(source).stat().st_mtime for source in sources if source), default=0)
-        return same and (folder / SUMMARY).stat().st_mtime > newest
-    except (OSError, ValueError):
-        return False
-
-
-def _chosen(settings: TrainSettings) -> tuple[str, ...]:
-    """Keys that a run of this setting fills in itself: with all else the same, they would be."""
-    return ("quant.layers",) if settings.quant.layers == "auto" else ()
-
-
-def is_elsewhere(folder: Path, asked: str) -> bool:
-    """Whether run.resume names a checkpoint that is not in the run's own folder."""
-    return asked not in ("auto", "never") and Path(asked).resolve().parent != folder.resolve()
-
-
-def bring(folder: Path, asked: str) -> None:
-    """Copy the checkpoint that run.resume names, and the best.pt beside it, to where a run's own are."""
-    for there, here, before in (
-        (Path(asked), folder / LAST, folder / PREVIOUS),
-        (Path(asked).with_name(BEST), folder / BEST, None),
-    ):
-        if asked not in ("auto", "never") and there.is_file() and there.resolve() != here.resolve():
-            write_whole(here, functools.partial(shutil.copyfile, there), before)
-
-
-def summary(folder: Path) -> dict:
-    """What was measured when the run of this folder was finished. Raises UserError where it cannot be read."""
+def read_summary(folder: Path) -> dict:
+    """The results of the finished run in this folder. Raises UserError if they cannot be read."""
     path = folder / SUMMARY
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}; run.resume=never trains anew") from None
+        raise UserError(f"{path}: {error}; run.resume=never trains again") from None
     if not isinstance(found, dict) or not isinstance(found.get("accuracy"), dict):
-        raise UserError(f"{path}: not what train.py writes there; run.resume=never trains anew")
-    return found
+        raise UserError(f"{path}: not what train.py writes there; run.resume=never trains again")
+    return found | {"accuracy": {OLD_NAMES.get(name, name): score for name, score in found["accuracy"].items()}}
 
 
-def check_is_sweeps(folder: Path) -> None:
-    """Raise UserError if a single run has its files in the folder that a sweep is to have."""
+def check_no_single_run(folder: Path) -> None:
+    """Raise UserError if the folder of a sweep already holds a single run."""
     if (folder / SETTING).is_file():
         raise UserError(f"run.name: {folder} is a single run's; give the sweep another name")
 
 
-def check_is_runs(folder: Path) -> None:
-    """Raise UserError if a sweep has its cells in the folder that a single run is to have."""
+def check_no_sweep(folder: Path) -> None:
+    """Raise UserError if the folder of a single run already holds the cells of a sweep."""
     if any(folder.glob(f"*/{SETTING}")):
         raise UserError(f"run.name: {folder} holds the runs of a sweep; give this one another name")
 
 
-def make_room(folder: Path) -> None:
-    """Rename what an earlier run has left in the folder, if it got as far as a checkpoint."""
-    if any((folder / name).is_file() for name in (LAST, PREVIOUS, BEST, SUMMARY)):
-        beside = next(path for i in itertools.count(1) if not (path := folder.with_name(f"{folder.name}.{i}")).exists())
-        folder.rename(beside)
-        say(f"the run that was in {folder} is in {beside} now")
-
-
-def differences(there: dict, here: dict, aside: tuple[str, ...] = ()) -> list[str]:
-    """'key: value there, value here' of each dotted key in which two settings differ."""
+def differences(there: dict, here: dict, ignored: tuple[str, ...] = ()) -> list[str]:
+    """'key: value there, value here' for each dotted key in which two settings differ. ignored: keys to skip."""
     old, new = dict(_flat(there)), dict(_flat(here))
-    keys = [key for key in {**new, **old} if not f"{key}.".startswith(tuple(f"{name}." for name in aside))]
+    keys = [key for key in {**new, **old} if not f"{key}.".startswith(tuple(f"{name}." for name in ignored))]
     return [
         f"{key}: {json.dumps(old.get(key))} there, {json.dumps(new.get(key))} here"
         for key in keys

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step is finished and saved first, and the exit code tells the signal."""
+"""SIGTERM and Ctrl-C: the program finishes the current step and saves first; its exit code tells which signal it was."""
 
 import contextlib
 import signal
@@ -9,26 +9,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that was asked to stop. The message is what the user reads; `number` is the signal."""
+    """A signal asked the program to stop. `message` is printed for the user; `number` is the signal."""
 
     def __init__(self, number: int, message: str = ""):
         super().__init__(message)
         self.number, self.message = number, message
 
 
-class Request:
-    """What was asked while somebody was listening: the signal's number, or 0."""
+class StopRequest:
+    """The signal that arrived while signals were deferred, or 0."""
 
     number = 0
-    listening = False
+    deferred = False
 
 
-_request = Request()
+_request = StopRequest()
 
 
 @contextlib.contextmanager
-def handled() -> Iterator[None]:
-    """Turn both signals into Interrupted, at once, or later for who listens; a second one never waits."""
+def handle_signals() -> Iterator[None]:
+    """Turn both signals into Interrupted: at once, or deferred within `defer_signals`. A second signal acts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -41,32 +41,32 @@ def handled() -> Iterator[None]:
 
 
 def _handle(number: int, frame) -> None:
-    if not _request.listening or _request.number:
+    if not _request.deferred or _request.number:
         raise Interrupted(number)
     _request.number = number
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Request]:
-    """Yields a request to look at between steps, and to answer. What was not answered is raised at the end.
+def defer_signals() -> Iterator[StopRequest]:
+    """Defer signals. Yields the request to check between steps; at the end, a pending one raises Interrupted.
 
-    Within another's, it is the other's.
+    Re-entrant: a nested call returns the outer request.
     """
-    if _request.listening:
+    if _request.deferred:
         yield _request
         return
-    _request.number, _request.listening = 0, True
+    _request.number, _request.deferred = 0, True
     try:
         yield _request
     finally:
-        _request.listening = False
+        _request.deferred = False
     if _request.number:
         raise Interrupted(_request.number)
 
 
 @contextlib.contextmanager
-def explained(message: str) -> Iterator[None]:
-    """Give this message to an interruption that has none of its own."""
+def default_message(message: str) -> Iterator[None]:
+    """Give this message to an Interrupted that has none."""
     try:
         yield
     except Interrupted as stopped:

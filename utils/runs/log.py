@@ -1,71 +1,74 @@
-"""What a run says while it trains: a bar or lines, a line an epoch, metrics.csv, TensorBoard's events."""
+"""What a run reports while it trains: a progress bar or lines, a line an epoch, metrics.csv and TensorBoard events."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from utils.console import Progress, say
 from utils.errors import UserError
 from utils.files import write_csv
 from utils.metrics import Score
-from utils.console import Progress, say
 
 LEVELS = (50, 60, 70, 80, 85, 90, 92, 94, 95)
-"""Percent of the held-out images, of which a run says when it got there."""
+"""Accuracies on the validation images, in percent, for which `time_to_accuracy` reports the training time."""
 
 
 class RunLog:
-    """Rows of metrics.csv in `folder`, one an epoch, and the best validation accuracy so far (None without any).
+    """The rows of metrics.csv in `folder`, one an epoch, and the best validation accuracy so far (None without any).
 
-    seconds: of this epoch, before: of the run, in processes that were interrupted.
-    writes: whether this process does (the first of several). tensorboard: also as an event file.
+    writes: whether this process writes files (only the first of several does). tensorboard: also write an event file.
     """
 
     def __init__(self, folder: Path, epochs: int, writes: bool = True, tensorboard: bool = False):
         self.folder, self.epochs, self.writes = folder, epochs, writes
         self.rows: list[dict] = []
         self.best: float | None = None
-        self.seconds, self.before = 0.0, 0.0
-        self.started = self.began = time.monotonic()
+        self.epoch_seconds, self.earlier_seconds = 0.0, 0.0
+        """Time spent on the current epoch before `epoch_started`, and on the run before this process started."""
+        self.started = self.epoch_started = time.monotonic()
         self.events = _event_writer(folder) if tensorboard and writes else None
 
     def state(self) -> dict:
-        """What a checkpoint keeps of it."""
-        in_epoch = self.seconds + time.monotonic() - self.began
+        """What a checkpoint stores of the log."""
+        in_epoch = self.epoch_seconds + time.monotonic() - self.epoch_started
         return {"rows": self.rows, "best": self.best, "seconds": in_epoch, "run_seconds": self.run_seconds()}
 
     def restore(self, state: dict) -> None:
-        self.rows, self.best, self.seconds = list(state["rows"]), state["best"], state["seconds"]
-        self.before = state["run_seconds"]
+        self.rows, self.best, self.epoch_seconds = list(state["rows"]), state["best"], state["seconds"]
+        self.earlier_seconds = state["run_seconds"]
 
     def run_seconds(self) -> float:
-        return self.before + time.monotonic() - self.started
+        return self.earlier_seconds + time.monotonic() - self.started
 
     @contextlib.contextmanager
-    def epoch(self, images: int, seen: int) -> Iterator[Callable[[Score, int], None]]:
-        """Progress over one epoch's images, some of them seen before; yields progress(score, images of a step)."""
-        if not seen:
-            self.seconds = 0.0
-        self.began = time.monotonic()
-        with Progress(images, f"epoch {len(self.rows) + 1}", "images", seen) as bar:
+    def epoch(self, images: int, done: int) -> Iterator[Callable[[Score, int], None]]:
+        """Show progress over an epoch of `images`, of which `done` were processed before the run was resumed.
+
+        Yields progress(score so far, images of this step).
+        """
+        if not done:
+            self.epoch_seconds = 0.0
+        self.epoch_started = time.monotonic()
+        with Progress(images, f"epoch {len(self.rows) + 1}", "images", done) as bar:
             yield lambda score, count: bar.add(count, lambda: _short(score))
 
-    def record(self, stage: str, score: Score, held_out: Score | None, lr: float, candidate: bool) -> bool:
-        """Keep an epoch and say its line. True if it is a candidate and the best so far on the held-out images."""
-        self.seconds += time.monotonic() - self.began
+    def record(self, stage: str, score: Score, val_score: Score | None, lr: float, candidate: bool) -> bool:
+        """Store and print an epoch. Returns whether it is a candidate and the best so far on the validation images."""
+        self.epoch_seconds += time.monotonic() - self.epoch_started
         row = {"epoch": len(self.rows) + 1, "stage": stage}
         row |= {f"train_{key}": value for key, value in score.summary().items()}
-        row |= {f"val_{key}": value for key, value in held_out.summary().items()} if held_out else {}
-        row |= {"lr": lr, "seconds": self.seconds, "images_per_second": score.images / self.seconds}
+        row |= {f"val_{key}": value for key, value in val_score.summary().items()} if val_score else {}
+        row |= {"lr": lr, "seconds": self.epoch_seconds, "images_per_second": score.images / self.epoch_seconds}
         self.rows.append(row)
         if self.writes:
             self._write(row)
-        held = f"  val top-1 {row['val_top1']:6.2f} %" if held_out else ""
+        val = f"  val top-1 {row['val_top1']:6.2f} %" if val_score else ""
         say(
             f"epoch {row['epoch']:3}/{self.epochs}  {stage:10}  loss {row['train_loss']:.4f}  top-1 "
-            f"{row['train_top1']:6.2f} %{held}  {self.seconds:6.1f} s  {row['images_per_second']:6.0f} images/s"
+            f"{row['train_top1']:6.2f} %{val}  {self.epoch_seconds:6.1f} s  {row['images_per_second']:6.0f} images/s"
         )
-        better = bool(candidate and held_out and (self.best is None or row["val_top1"] > self.best))
+        better = bool(candidate and val_score and (self.best is None or row["val_top1"] > self.best))
         if better:
             self.best = row["val_top1"]
         return better
@@ -81,7 +84,7 @@ class RunLog:
 
 
 def time_to_accuracy(rows: list[dict]) -> str:
-    """When the held-out images were first classified so well: '70 % after 1.2 min, 80 % after 2.5 min'; or nothing."""
+    """After how much training each level was first reached: '70 % after 1.2 min, 80 % after 2.5 min'; or ''."""
     found, seconds = {}, 0.0
     for row in rows:
         seconds += row["seconds"]

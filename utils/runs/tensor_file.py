@@ -1,4 +1,4 @@
-"""Files of tensors and plain values, in torch's format, with a checksum; reading one never runs code from it."""
+"""Files of tensors and plain values in torch's format, with a checksum. Loading one never runs code from it."""
 
 import hashlib
 import io
@@ -16,17 +16,17 @@ CHECKSUM = "checksum"
 
 
 def save(path: Path, value: dict, keep: Path | None = None) -> None:
-    """Write plain tensors and JSON-able values in torch's format, with a checksum; keep: see write_whole.
+    """Write plain tensors and JSON-able values in torch's format, with a checksum. keep: as in files.write_whole.
 
-    Raises OSError where the disk is full; the file of before is then as it was.
+    Raises OSError if the disk is full; the earlier file is then unchanged.
     """
-    buffer = io.BytesIO()  # a full disk then is an OSError, and not torch's
+    buffer = io.BytesIO()  # so that a full disk raises OSError rather than an error of torch's
     torch.save(value | {CHECKSUM: checksum(value)}, buffer)
     write_whole(path, lambda part: part.write_bytes(buffer.getbuffer()), keep)
 
 
 def checksum(value: Any) -> str:
-    """SHA-256 of nested dicts and lists: the names, shapes, types and bytes of all tensors, and all plain values."""
+    """SHA-256 of nested dicts and lists: names, shapes, dtypes and bytes of all tensors, and all plain values."""
     digest = hashlib.sha256()
     for leaf in _leaves(value):
         digest.update(leaf)
@@ -51,21 +51,21 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def check_exists(path: str) -> None:
-    """Raise UserError, with the nearest name beside it, if there is no such checkpoint."""
+    """Raise UserError if there is no such checkpoint; the message suggests the file with the nearest name."""
     if not Path(path).is_file():
         hint = nearest(path, map(str, Path(path).parent.glob("*.pt")))
         raise UserError(f"{path}: no such checkpoint" + (f", did you mean {hint}?" if hint else ""))
 
 
 def load(path: str) -> dict:
-    """Read what save wrote, or a plain state dict. Never runs code from the file.
+    """Read what `save` wrote, or a plain state dict. Never runs code from the file.
 
-    Raises UserError when it cannot be read, and when its contents are not those of its checksum.
+    Raises UserError if it cannot be read or does not match its checksum.
     """
     check_exists(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # rubbish makes the unpickler raise all sorts
+    except Exception as error:  # a corrupt file makes the unpickler raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason[:100]})") from None
     if not isinstance(value, dict):
@@ -78,7 +78,7 @@ def load(path: str) -> dict:
 
 
 def _check_sizes(path: str, value: Any) -> None:
-    """Refuse tensors that are larger than what the file holds of them: a few bytes can claim a terabyte."""
+    """Refuse tensors that claim more bytes than the file contains: a small file could claim a terabyte."""
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise UserError(f"{path}: not a checkpoint: a tensor of {tuple(value.shape)} in too few bytes")
@@ -88,7 +88,7 @@ def _check_sizes(path: str, value: Any) -> None:
 
 
 def megabytes(value: dict) -> float:
-    """Decimal megabytes that torch.save of `value` takes."""
+    """Size of `value` as torch.save writes it, in decimal megabytes."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.tell() / 1e6

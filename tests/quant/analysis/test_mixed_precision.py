@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import quant
-import train
+from experiment import training
 from quant.analysis.compare import megabytes_at_bits
 from quant.analysis.mixed_precision import Path, ladders, quantized_after_training
 from quant.graph.views import layers
@@ -141,7 +141,7 @@ def test_dorefa_keeps_its_linear_eight_bits_and_takes_no_other_that_it_cannot(pl
 )
 def test_settings_that_cannot_work_are_refused_in_the_first_second(keys, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        train.main([*keys, f"run.dir={tmp_path}"])
+        training.main([*keys, f"run.dir={tmp_path}"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -164,20 +164,20 @@ def of(folder) -> tuple[dict, dict, dict]:
 def test_a_run_has_its_choice_by_name_and_its_setting_gives_the_same_again(weights, tmp_path, capsys):
     auto = [*RUN, f"run.dir={tmp_path}", f"model.weights={weights}", "quant.method=ptq", "run.epochs=0"]
     auto += ["quant.layers=auto", "quant.target_mb=0.0075", "quant.calibration_images=512"]
-    train.main([*auto, "run.name=auto"])
+    training.main([*auto, "run.name=auto"])
     config, summary, state = of(tmp_path / "auto")
     assert {name: one["act_bits"] for name, one in config["quant"]["layers"].items()} == dict.fromkeys("0248")
     assert summary["size_mb_at_bits"] <= 0.0075
     assert summary["bit_equal"] == {"reference": 100.0, "fbgemm": 100.0}
     assert f": {summary['size_mb_at_bits']:.4f} MB" in capsys.readouterr().out
-    train.main(["-c", str(tmp_path / "auto" / "config.json"), "run.name=again"])
+    training.main(["-c", str(tmp_path / "auto" / "config.json"), "run.name=again"])
     again, summary_again, state_again = of(tmp_path / "again")
     assert again["quant"] == config["quant"]
     assert summary_again["accuracy"] == summary["accuracy"]
     assert all(torch.equal(state[name], state_again[name]) for name in state)
-    train.main([*auto, "run.name=auto"])
+    training.main([*auto, "run.name=auto"])
     assert "is finished" in capsys.readouterr().out
-    train.main([*auto, "run.name=auto", "quant.target_mb=0.014"])
+    training.main([*auto, "run.name=auto", "quant.target_mb=0.014"])
     assert of(tmp_path / "auto")[1]["size_mb_at_bits"] > 0.0075, "another target is another run"
 
 
@@ -196,14 +196,14 @@ def test_a_method_that_trains_starts_on_the_chosen_bits(weights, tmp_path):
         "quant.calibration_images=512",
         "run.name=lsq",
     ]
-    train.main(auto)
+    training.main(auto)
     config, summary, state = of(tmp_path / "lsq")
     bits = {one["weight_bits"] for one in config["quant"]["layers"].values()}
     assert min(bits) < 8
     assert summary["agreement"] == {"reference": 100.0, "fbgemm": 100.0}
-    assert summary["accuracy"]["fake_quant"]["top1"] > 80
+    assert summary["accuracy"]["simulated"]["top1"] > 80
     (tmp_path / "lsq" / "summary.json").unlink()  # as if killed just before
-    train.main(auto)
+    training.main(auto)
     config_again, summary_again, state_again = of(tmp_path / "lsq")
     assert config_again == config
     assert summary_again["accuracy"] == summary["accuracy"]
@@ -221,6 +221,6 @@ def test_target_drop_needs_images_that_the_ranges_do_not_see(weights, tmp_path):
     ]
     auto += ["quant.layers=auto", "quant.target_drop=3"]
     with pytest.raises(UserError, match=r"quant.calibration_images: 1024 leave no training images"):
-        train.main(auto)
-    train.main([*auto, "quant.calibration_images=100"])
+        training.main(auto)
+    training.main([*auto, "quant.calibration_images=100"])
     assert min(one["weight_bits"] for one in of(tmp_path / "train")[0]["quant"]["layers"].values()) < 8

@@ -1,13 +1,11 @@
-"""precision auto takes what is faster here, once a run; quantizers are compiled where training is long."""
+"""run.precision=auto takes the faster precision, once a run."""
 
 import copy
 
 import pytest
 import torch
 
-import train
 from tests.nets import plain
-from utils.config import TrainSettings
 from utils.distributed import Processes
 from utils.training import precision
 
@@ -51,18 +49,3 @@ def test_a_run_that_goes_on_goes_on_alike(monkeypatch):
     assert precision.choose("auto", None, *rest) == "bf16"
     assert precision.choose("auto", "fp32", *rest) == "fp32"
     assert precision.choose("fp32", "bf16", *rest) == "fp32"
-
-
-def test_long_quantized_trainings_are_compiled():
-    def asked(**run) -> TrainSettings:
-        return TrainSettings.model_validate(
-            {"quant": {"method": run.pop("method", "lsq")}, "run": {"epochs": 20} | run}
-        )
-
-    digits, cifar = (10_138_240, 1437), (40_551_040, 50_000)
-    assert not train.worth_compiling(asked(), *digits)
-    assert train.worth_compiling(asked(), *cifar)
-    assert train.worth_compiling(asked(compile="always"), *digits)
-    assert not train.worth_compiling(asked(compile="never"), *cifar)
-    assert not train.worth_compiling(asked(method="float", compile="always"), *cifar)
-    assert not train.worth_compiling(asked(method="ptq", compile="always"), *cifar)

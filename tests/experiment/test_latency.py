@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 
 import data
-import latency
 import models
 import quant
-from experiment.report import plot
+from experiment import latency
 from utils.config import QuantSettings, TrainSettings
 from utils.runs import checkpoint
 
@@ -72,7 +71,7 @@ def test_a_finished_run_brings_its_weights_size_and_method(tmp_path):
     model(torch.randn(4, 3, 16, 16))
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
     (tmp_path / "mine").mkdir()
-    torch.save(checkpoint.pack(model, settings, seen, True, 1), tmp_path / "mine" / "last.pt")
+    torch.save(checkpoint.pack(model, settings.model_dump(), seen, True, 1), tmp_path / "mine" / "last.pt")
     for entry in ("mine", "mine/last.pt"):
         latency.main([*QUICK, f'models=["{tmp_path}/{entry}"]', 'engines=["reference"]', f"dir={tmp_path}/out"])
         row = json.loads((tmp_path / "out" / "latency.json").read_text())[0]
@@ -88,20 +87,6 @@ def test_a_finished_run_brings_its_weights_size_and_method(tmp_path):
         assert picture.size[0] > 500
 
 
-def test_the_pareto_front_is_what_nothing_beats():
-    assert plot._front([(1, 80), (2, 79), (2, 85), (3, 85), (4, 90)]) == [(1, 80), (2, 85), (4, 90)]
-
-
-def test_a_net_is_plotted_on_its_fastest_engine_of_known_accuracy():
-    row = {"model": "a", "float_top1": 80.0, "float_ms": 5, "float_mb": 4, "int8_mb": 1}
-    rows = [row | {"engine": "x86", "int8_ms": 1, "int8_top1": None}]
-    rows += [row | {"engine": "fbgemm", "int8_ms": 2, "int8_top1": 79.0}]
-    rows += [row | {"engine": "qnnpack", "int8_ms": 3, "int8_top1": 79.5}]
-    rows += [one | {"model": "b", "int8_top1": None} for one in rows]
-    names = [(point["name"], point["ms"], point["top1"]) for point in plot._points_of(rows)]
-    assert names == [("a, float", 5, 80.0), ("a, fbgemm", 2, 79.0)]
-
-
 def test_the_net_that_is_timed_is_the_net_that_was_trained(tmp_path):
     """The float form of a quantization-aware run has its weights, and its integers are the run's."""
     settings = a_run()
@@ -109,10 +94,10 @@ def test_the_net_that_is_timed_is_the_net_that_was_trained(tmp_path):
     images = torch.randn(4, 3, 16, 16)
     model(images)
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
-    torch.save(checkpoint.pack(model, settings, seen, True, 1), tmp_path / "last.pt")
-    _, plain, prepared, _ = latency.build(str(tmp_path), 224, 1000, trust=False)
+    torch.save(checkpoint.pack(model, settings.model_dump(), seen, True, 1), tmp_path / "last.pt")
+    subject = latency.build(str(tmp_path), 224, 1000, trust=False)
     quant.set_enabled(model.eval(), False)
     with torch.no_grad():
-        assert torch.allclose(plain(images), model(images), atol=1e-5)
+        assert torch.allclose(subject.float_model(images), model(images), atol=1e-5)
         quant.set_enabled(model, True)
-        assert torch.equal(prepared(images), model(images))
+        assert torch.equal(subject.prepared(images), model(images))

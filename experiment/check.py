@@ -1,0 +1,57 @@
+"""Refuse in the first second, before any data is read, what cannot work; fill in what the settings leave open."""
+
+import data
+import models
+import quant
+from utils import config, device
+from utils.errors import UserError, choose
+from utils.runs import checkpoint
+from utils.runs.log import check_tensorboard
+from utils.training import optim
+
+
+def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
+    """The settings of one training run, checked and resolved. name: the run's, as its folder is called."""
+    d, m, o, r = settings.data, settings.model, settings.optim, settings.run
+    choose(data.DATASETS, d.name, "data.name")
+    models.check(m.name, m.options, d.image_size)
+    device.find(r.device)
+    optim.check(o)
+    if r.tensorboard:
+        check_tensorboard()
+    q = quant.resolve(settings.quant)
+    check_model(m, d.image_size, q)
+    quant.check_run(q, r.epochs, trained_before=bool(m.weights))
+    if o.name in optim.BOOSTED and quant.ends_in_float(q, r.epochs):
+        raise UserError(
+            f"optim.name: {o.name} adds its noise from where quantized training begins, and {q.method} has none; "
+            f"take {o.name[1:]}"
+        )
+    if o.average and r.epochs == 0:
+        raise UserError("optim.average: run.epochs=0 trains nothing")
+    engines = [q.engine] if r.engines is None else r.engines
+    if q.method != "float":
+        check_engines(engines, "quant.engine" if r.engines is None else "run.engines")
+    run_settings = r.model_copy(update={"name": name, "engines": engines})
+    return settings.model_copy(update={"quant": q, "run": run_settings})
+
+
+def check_engines(names: list[str], key: str) -> None:
+    """Raise UserError, under this key, for an engine that does not exist or cannot run here."""
+    for name in names:
+        quant.engine(name, key)
+
+
+def check_model(asked: config.ModelSettings, image_size: int, spec: config.QuantSettings) -> None:
+    """Build the model to check what only a built one shows.
+
+    Raises UserError if a third-party model cannot be traced, a key of quant.layers matches no layer, or the weights
+    belong to another model. Skipped where none of these can be wrong.
+    """
+    if not models.is_external(asked.name) and not asked.weights and not spec.layers:
+        return
+    trial = models.build(asked.name, None, image_size, asked.options)
+    if spec.method != "float":
+        quant.check_layers(trial, spec.by_name)
+    if asked.weights:
+        checkpoint.check_weights(trial, asked.weights, asked.name)

@@ -1,0 +1,50 @@
+"""The command line that all scripts share: parse, --list, load the settings, check them, --print-config, run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from setting.names import TABLES
+from utils import config
+
+S = TypeVar("S", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Job:
+    """settings: the resolved settings, which --print-config prints. run: carries them out."""
+
+    settings: BaseModel
+    run: Callable[[], None]
+
+
+def main(
+    arguments: list[str],
+    description: str,
+    default_file: str,
+    settings_type: type[S],
+    plan: Callable[[S, str], Job],
+    check_overrides: Callable[[S, list[str]], None] = lambda settings, keys: None,
+) -> None:
+    """Run the script with this command line.
+
+    description: what --help prints. default_file: the setting file that is read without -c.
+    plan(settings, path of the setting file): refuses what cannot work and returns the job.
+    check_overrides(settings, keys given on the command line): refuses overrides that would have no effect.
+
+    Raises UserError. Errors of `plan` are reported as errors of the setting file.
+    """
+    options = config.parser(description, default_file, TABLES).parse_intermixed_args(arguments)
+    if options.list:
+        print("\n".join(TABLES[options.list]))
+        return
+    settings = config.load(settings_type, options.config, options.overrides)
+    with config.blame(options.config):
+        job = plan(settings, options.config)
+    check_overrides(settings, [text.partition("=")[0] for text in options.overrides])
+    if options.print_config:
+        print(job.settings.model_dump_json(indent=2))
+        return
+    job.run()

@@ -1,0 +1,112 @@
+"""What evaluate.py does: rebuild the model of a checkpoint and measure it, float, simulated and on every engine."""
+
+import functools
+from pathlib import Path
+
+from torch import nn
+
+import data
+import models
+import quant
+from experiment import cli, datasets
+from experiment.check import check_engines
+from experiment.checkpoints import rebuild
+from experiment.report import sensitivity_table
+from utils import config, files
+from utils.errors import UserError, choose
+from utils.runs import tensor_file
+
+EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
+"""Functions that write a single file, by its suffix. A path with any other name is a folder for quant.export."""
+
+
+def main(arguments: list[str], description: str | None = __doc__) -> None:
+    """Run evaluate.py with this command line."""
+    cli.main(arguments, description, "setting/evaluate.json", config.EvaluateSettings, plan)
+
+
+def plan(settings: config.EvaluateSettings, setting_file: str) -> cli.Job:
+    """The evaluation that the settings describe. Raises UserError for what can be refused without the checkpoint."""
+    check_engines(settings.engines, "engines")
+    tensor_file.check_exists(settings.checkpoint)
+    if settings.export and Path(settings.export).suffix == ".onnx":
+        quant.check_onnx("export")
+    return cli.Job(settings, functools.partial(evaluate, settings))
+
+
+def evaluate(settings: config.EvaluateSettings) -> None:
+    """Measure the checkpoint; write evaluation.json and, if asked for, sensitivity.csv and the integer model."""
+    check_trusted = functools.partial(models.check_trusted, trust=settings.trust)
+    model, state, trained = rebuild(settings.checkpoint, check_trusted)
+    check_possible(settings, trained, state["prepared"])
+    d = config.check(config.DataSettings, trained.data.model_dump() | settings.data, "data")
+    choose(data.DATASETS, d.name, "data.name")
+    models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)
+    folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
+    target = prepare_target(Path(settings.export)) if settings.export else None
+    dataset = datasets.load_test(d)
+    data.check_classes(dataset.classes, state["classes"])
+    make = datasets.batch_maker(d, state["mean"], state["std"])
+    test = make(dataset.test, data.evaluation_batch(d.image_size))
+    with_float = quant.ends_in_float(trained.quant, trained.run.epochs)
+    result, layers = quant.measure(model.eval(), settings.engines, test, with_float)
+    files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | result)
+    files.write_text(folder / "evaluation_layers.txt", layers)
+    print(f"{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
+    print(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
+    if settings.sensitivity:
+        found = quant.sensitivity(model, test)
+        print(f"\n{sensitivity_table.text(found)}\n\nsensitivity.csv and sensitivity.png in {folder}")
+        sensitivity_table.write(found, f"{trained.model.name} on {d.name}, {trained.quant.method}", folder)
+    if target:
+        export(model, target, export_info(state, trained, isinstance(dataset.test, data.Files)))
+
+
+def check_possible(settings: config.EvaluateSettings, trained: config.TrainSettings, prepared: bool) -> None:
+    """Raise UserError for what this checkpoint cannot give. prepared: whether it is of a quantized model."""
+    for key in ("export", "sensitivity"):
+        if getattr(settings, key) and not prepared:
+            raise UserError(f"{key}: {settings.checkpoint} is a float model: nothing is quantized")
+    if settings.sensitivity and quant.METHODS[trained.quant.method].rescales(trained.quant):
+        raise UserError(
+            f"sensitivity: {trained.quant.method} trains weights on a scale of their own, which batch norm has "
+            "learned: without its quantizers the model is no float model to compare with"
+        )
+
+
+def prepare_target(target: Path) -> Path:
+    """The path to export to, after making its folder. Raises UserError if it cannot be written."""
+    is_file = target.suffix in EXPORTERS
+    if is_file and target.is_dir():
+        raise UserError(f"export: {target} is a folder, but {target.suffix} is the suffix of a file")
+    files.make_folder(target.parent if is_file else target, "export")
+    return target
+
+
+def export_info(state: dict, trained: config.TrainSettings, from_files: bool) -> dict:
+    """What a user of the exported model must know to feed it. from_files: whether images are resized and cropped."""
+    size = trained.data.image_size
+    return {
+        "model": trained.model.name,
+        "weight_bits": trained.quant.weight_bits,
+        "act_bits": trained.quant.act_bits,
+        "image_size": size,
+        "resize": data.evaluation_side(size) if from_files else size,
+        "mean": state["mean"],
+        "std": state["std"],
+        "classes": state["classes"],
+    }
+
+
+def export(model: nn.Module, target: Path, info: dict) -> None:
+    """Write the integer model, with `info`, to a file of EXPORTERS or to a folder."""
+    size = info["image_size"]
+    if target.suffix in EXPORTERS:
+        EXPORTERS[target.suffix](model, target, size, info)
+        print(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [N, 3, {size}, {size}] -> logits")
+        return
+    quant.export(model, target, size, info)
+    megabytes = (target / "model.pt2").stat().st_size / 1e6
+    print(
+        f"{target}: model.pt2 ({megabytes:.2f} MB), integer_ops.py, model.json and example.py: python example.py IMAGE"
+    )

@@ -1,0 +1,43 @@
+"""The folder of a run that these settings describe, and making it ready."""
+
+from pathlib import Path
+
+from utils import config, files
+from utils.environment import environment
+from utils.runs import folder as folders
+from utils.runs.folder import RunFolder, Start, effective_resume
+
+
+def run_folder(settings: config.TrainSettings) -> RunFolder:
+    """The folder of a run with these checked settings."""
+    sources = (settings.model.weights, settings.quant.teacher)
+    return RunFolder(
+        path=Path(settings.run.dir) / settings.run.name,
+        settings=settings.model_dump(mode="json"),
+        epochs=settings.run.epochs,
+        resume=effective_resume(settings.run.resume),
+        sources=tuple(source for source in sources if source),
+        filled_in=("quant.layers",) if settings.quant.layers == "auto" else (),
+    )
+
+
+def open_folder(folder: RunFolder, settings: config.TrainSettings) -> Start:
+    """Find out where the run starts, and make its folder ready. A finished run's folder is left as it is."""
+    start = folder.find_start()
+    if start.finished:
+        return start
+    if start.state is None or folder.resumes_from_elsewhere:
+        folders.check_no_sweep(folder.path)
+        folder.move_aside()
+    files.make_folder(folder.path, "run.dir")
+    files.remove_parts(folder.path)
+    folder.copy_checkpoint()
+    (folder.path / folders.SUMMARY).unlink(missing_ok=True)  # this run is not finished
+    write_settings(folder.path, settings)
+    files.write_json(folder.path / "environment.json", environment() | {"engine": settings.quant.engine})
+    return start
+
+
+def write_settings(folder: Path, settings: config.TrainSettings) -> None:
+    """config.json: the resolved settings of the run."""
+    files.write_json(folder / folders.SETTING, settings.model_dump())

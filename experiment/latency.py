@@ -1,0 +1,226 @@
+"""What latency.py does: time float and integer models side by side on this CPU."""
+
+import copy
+import functools
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import models
+import quant
+from experiment import cli
+from experiment.check import check_engines
+from experiment.checkpoints import rebuild
+from experiment.report.latency_table import report
+from utils import config, files, timing
+from utils.complexity import complexity
+from utils.environment import environment
+from utils.errors import UserError
+from utils.runs import checkpoint, tensor_file
+from utils.runs.folder import LAST, SUMMARY, read_summary
+
+Entry = str | dict[str, Any]
+"""An element of `models` in the settings: a model's name, a name with options, or the path of a run or checkpoint."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to time: in float, and prepared for integers. label: its name in the table."""
+
+    label: str
+    float_model: nn.Module
+    prepared: nn.Module
+    image_size: int
+
+
+def main(arguments: list[str], description: str | None = __doc__) -> None:
+    """Run latency.py with this command line."""
+    cli.main(arguments, description, "setting/latency.json", config.LatencySettings, plan)
+
+
+def plan(settings: config.LatencySettings, setting_file: str) -> cli.Job:
+    """The timing that the settings describe, checked. Raises UserError."""
+    check_engines(settings.engines, "engines")
+    for entry in settings.models:
+        check_entry(entry, settings.image_size)
+    return cli.Job(settings, functools.partial(measure_all, settings))
+
+
+def check_entry(entry: Entry, image_size: int) -> None:
+    """Raise UserError, before any model is timed, for an entry that is neither a run nor a model."""
+    if is_run(entry):
+        tensor_file.check_exists(checkpoint_of(entry))
+        return
+    asked = model_settings(entry)
+    if asked.weights:
+        raise UserError("models: a net by its name has random weights; a run has its own, and is named by its folder")
+    models.check(asked.name, asked.options, image_size)
+    if models.is_external(asked.name):
+        quant.trace(models.build(asked.name, None, image_size, asked.options))
+
+
+def model_settings(entry: Entry) -> config.ModelSettings:
+    return config.check(config.ModelSettings, {"name": entry} if isinstance(entry, str) else entry, "models")
+
+
+def is_run(entry: Entry) -> bool:
+    """Whether an entry names a checkpoint or the folder of a run."""
+    return isinstance(entry, str) and (entry.endswith(".pt") or Path(entry).is_dir())
+
+
+def checkpoint_of(run: str) -> str:
+    """The checkpoint itself or, for a run's folder, the one that its summary.json was measured on."""
+    return run if run.endswith(".pt") else str(Path(run) / summary_of(Path(run))["checkpoint"])
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """summary.json of a run. For an unfinished run, or one older than the key `checkpoint`: its defaults."""
+    found = read_summary(folder) if (folder / SUMMARY).is_file() else {}
+    return {"checkpoint": LAST, "accuracy": {}} | found
+
+
+def measure_all(settings: config.LatencySettings) -> None:
+    """Time every model of the settings and write the table and pictures into their folder."""
+    folder = files.make_folder(Path(settings.dir), "dir")
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    calls = (settings.warmup + settings.repeats) * len(settings.models) * (3 + len(settings.engines))
+    rows: list[dict] = []
+    with tqdm(total=calls, unit="run", leave=False, disable=None) as bar:
+        for entry in settings.models:
+            subject = build(entry, settings.image_size, settings.num_classes, settings.trust)
+            bar.set_description(subject.label)
+            gc.collect()  # graphs are reference cycles: the previous model's still hold its weights
+            rows += measure(
+                subject,
+                settings.engines,
+                settings.batch_size,
+                top1_of(entry),
+                warmup=settings.warmup,
+                repeats=settings.repeats,
+                progress=bar.update,
+            )
+    report(rows, settings.repeats, environment(), folder)
+
+
+def top1_of(entry: Entry) -> dict[str, float]:
+    """Top-1 accuracy of a finished run by "float" and by engine, from its summary.json; empty if it is not known."""
+    if not is_run(entry):
+        return {}
+    timed = Path(checkpoint_of(entry))
+    summary = summary_of(timed.parent)
+    if timed.name != summary["checkpoint"]:
+        return {}
+    return {name: score["top1"] for name, score in summary["accuracy"].items()}
+
+
+def build(entry: Entry, image_size: int, num_classes: int, trust: bool) -> Subject:
+    """The model of an entry.
+
+    A run brings its weights, method and image size. A model by name has random weights and 8 bits, with batch norm
+    statistics and ranges that fit random images.
+    """
+    if is_run(entry):
+        path = checkpoint_of(entry)
+        prepared, state, trained = rebuild(path, functools.partial(models.check_trusted, trust=trust))
+        image_size = trained.data.image_size
+        plain = models.build(trained.model.name, len(state["classes"]), image_size, trained.model.options)
+        checkpoint.load_weights(plain, path)
+        label = trained.run.name or entry
+    else:
+        asked = model_settings(entry)
+        torch.manual_seed(0)
+        prepared = plain = models.build(asked.name, num_classes, image_size, asked.options)
+        label = " ".join([asked.name, *(f"{key}={value}" for key, value in asked.options.items())])
+    if not quant.is_prepared(prepared):
+        prepared = calibrated_on_noise(plain, image_size)
+    return Subject(label, plain.eval(), prepared.eval(), image_size)
+
+
+def calibrated_on_noise(plain: nn.Module, image_size: int) -> nn.Module:
+    """A float model quantized to 8 bits. Also gives `plain` itself the batch norm statistics of random images."""
+    noise = torch.randn(8, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        plain.train()(noise)
+    prepared = quant.prepare(copy.deepcopy(plain).eval(), quant.resolve(config.QuantSettings(method="ptq")))
+    quant.calibrate(prepared, [noise])
+    return prepared
+
+
+def measure(
+    subject: Subject,
+    engines: list[str],
+    batch_size: int,
+    top1: dict[str, float],
+    warmup: int,
+    repeats: int,
+    progress: Callable[[int], Any],
+) -> list[dict]:
+    """A row for each engine: milliseconds of the float model as built, in its fastest float form, and in integers.
+
+    Calls of all of them are interleaved. progress(n): called after n calls.
+    """
+    plain, size = subject.float_model, subject.image_size
+    images = torch.randn(batch_size, 3, size, size)
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+    integer = {name: quant.convert(subject.prepared, name) for name in engines}
+    forms = quant.fold(plain).forms(channels_last)
+    calls = {"as built": call(plain, images)} | {form: call(run, channels_last) for form, run in forms.items()}
+    for name, model in integer.items():
+        engine_images = images.contiguous(memory_format=model.engine.layout)
+        calls[name] = call(model.frozen(engine_images), engine_images)
+    times = timing.take_turns(calls, warmup, repeats, progress)
+    best = min(forms, key=lambda form: times[form].median)
+    common = float_facts(plain, size, batch_size)
+    return [
+        {"model": subject.label, "engine": name}
+        | common
+        | {"int8_mb": tensor_file.megabytes(model.stored())}
+        | with_percentiles("as_built_ms", times["as built"])
+        | with_percentiles("float_ms", times[best])
+        | with_percentiles("int8_ms", times[name])
+        | {"float_form": best, "speedup": times[best].median / times[name].median}
+        | {"speedup_as_built": times["as built"].median / times[name].median}
+        | {"float_top1": top1.get("float"), "int8_top1": top1.get(name)}
+        for name, model in integer.items()
+    ]
+
+
+def float_facts(plain: nn.Module, image_size: int, batch_size: int) -> dict[str, Any]:
+    """The columns that describe the float model."""
+    params, macs = complexity(plain, image_size)
+    try:
+        _, macs_32 = complexity(plain, 32, (nn.Conv2d,))
+    except (RuntimeError, ValueError, AssertionError):
+        macs_32 = None  # the model does not take images that small
+    return {
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "threads": torch.get_num_threads(),
+        "params": params,
+        "macs": macs,
+        "flops": 2 * macs,
+        "conv_flops_32": macs_32 and 2 * macs_32,
+        "float_mb": tensor_file.megabytes(plain.state_dict()),
+    }
+
+
+def call(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """A function without arguments that runs the model on these images."""
+
+    def run_once() -> Tensor:
+        with torch.inference_mode():
+            return model(images)
+
+    return run_once
+
+
+def with_percentiles(key: str, spread: timing.Spread) -> dict[str, float]:
+    """Columns key, key_p10 and key_p90."""
+    return {key: spread.median, f"{key}_p10": spread.p10, f"{key}_p90": spread.p90}

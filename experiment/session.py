@@ -1,0 +1,289 @@
+"""One training run: load the data, build the model, train, quantize, save, measure."""
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import data
+import models
+import quant
+from experiment import datasets, results
+from experiment.folders import write_settings
+from experiment.teacher import load_teacher
+from quant.methods import gradboost
+from utils import config, distributed, seed
+from utils.complexity import complexity
+from utils.console import say
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.runs import checkpoint, checkpointing
+from utils.runs.folder import resume_hint
+from utils.runs.log import RunLog, time_to_accuracy
+from utils.training import average, distill, optim, precision, schedule
+from utils.training.trainer import Trainer
+
+MANY_MACS = 1e12
+"""Multiply-accumulates of a training run from which compiling the quantizers saves time: minutes on two cores."""
+
+
+class Session:
+    """One training run, from a checkpoint or from the start. `run` does all steps in order.
+
+    settings: checked settings (experiment/check.py). folder: where the run writes, which exists.
+    state: the checkpoint to continue from, or None.
+    All processes of a run have a Session each; the first alone writes, converts and measures.
+    """
+
+    def __init__(self, settings: config.TrainSettings, folder: Path, processes: Processes, state: dict | None = None):
+        self.settings, self.folder, self.processes, self.state = settings, folder, processes, state
+        self.log = RunLog(folder, settings.run.epochs, processes.is_main, settings.run.tensorboard)
+        self.dataset: data.Dataset | None = None
+        self.model: nn.Module | None = None
+        self.size: dict[str, int] = {}
+        """{"params", "macs"} of the float model."""
+
+    def run(self) -> None:
+        seed.seed_all(self.settings.run.seed, self.settings.run.deterministic)
+        self.load_dataset()
+        self.build_model()
+        self.restore_chosen_layers()
+        if not self.ends_in_float:
+            self.choose_layers()
+        self.compile_or_interpret()
+        self.fit()
+        self.choose_layers()
+        self.quantize_after_training()
+        if self.processes.is_main:
+            self.finish()
+
+    @property
+    def quant_spec(self) -> config.QuantSettings:
+        """The resolved quant section."""
+        return self.settings.quant
+
+    @property
+    def ends_in_float(self) -> bool:
+        """Whether the last epoch is in float, so that the model is quantized after training or not at all."""
+        return quant.ends_in_float(self.quant_spec, self.settings.run.epochs)
+
+    @property
+    def float_epochs(self) -> int:
+        return float_epochs(self.settings)
+
+    def load_dataset(self) -> None:
+        """Load the images; the first process of each machine before the others, since it may have to download them."""
+        if distributed.local_rank() > 0:
+            self.processes.barrier()
+        self.dataset = datasets.load(self.settings.data)
+        if distributed.local_rank() == 0:
+            self.processes.barrier()
+
+    def batches(self, images: data.Images | data.Files, batch_size: int | None = None, draw: data.Draw | None = None):
+        """Batches of these images, as the dataset normalizes them. batch_size: None takes that of evaluation."""
+        make = datasets.batch_maker(self.settings.data, self.dataset.mean, self.dataset.std)
+        return make(images, batch_size or data.evaluation_batch(self.settings.data.image_size), draw=draw)
+
+    def build_model(self) -> None:
+        """Build the float model, load model.weights into it unless a checkpoint follows, and report its size."""
+        asked, image_size = self.settings.model, self.settings.data.image_size
+        self.model = models.build(asked.name, len(self.dataset.classes), image_size, asked.options)
+        if asked.weights and self.state is None:
+            start_from_weights(self.model, asked.weights, allow_new_head=self.settings.run.epochs > 0)
+        params, macs = complexity(self.model, image_size)
+        self.size = {"params": params, "macs": macs}
+        images = len(self.dataset.train)
+        say(f"{asked.name}: {params:,} parameters, {macs:,} MACs; {images:,} training images, {self.processes}")
+        if self.quant_spec.method != "float" and self.quant_spec.reduce_range:
+            say("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
+
+    def restore_chosen_layers(self) -> None:
+        """Take the layers that quant.layers=auto chose before the run was interrupted. Raises UserError if too few
+        images are left to choose on: now, not after training."""
+        if self.quant_spec.layers != "auto":
+            return
+        selection_images(self.dataset, self.quant_spec)
+        if self.state:
+            self.set_layers(self.state["settings"]["quant"]["layers"])
+
+    def choose_layers(self) -> None:
+        """Let quant.layers=auto choose the bits of each layer by the float model, if it is still to choose."""
+        if self.quant_spec.method == "float" or self.quant_spec.layers != "auto":
+            return
+        calibration, held_out = (self.batches(images) for images in selection_images(self.dataset, self.quant_spec))
+        chosen = quant.choose_layers(self.model, self.quant_spec, calibration, held_out)
+        self.set_layers(self.processes.broadcast_object(chosen))
+
+    def set_layers(self, layers: dict | str) -> None:
+        """Set quant.layers, in config.json too."""
+        self.settings = config.vary(self.settings, {"quant.layers": layers}, "quant.layers")
+        if self.processes.is_main:
+            write_settings(self.folder, self.settings)
+
+    def compile_or_interpret(self) -> None:
+        """Compile the quantizers if this run is long enough to gain from it."""
+        if worth_compiling(self.settings, self.size["macs"], len(self.dataset.train)):
+            quant.compile_kernels()
+        else:
+            quant.interpret_kernels()  # an earlier cell of the sweep may have compiled them
+
+    def fit(self) -> None:
+        """Train: float epochs, then fake-quantized ones. Leaves the best epoch's model, or the last epoch's."""
+        settings, processes = self.settings, self.processes
+        if settings.run.epochs > 0:
+            data.check_training(len(self.dataset.train), settings.data.batch_size, processes.world_size)
+        self.model = self.model.to(processes.device, memory_format=torch.channels_last)
+        trainer = self.trainer()
+        if self.state and self.state["prepared"]:
+            trainer.to_quantized()
+        position = checkpointing.resume(
+            self.state, trainer.model, trainer.optimizer, settings.run.epochs, self.log, processes
+        )
+        trainer.run(position)
+        if not position.ended:
+            trainer.finish(reestimate=bool(self.quant_spec.norm_images))
+        self.model = trainer.model.cpu().eval()
+
+    def trainer(self) -> Trainer:
+        """The trainer of this run, at its start."""
+        d, q, o, r, processes = *self.sections, self.processes
+        arithmetic = self.choose_precision()
+        optimizer = optim.build(o.name, self.model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
+        noise = seed.Noise(r.seed, processes.rank, processes.device)
+        if o.name in optim.BOOSTED:
+            gradboost.GradBoost(optimizer, o.mode, o.clip_by, o.noise_decay, o.toss_coin, noise.shared)
+        few = data.first(self.dataset.train, q.norm_images or q.calibration_images)
+        norm_batches = self.batches(few, draw=data.Draw(r.seed, d.augment, self.dataset.flip))
+        trainer = Trainer(
+            model=self.model,
+            optimizer=optimizer,
+            train_batches=self.train_batches(),
+            val_batches=self.val_batches(),
+            rate=lambda done: o.lr * schedule.factor(o.schedule, done, r.epochs, o.warmup_epochs, o.milestones),
+            loss_of=self.loss(bf16=arithmetic == "bf16"),
+            clip_norm=o.clip_norm,
+            bf16=arithmetic == "bf16",
+            epochs=r.epochs,
+            quantize_from=self.float_epochs,
+            quantize=lambda model: self.prepare(model, trainer),
+            method=q.method,
+            average=average.Average(optimizer, o.average) if o.average else None,
+            reestimate_batch_norm=lambda model: quant.renorm(model, (images for images, _ in norm_batches)),
+            noise=noise,
+            processes=processes,
+            log=self.log,
+            saver=checkpointing.CheckpointSaver(
+                self.folder,
+                functools.partial(self.pack, arithmetic),
+                r.checkpoint_minutes,
+                resume_hint(self.folder, r.resume),
+                processes,
+            ),
+        )
+        return trainer
+
+    @property
+    def sections(self) -> tuple:
+        """(data, quant, optim, run) of the settings."""
+        return self.settings.data, self.quant_spec, self.settings.optim, self.settings.run
+
+    def choose_precision(self) -> str:
+        """ "fp32" or "bf16": a continued run keeps the precision that it began with."""
+        d, r = self.settings.data, self.settings.run
+        known = ((self.state or {}).get("training") or {}).get("precision")
+        return precision.choose(r.precision, known, self.model, d.batch_size, d.image_size, self.processes)
+
+    def train_batches(self):
+        """This process's share of the augmented training images."""
+        d, processes = self.settings.data, self.processes
+        draw = data.Draw(self.settings.run.seed, d.augment, self.dataset.flip, processes.rank, processes.world_size)
+        return self.batches(self.dataset.train, d.batch_size, draw)
+
+    def val_batches(self):
+        """This process's share of the validation images; None if there are none."""
+        val = self.dataset.val
+        return self.batches(val.take(self.processes.shard_indices(len(val)))) if val else None
+
+    def loss(self, bf16: bool) -> distill.Loss:
+        """The loss of training, with the teacher's answers if quant.teacher names one."""
+        d, q, o, _ = self.sections
+        teacher = q.teacher and load_teacher(
+            q.teacher, self.settings.model.name, self.dataset, d.image_size, self.processes.device, bf16
+        )
+        return distill.loss(o.label_smoothing, teacher, q.teacher_share, q.temperature)
+
+    def prepare(self, model: nn.Module, trainer: Trainer) -> nn.Module:
+        """The model with fake-quantization; its learned parameters join the trainer's optimizer."""
+        q, o = self.quant_spec, self.settings.optim
+        prepared = quant.prepare(model, q).to(self.processes.device)
+        quant.draw_from(prepared, trainer.noise.own)
+        optim.add_learned(trainer.optimizer, quant.learned(prepared), o.learned_lr)
+        gradboost.end_warm_up(trainer.optimizer)
+        if q.damping:
+            quant.Damping(trainer.optimizer, prepared, q.damping, lambda: trainer.progress)
+        return prepared
+
+    def pack(self, arithmetic: str, model: nn.Module, epoch: int, training: dict) -> dict:
+        """The contents of a checkpoint during training."""
+        training, prepared = training | {"precision": arithmetic}, quant.is_prepared(model)
+        return checkpoint.pack(model, self.settings.model_dump(), self.dataset, prepared, epoch, training)
+
+    def quantize_after_training(self) -> None:
+        """Post-training quantization of a model that trained in float: calibrate it on training images.
+
+        Only the first process goes on to learn roundings and correct biases.
+        """
+        spec = self.quant_spec
+        if spec.method == "float" or quant.is_prepared(self.model):
+            return
+        if spec.equalize:
+            say(f"channels of {quant.equalize(self.model)} pairs of layers equalized")
+        self.model = quant.prepare(self.model, spec)
+        sample = self.batches(data.first(self.dataset.train, spec.calibration_images))
+        quant.calibrate(self.model, (images for images, _ in sample))
+        if self.processes.is_main:
+            quant.refine(self.model, (images for images, _ in sample), spec)
+
+    def finish(self) -> None:
+        """Save the final model, measure it on the test images and report."""
+        results.save_final(self.model, self.settings, self.dataset, self.log)
+        results.measure(self.model, self.settings, self.batches(self.dataset.test), self.log, self.size)
+        say(f"{len(self.dataset.test):,} test images; layers.txt and more in {self.folder}")
+        reached = time_to_accuracy(self.log.rows)
+        if reached:
+            say(f"top-1 of the held-out images, in training time: {reached}")
+
+
+def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> None:
+    """Load trained float weights; report it if the last layer keeps its random weights because the classes differ."""
+    head = checkpoint.load_weights(model, path, allow_new_head)
+    if head:
+        say(f"{path} was trained on other classes: loaded all layers except {head}, which starts from random weights")
+
+
+def float_epochs(settings: config.TrainSettings) -> int:
+    """Epochs that a run trains in float, before fake-quantization begins."""
+    return quant.METHODS[settings.quant.method].float_epochs(settings.quant, settings.run.epochs)
+
+
+def worth_compiling(settings: config.TrainSettings, macs: int, images: int) -> bool:
+    """Whether to compile the quantizers of a run: as run.compile says, or if there is much to train.
+
+    It depends on nothing but the settings and the data, so that the same run computes the same bits.
+    """
+    asked, quantized = settings.run.compile, settings.run.epochs - float_epochs(settings)
+    return quantized > 0 and (asked == "always" or (asked == "auto" and macs * images * quantized > MANY_MACS))
+
+
+def selection_images(dataset: data.Dataset, spec: config.QuantSettings) -> tuple:
+    """(calibration images, held-out images) on which quant.layers=auto chooses.
+
+    Held out are as many validation images or, without any, other training images. Raises UserError if
+    quant.target_drop has none left to be measured on.
+    """
+    count = spec.calibration_images
+    held_out = data.first(dataset.val, count) if dataset.val else data.first(dataset.train, count, after=count)
+    if spec.target_drop is not None and not len(held_out):
+        raise UserError(f"quant.calibration_images: {count} leave no training images to measure quant.target_drop on")
+    return data.first(dataset.train, count), held_out

@@ -1,0 +1,38 @@
+"""The teacher of quant.teacher, whose answers a run learns beside the labels."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import data
+import models
+from experiment.checkpoints import rebuild
+from utils.errors import UserError
+
+
+def load_teacher(
+    path: str, student: str, dataset: data.Dataset, image_size: int, device: torch.device, bf16: bool
+) -> Callable[[Tensor], Tensor]:
+    """A function from normalized images [N, 3, H, W] of this dataset to the teacher's logits [N, classes].
+
+    path: the teacher's checkpoint. student: name of the model that learns. bf16: compute as the student does.
+    Raises UserError if the teacher has other classes or another image size.
+    """
+
+    def check_trusted(name: str) -> None:
+        models.check_trusted(name, name == student, f"quant.teacher takes models of a table, or {student}")
+
+    model, state, trained = rebuild(path, check_trusted)
+    data.check_classes(dataset.classes, state["classes"])
+    if trained.data.image_size != image_size:
+        raise UserError(f"quant.teacher: {path} was trained on images of {trained.data.image_size} pixels")
+    model = model.to(device, memory_format=torch.channels_last).eval()
+    affine = data.renormalized((dataset.mean, dataset.std), (state["mean"], state["std"]))
+    gain, shift = (values.to(device) for values in affine)
+
+    def answer(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            return model(images * gain + shift)
+
+    return answer

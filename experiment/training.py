@@ -1,0 +1,80 @@
+"""What train.py does: one run, or every run of a sweep."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import quant
+from experiment import cli, sweep
+from experiment.check import check
+from experiment.folders import open_folder, run_folder
+from experiment.results import float_score
+from experiment.session import Session
+from utils import config, device, distributed, files
+from utils.console import log_to, quiet, say
+from utils.distributed import Processes
+from utils.runs.folder import check_no_single_run, read_summary, resume_hint
+from utils.runs.interrupt import default_message, handle_signals
+
+
+def main(arguments: list[str], description: str | None = __doc__) -> None:
+    """Run train.py with this command line."""
+    cli.main(arguments, description, "setting/train.json", config.TrainSettings, plan, sweep.check_overrides)
+
+
+def plan(settings: config.TrainSettings, setting_file: str) -> cli.Job:
+    """The run or sweep that the settings describe, checked. Raises UserError."""
+    cells = sweep.cells(settings.sweep)
+    name = settings.run.name or config.as_name(Path(setting_file).stem)
+    if not cells:
+        checked = check(settings, name)
+        return cli.Job(checked, lambda: with_processes(checked, functools.partial(train, checked)))
+    runs = sweep.runs(settings, cells, lambda cell_settings, cell: check(cell_settings, f"{name}/{cell}"))
+    named = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
+    return cli.Job(named, lambda: with_processes(named, functools.partial(train_all, runs, name)))
+
+
+def with_processes(settings: config.TrainSettings, run: Callable[[Processes], None]) -> None:
+    """run(processes), in all processes that torchrun started; SIGTERM and Ctrl-C stop it between two steps."""
+    with handle_signals(), distributed.joined(device.find(settings.run.device)) as processes:
+        if not processes.is_main:
+            quiet()
+        run(processes)
+
+
+def train_all(runs: list[tuple[sweep.Cell, config.TrainSettings]], name: str, processes: Processes) -> None:
+    """Train every run of a sweep, in the folder of that name.
+
+    Only the first process writes there; a lock keeps other programs out.
+    """
+    settings = [cell_settings for _, cell_settings in runs]
+    folder = Path(settings[0].run.dir) / name
+    if processes.is_main:
+        files.make_folder(folder.parent, "run.dir")
+        check_no_single_run(folder)
+    with files.locked(folder) if processes.is_main else contextlib.nullcontext():
+        sweep.run(folder, runs, train, lambda: float_score(settings), sweep.title(settings, name), processes)
+
+
+def train(settings: config.TrainSettings, processes: Processes) -> None:
+    """Train one run, from where its folder says it stands.
+
+    Only the first process writes into the folder; a lock keeps other programs out.
+    """
+    folder = run_folder(settings)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(default_message(f"stopped; {resume_hint(folder.path, settings.run.resume)}"))
+        start = None
+        if processes.is_main:
+            files.make_folder(folder.path.parent, "run.dir")
+            stack.enter_context(files.locked(folder.path))
+            start = open_folder(folder, settings)
+            stack.enter_context(log_to(folder.path / "run.log"))
+        start = processes.broadcast_object(start)
+        if not start.finished:
+            Session(settings, folder.path, processes, start.state).run()
+            return
+        say(f"{folder.path} is finished; run.resume=never trains it again\n")
+        if processes.is_main:
+            say(quant.accuracy_table(read_summary(folder.path)))

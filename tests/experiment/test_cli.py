@@ -1,0 +1,55 @@
+"""The command line that all scripts share."""
+
+import json
+
+import pytest
+
+from experiment import cli
+from utils.config import Section
+from utils.errors import UserError
+
+
+class Settings(Section):
+    a: int = 1
+
+
+def call(tmp_path, *arguments: str, plan=None, **options) -> list:
+    """What ran: the settings of the job, if it was run."""
+    ran = []
+    file = tmp_path / "mine.json"
+    file.write_text('{"a": 2}')
+    plan = plan or (lambda settings, path: cli.Job(settings, lambda: ran.append((settings.a, path))))
+    cli.main([*arguments], "what it does", str(file), Settings, plan, **options)
+    return ran
+
+
+def test_the_job_of_the_settings_runs(tmp_path, capsys):
+    assert call(tmp_path) == [(2, str(tmp_path / "mine.json"))]
+    assert call(tmp_path, "a=3") == [(3, str(tmp_path / "mine.json"))]
+    assert capsys.readouterr().out == ""
+
+
+def test_lists_settings_and_help_are_printed_and_nothing_runs(tmp_path, capsys):
+    assert call(tmp_path, "--list", "methods") == []
+    assert "lsq" in capsys.readouterr().out.split()
+    assert call(tmp_path, "--print-config", "a=3") == []
+    assert json.loads(capsys.readouterr().out) == {"a": 3}
+    with pytest.raises(SystemExit):
+        call(tmp_path, "--help")
+    assert "what it does" in capsys.readouterr().out
+
+
+def test_an_error_of_the_plan_names_the_setting_file(tmp_path):
+    def refuse(settings, path):
+        raise UserError("a: too small")
+
+    with pytest.raises(UserError, match=r"mine.json: a: too small$"):
+        call(tmp_path, plan=refuse)
+
+
+def test_overrides_without_effect_are_refused_before_anything_runs(tmp_path):
+    def refuse(settings, keys):
+        raise UserError(f"command line: {keys}")
+
+    with pytest.raises(UserError, match=r"^command line: \['a'\]$"):
+        call(tmp_path, "a=3", check_overrides=refuse)

@@ -1,0 +1,109 @@
+"""The steps of a run, each by itself."""
+
+import json
+
+import pytest
+import torch
+
+import data
+import models
+import quant
+from experiment import session
+from experiment.check import check
+from experiment.session import Session, selection_images, start_from_weights, worth_compiling
+from tests.conftest import spec
+from utils.config import TrainSettings
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.runs import tensor_file
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+SMALL = {"data": {"image_size": 16, "limit": 128, "batch_size": 64}, "model": {"name": "tests.nets:plain"}}
+
+
+def a_session(folder, state: dict | None = None, **sections) -> Session:
+    found = check(TrainSettings.model_validate(SMALL | sections), "mine")
+    return Session(found, folder, ALONE, state)
+
+
+def images(count: int) -> data.Images:
+    return data.Images(torch.zeros(count, 4, 4, 3, dtype=torch.uint8), torch.arange(count))
+
+
+def dataset(train: int, val: int = 0) -> data.Dataset:
+    return data.Dataset(images(train), images(1), ["a"], (0.5,) * 3, (0.5,) * 3, False, images(val) if val else None)
+
+
+def test_long_quantized_trainings_are_compiled():
+    def asked(**run) -> TrainSettings:
+        return TrainSettings.model_validate(
+            {"quant": {"method": run.pop("method", "lsq")}, "run": {"epochs": 20} | run}
+        )
+
+    digits, cifar = (10_138_240, 1437), (40_551_040, 50_000)
+    assert not worth_compiling(asked(), *digits)
+    assert worth_compiling(asked(), *cifar)
+    assert worth_compiling(asked(compile="always"), *digits)
+    assert not worth_compiling(asked(compile="never"), *cifar)
+    assert not worth_compiling(asked(method="float", compile="always"), *cifar)
+    assert not worth_compiling(asked(method="ptq", compile="always"), *cifar)
+
+
+def test_layers_are_chosen_on_validation_images_or_on_training_images_of_no_calibration():
+    auto = spec(method="ptq", layers="auto", target_drop=1.0, calibration_images=10)
+    calibration, held_out = selection_images(dataset(30, val=20), auto)
+    assert (len(calibration), len(held_out)) == (10, 10)
+    calibration, held_out = selection_images(dataset(15), auto)
+    assert len(held_out) == 5
+    assert not set(calibration.labels.tolist()) & set(held_out.labels.tolist())
+    with pytest.raises(UserError, match=r"10 leave no training images to measure quant.target_drop on"):
+        selection_images(dataset(10), auto)
+
+
+def test_a_session_loads_builds_and_trains_step_by_step(tmp_path):
+    run = a_session(tmp_path, run={"epochs": 1}, quant={"method": "lsq", "weight_bits": 4, "act_bits": 4})
+    run.load_dataset()
+    run.build_model()
+    assert run.size["params"] == sum(p.numel() for p in run.model.parameters())
+    assert not run.ends_in_float
+    assert run.val_batches() is None
+    run.fit()
+    assert quant.is_prepared(run.model)
+    assert not run.model.training
+    assert tensor_file.load(str(tmp_path / "last.pt"))["epoch"] == 1
+    prepared = run.model
+    run.quantize_after_training()
+    assert run.model is prepared, "it is quantized already"
+
+
+def test_a_float_net_is_quantized_after_training_and_measured(tmp_path):
+    run = a_session(tmp_path, run={"epochs": 0, "engines": ["reference"]}, quant={"method": "ptq"})
+    run.run()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert set(summary["accuracy"]) == {"float", "simulated", "reference"}
+    assert (summary["weight_bits"], summary["checkpoint"], summary["params"]) == (8, "last.pt", run.size["params"])
+
+
+def test_layers_chosen_before_an_interruption_are_kept(tmp_path):
+    keys = {"quant": {"method": "ptq", "layers": "auto", "target_mb": 0.01}, "run": {"epochs": 1}}
+    before = {"settings": {"quant": {"layers": {"0": {"weight_bits": 4}}}}}
+    run = a_session(tmp_path, before, **keys)
+    run.load_dataset()
+    run.restore_chosen_layers()
+    assert json.loads((tmp_path / "config.json").read_text())["quant"]["layers"]["0"]["weight_bits"] == 4
+    assert run.quant_spec.layers["0"].weight_bits == 4
+
+
+def test_a_run_continues_in_the_precision_that_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(session.precision, "faster", lambda *_: "fp32")
+    for state, expected in ((None, "fp32"), ({"training": {"precision": "bf16"}}, "bf16")):
+        run = a_session(tmp_path, state, run={"precision": "auto"})
+        run.load_dataset()
+        run.build_model()
+        assert run.choose_precision() == expected
+
+
+def test_a_head_of_other_classes_is_reported(tmp_path, capsys):
+    torch.save(models.build("resnet20", 7, 16, {}).state_dict(), tmp_path / "seven.pth")
+    start_from_weights(models.build("resnet20", 10, 16, {}), str(tmp_path / "seven.pth"), allow_new_head=True)
+    assert "loaded all layers except fc, which starts from random weights" in capsys.readouterr().out

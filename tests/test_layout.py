@@ -1,0 +1,44 @@
+"""The scripts stand on top: they parse and call, and nothing imports them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ("train", "evaluate", "latency")
+FOLDERS = ("benchmarks", "data", "experiment", "models", "quant", "setting", "tests", "utils")
+FILES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
+
+
+def imported_modules(source: str) -> set[str]:
+    """Names of all modules that Python source imports, at the top, in functions, or in programs within its strings."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "import " in node.value:
+            try:
+                found |= imported_modules(node.value)
+            except (SyntaxError, ValueError):
+                continue  # prose
+    return found
+
+
+def test_imports_are_found_wherever_they_stand():
+    source = "import a.b\ndef f():\n    from c import d\nPROGRAM = '''\nimport os, e\n'''\n"
+    assert imported_modules(source) == {"a.b", "c", "os", "e"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_imports_a_script(path):
+    assert not imported_modules(path.read_text()) & set(SCRIPTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_parses_and_calls(script):
+    source = (ROOT / f"{script}.py").read_text()
+    assert len(source.splitlines()) <= 60
+    assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(ast.parse(source)))

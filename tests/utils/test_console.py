@@ -1,0 +1,29 @@
+"""Messages reach the terminal and the run's log file."""
+
+import re
+
+import pytest
+
+from utils import console
+
+
+def test_without_a_terminal_long_work_prints_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(console, "EVERY", 0.0)
+    with console.Progress(100, "epoch 3", "images") as progress:
+        progress.add(40, lambda: "loss 0.5")
+    assert re.search(r"epoch 3: 40 of 100 images, \d+ s left; loss 0.5", capsys.readouterr().out)
+
+
+def test_messages_and_the_reason_of_an_early_end_are_kept_in_a_file(tmp_path, capsys):
+    file = tmp_path / "run.log"
+
+    def work() -> None:
+        with console.log_to(file):
+            console.say("one")
+            raise ValueError("two")
+
+    with pytest.raises(ValueError):
+        work()
+    console.say("three")
+    assert [line.split("  ", 1)[1] for line in file.read_text().splitlines()] == ["one", "ended: two"]
+    assert capsys.readouterr().out == "one\nthree\n"

@@ -1,0 +1,25 @@
+"""Accuracy and loss are totals over all images."""
+
+import pytest
+import torch
+from torch import nn
+
+from utils import metrics
+
+
+def test_score_is_a_total_not_a_mean_of_batches():
+    logits = torch.eye(10) * 5
+    score = metrics.Score()
+    score.add(logits[:9], torch.arange(9))
+    score.add(logits[9:], torch.tensor([0]))
+    found = score.summary()
+    assert found["top1"] == pytest.approx(90.0)
+    assert found["loss"] == pytest.approx(
+        float(nn.functional.cross_entropy(logits, torch.tensor([*range(9), 0]))), rel=1e-6
+    )
+
+
+def test_top5_with_fewer_than_five_classes():
+    score = metrics.Score()
+    score.add(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert score.summary()["top5"] == 100.0
