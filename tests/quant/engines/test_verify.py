@@ -8,7 +8,7 @@ from torch import nn
 
 from quant.core.activation import IDENTITY
 from quant.core.integer_layer import Geometry, IntegerLayer
-from quant.core.integer_operator import integer_operator
+from quant.core.integer_operator import add, average, function, integer_operator, mul
 from quant.engines.base import FLOAT32_KERNEL, Engine
 from quant.engines.convert import convert
 from quant.engines.verify import (
@@ -219,10 +219,10 @@ class Ways(Engine):
         return out + error * (n[0] > self.above) if out.shape == n[0].shape else out + error
 
 
-@pytest.mark.parametrize(("kind", "run"), [("add", torch.add), ("mul", torch.mul), ("function", torch.tanh)])
-def test_the_first_way_that_is_right_for_every_integer_is_chosen(kind, run):
+@pytest.mark.parametrize(("arithmetic", "run"), [(add, torch.add), (mul, torch.mul), (function, torch.tanh)])
+def test_the_first_way_that_is_right_for_every_integer_is_chosen(arithmetic, run):
     x, y = grid(0.03, 100), grid(0.05, 128)
-    op = integer_operator(kind, run, (x,) if kind == "function" else (x, x), y, IDENTITY)
+    op = integer_operator(run.__name__, arithmetic, run, (x,) if arithmetic is function else (x, x), y, IDENTITY)
     assert choose_operator(Ways(1, 0, 0), op)[0] == "way 1"
     assert choose_operator(Ways(1, 0, above=154), op)[0] == "way 1", "wrong for the last integer of the grid alone"
     with pytest.raises(RuntimeError, match=r"^reference: nothing reproduces IntegerOperator"):
@@ -231,7 +231,7 @@ def test_the_first_way_that_is_right_for_every_integer_is_chosen(kind, run):
 
 def test_an_average_is_tried_on_a_map_and_a_single_way_on_nothing():
     x = grid(0.03, 100)
-    op = integer_operator("average", lambda v: v.mean((2, 3), keepdim=True), (x,), x, IDENTITY)
+    op = integer_operator("mean", average, lambda v: v.mean((2, 3), keepdim=True), (x,), x, IDENTITY)
     assert choose_operator(Ways(0, 1), op)[0] == "way 0"
     assert choose_operator(Ways(1, 0), op)[0] == "way 1"
     assert choose_operator(Ways(7), op)[0] == "way 0"

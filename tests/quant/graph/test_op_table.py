@@ -1,6 +1,7 @@
 """What each operator of a traced model is taken for."""
 
 import math
+import operator
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 import quant
 from quant.core.activation import ClampedAffine, bounded
-from quant.graph.op_table import roles, why_float
+from quant.graph.typed_graph import TypedGraph
 from tests.conftest import spec
 from tests.helpers import prepared_gated, simulated_against_float
 from tests.nets import Hooked, SharedFunctions
@@ -32,7 +33,7 @@ def test_what_hard_swish_does_not_tell_apart_costs_no_steps():
     prepared, _ = prepared_gated(observer="minmax")
     grid = prepared.get_submodule("stem").output.grid()
     assert float(grid.scale) * (grid.q_min - int(grid.zero_point)) == pytest.approx(-3, abs=float(grid.scale))
-    assert prepared.get_submodule("stem").bounds == ClampedAffine(-3.0, float("inf"))
+    assert prepared.get_submodule("stem").activation == ClampedAffine(-3.0, float("inf"))
 
 
 class Applied(nn.Module):
@@ -50,16 +51,18 @@ class Applied(nn.Module):
 def role_of(function) -> str:
     """What the last node of `function` (a module, or a function of one tensor) is taken for."""
     traced = quant.trace(Applied(function))
-    return roles(traced)[list(traced.graph.nodes)[-1].all_input_nodes[0]]
+    return TypedGraph(traced).roles[list(traced.graph.nodes)[-1].all_input_nodes[0]]
 
 
 OPERATORS = {
-    "act": [
+    "activation": [
         nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-2, 3), nn.Hardsigmoid(), F.relu, F.relu6, F.hardtanh, F.hardsigmoid,
         torch.relu, lambda x: x.relu(), lambda x: x.relu_(), lambda x: x.clamp(0, 1), lambda x: torch.clamp(x, min=-1),
     ],
-    "add": [lambda x: x + x, lambda x: x.add(x), lambda x: torch.add(x, x), lambda x: x.add_(x)],
-    "mul": [lambda x: x * x, lambda x: x.mul(x), lambda x: torch.mul(x, x)],
+    "binary": [
+        lambda x: x + x, lambda x: x.add(x), lambda x: torch.add(x, x), lambda x: x.add_(x),
+        lambda x: x * x, lambda x: x.mul(x), lambda x: torch.mul(x, x), lambda x: operator.imul(x, x),
+    ],
     "average": [
         nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), lambda x: F.avg_pool2d(x, 2), lambda x: F.adaptive_avg_pool2d(x, 2),
         lambda x: x.mean((2, 3)), lambda x: x.mean([-1, -2], keepdim=True), lambda x: torch.mean(x, dim=(2, 3)),
@@ -116,12 +119,12 @@ def test_the_role_of_an_operator(role, function):
 def test_a_layer_takes_over_the_clamp_behind_it(function, bounds):
     net = nn.Sequential(Applied(function), nn.Conv2d(4, 4, 1))
     prepared = quant.prepare(net, spec(method="ptq"))
-    assert tuple(prepared.get_submodule("0.conv").bounds) == bounds
+    assert tuple(prepared.get_submodule("0.conv").activation) == bounds
     x = torch.randn(64, 3, 4, 4) * 5
     y = net[0].conv(x)
     expected = y.clamp(*bounds[:2]) if bounds[0] == -3 else function(y)
     if not isinstance(function, nn.SiLU):
-        assert torch.allclose(bounded(y, prepared.get_submodule("0.conv").bounds), expected, atol=1e-6)
+        assert torch.allclose(bounded(y, prepared.get_submodule("0.conv").activation), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -136,4 +139,4 @@ def test_a_layer_takes_over_the_clamp_behind_it(function, bounds):
 def test_why_a_layer_stays_float(layer, reason):
     traced = quant.trace(Applied(layer))
     (node,) = [node for node in traced.graph.nodes if node.target in ("function", "given")]
-    assert why_float(traced, node) == reason
+    assert TypedGraph(traced).why_float(node) == reason

@@ -37,7 +37,7 @@ def test_autocast_does_not_touch_the_integers():
 def test_a_hard_sigmoid_is_the_line_of_a_batch_norm():
     prepared, _ = prepared_gated()
     excite = prepared.get_submodule("excite")
-    assert excite.bounds == HARD_SIGMOID
+    assert excite.activation == HARD_SIGMOID
     assert "gate" not in [node.target for node in prepared.graph.nodes], "no operator of its own"
     source = prepared.get_submodule("squeeze").output
     x = source(torch.rand(64, 4, 1, 1))

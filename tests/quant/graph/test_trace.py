@@ -7,7 +7,7 @@ import torch.nn.utils.prune
 from torch import nn
 
 import quant
-from quant.graph.op_table import roles
+from quant.graph.typed_graph import TypedGraph
 from tests import nets
 from tests.conftest import photos, spec
 from tests.helpers import converts_exactly
@@ -122,7 +122,7 @@ def test_a_channel_shuffle_is_known_by_what_it_does(swap):
     traced = quant.trace(net)
     assert any(isinstance(m, nn.ChannelShuffle) and m.groups == 3 for m in traced.modules()) is not swap
     assert torch.allclose(traced(images), net(images), atol=1e-6)
-    assert "shape" not in roles(traced).values() or swap, "nothing asks for sizes any more"
+    assert "shape" not in TypedGraph(traced).roles.values() or swap, "nothing asks for sizes any more"
 
 
 @pytest.mark.parametrize("axis", [{"axis": 1}, {"dim": -3}, {"dim": 1}])

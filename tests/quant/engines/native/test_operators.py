@@ -7,7 +7,7 @@ from torch import nn
 
 import quant
 from quant.core.activation import IDENTITY
-from quant.core.integer_operator import integer_operator
+from quant.core.integer_operator import add, average, function, integer_operator, mul
 from quant.engines.verify import choose_operator
 from tests.conftest import KERNELS
 from tests.helpers import assert_forced_equal, grid, prepared_with
@@ -22,19 +22,19 @@ def test_every_engine_computes_every_integer_as_the_operator_does(engine, bits):
         x, y = grid(8.0 / 2**bits, x_zero, bits), grid(7.0 / 2**bits, y_zero, bits)
         one = (torch.arange(2.0**bits) - x_zero).reshape(1, -1, 1, 1)
         every = one.flatten().expand(1, 2**bits, 1, 2**bits).contiguous()
-        for kind, run, given in (
-            ("add", torch.add, (one, every)),
-            ("mul", torch.mul, (every, one)),
-            ("mul", torch.mul, (one, every)),
-            ("function", F.hardswish, (every,)),
-            ("function", torch.sigmoid, (every,)),
-            ("average", lambda v: F.avg_pool2d(v, (1, 2)), (every,)),
+        for arithmetic, run, given in (
+            (add, torch.add, (one, every)),
+            (mul, torch.mul, (every, one)),
+            (mul, torch.mul, (one, every)),
+            (function, F.hardswish, (every,)),
+            (function, torch.sigmoid, (every,)),
+            (average, lambda v: F.avg_pool2d(v, (1, 2)), (every,)),
         ):
-            op = integer_operator(kind, run, (x,) * len(given), y, IDENTITY)
+            op = integer_operator(run.__name__, arithmetic, run, (x,) * len(given), y, IDENTITY)
             _, operator = choose_operator(backend, op)
             with backend.running():
                 found = operator(*(backend.to_native(x)(n) for n in given))
-            assert torch.equal(backend.centred(y)(found), op(*given)), f"{kind} {run}"
+            assert torch.equal(backend.from_native(y)(found), op(*given)), f"{arithmetic} {run}"
 
 
 class Residual(nn.Module):
