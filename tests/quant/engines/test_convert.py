@@ -8,7 +8,7 @@ from torch import nn
 import quant
 from tests.conftest import KERNELS, photos, spec
 from tests.helpers import build, converts_exactly, prepared_gated
-from tests.nets import Dense
+from tests.nets import Dense, Residual
 from utils.errors import UserError
 
 
@@ -68,3 +68,75 @@ def test_concatenations_along_other_axes(axis):
             return self.fc(torch.cat([two, one], axis).mean((2, 3)))
 
     converts_exactly(Net(), photos(4, 16))
+
+
+def test_what_has_not_been_calibrated_is_refused_and_counted():
+    prepared = quant.prepare(Dense(), spec(method="ptq"))
+    count = sum(not quantizer.ready() for quantizer in quant.quantizers(prepared).values())
+    with pytest.raises(UserError, match=rf"has not been calibrated: .*\({count} such quantizers\)$") as caught:
+        quant.convert(prepared, "reference")
+    assert str(caught.value).startswith(next(iter(quant.quantizers(prepared))))
+
+
+def test_a_net_in_train_mode_converts_as_in_eval_and_is_left_as_it_was():
+    prepared, images = prepared_gated()
+    expected = quant.convert(prepared.eval(), "reference")(images)
+    before = {name: value.clone() for name, value in prepared.state_dict().items()}
+    assert torch.equal(quant.convert(prepared.train(), "reference")(images), expected)
+    assert all(module.training for module in prepared.modules())
+    assert all(torch.equal(before[name], value) for name, value in prepared.state_dict().items())
+
+
+class Joined(nn.Module):
+    """Two branches, joined and shuffled, read by one layer or by two."""
+
+    def __init__(self, groups: int, twice: bool):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(8, 3, 1)
+        self.shuffle, self.twice = nn.ChannelShuffle(groups), twice
+
+    def forward(self, x):
+        y = torch.cat([F.relu(self.a(x)), F.relu(self.b(x))], 1)
+        z = self.c(self.shuffle(y)).mean((2, 3))
+        return z + y.mean((2, 3))[:, :3] if self.twice else z
+
+
+@pytest.mark.parametrize(("groups", "twice", "joined"), [(2, False, True), (4, False, False), (2, True, False)])
+def test_a_concatenation_and_a_shuffle_in_halves_become_one_operator(groups, twice, joined):
+    model = converts_exactly(Joined(groups, twice), photos(4, 16))
+    names = [node.name for node in model.graph.graph.nodes]
+    assert ("cat" not in names) is joined
+    assert "shuffle" in names
+
+
+def test_a_value_in_float_is_dequantized_once_for_all_its_readers():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.fc((torch.softmax(y, 1) - torch.exp(y)).mean((2, 3)))
+
+    model = converts_exactly(Net(), photos(4, 16))
+    names = [node.name for node in model.graph.graph.nodes]
+    assert sum("dequantize" in name for name in names) == 1
+
+
+def test_layers_operators_and_float_layers_are_listed():
+    prepared, _ = prepared_gated(layers={"last": {"weight_bits": 32}})
+    model = quant.convert(prepared, "reference")
+    assert set(model.layers) == {"stem", "squeeze", "excite", "left", "right", "fc"}
+    assert set(model.float_layers) == {"last.weight", "last.bias"}
+    assert {"operators.mul", "operators.hardswish", "operators.mean", "operators.mean_1"} <= set(model.operators)
+
+
+def test_weights_left_in_float_take_their_batch_norm_along():
+    prepared = quant.prepare(Residual(10), spec(method="ptq", weight_bits=32, first_last_bits=32))
+    x = torch.randn(4, 3, 32, 32)
+    quant.calibrate(prepared, [x])
+    model = quant.convert(prepared, "reference")
+    assert model.layers == {}
+    assert {"first.0.weight", "first.0.norm.weight", "first.0.norm.running_var"} <= set(model.float_layers)
+    assert torch.allclose(model(x), prepared(x), atol=1e-4)

@@ -11,7 +11,7 @@ from quant.graph.typed_graph import TypedGraph
 from tests import nets
 from tests.conftest import photos, spec
 from tests.helpers import converts_exactly
-from tests.nets import Meeting
+from tests.nets import Meeting, Residual
 from utils.errors import UserError
 
 
@@ -146,3 +146,90 @@ def test_augmented_assignments_change_who_reads():
     with torch.no_grad():
         expected = net(images)
     assert torch.allclose(converts_exactly(net, images)(images), expected, atol=0.05 * float(expected.abs().max()))
+
+
+def test_a_traced_net_is_the_net_on_the_same_modules_in_the_same_mode():
+    net = Residual(10).eval()
+    net.first.train()
+    modes, parameters = {name: m.training for name, m in net.named_modules()}, dict(net.named_parameters())
+    traced = quant.trace(net)
+    assert {name: m.training for name, m in net.named_modules()} == modes
+    assert {name: id(p) for name, p in traced.named_parameters()} == {name: id(p) for name, p in parameters.items()}
+    images = photos(4, 32)
+    assert torch.equal(traced.eval()(images), net.eval()(images))
+
+
+def test_a_net_that_cannot_be_traced_keeps_its_mode():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout()
+
+        def forward(self, x):
+            return x if x.sum() > 0 else self.drop(x)
+
+    net = Net().eval()
+    with pytest.raises(UserError, match=r"torch\.fx cannot trace it"):
+        quant.trace(net)
+    assert not net.training
+    assert not net.drop.training
+
+
+@pytest.mark.parametrize(
+    ("drop", "rate"), [(lambda x: F.dropout(x, 0.2), 0.2), (lambda x: F.dropout(x, p=0.3), 0.3), (F.dropout2d, 0.5)]
+)
+def test_a_dropout_function_becomes_a_module_of_its_rate(drop, rate):
+    class Net(nn.Module):
+        def forward(self, x):
+            return drop(x)
+
+    (module,) = [m for m in quant.trace(Net()).modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
+    assert module.p == rate
+    assert isinstance(module, nn.Dropout2d) is (drop is F.dropout2d)
+
+
+@pytest.mark.parametrize(
+    "overwrite",
+    [
+        nn.ReLU(inplace=True),
+        nn.Hardswish(inplace=True),
+        lambda y: F.relu(y, inplace=True),
+        lambda y: y.relu_(),
+        lambda y: y.mul_(2),
+        lambda y: torch.sigmoid_(y),
+    ],
+)
+def test_who_reads_a_tensor_after_it_was_overwritten_reads_the_result(overwrite):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.overwrite = nn.Conv2d(3, 4, 1), overwrite
+
+        def forward(self, x):
+            y = self.conv(x)
+            before = y + 1
+            self.overwrite(y)
+            return before * y
+
+    net, images = Net(), photos(2, 8)
+    traced = quant.trace(net)
+    conv, product = traced.graph.find_nodes(op="call_module", target="conv")[0], list(traced.graph.nodes)[-2]
+    assert conv not in product.all_input_nodes, "the product reads what was written last"
+    assert len(conv.users) == 2, "the sum, and what overwrites"
+    with torch.no_grad():
+        assert torch.allclose(traced(images), net(images))
+
+
+def test_modules_that_drop_branches_are_left_whole():
+    from torchvision.ops import StochasticDepth
+
+    traced = quant.trace(nn.Sequential(nn.Conv2d(3, 4, 1), StochasticDepth(0.5, "row"), nn.Identity(), nn.ReLU()))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "3"]
+
+
+def test_an_identity_leaves_the_graph_and_a_view_becomes_a_reshape():
+    class Net(nn.Module):
+        def forward(self, x):
+            return x.view(x.size(0), -1)
+
+    assert [n.target for n in quant.trace(Net()).graph.nodes if n.op == "call_method"] == ["size", "reshape"]
