@@ -60,8 +60,6 @@ def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, 
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: named.append(path))
     settings = config.load(config.TrainSettings, str(path), [])
     assert settings.note
-    runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep), check)] or [
-        check(settings, path.stem)
-    ]
+    runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep), check)] or [check(settings, path.stem)]
     assert all(one.quant.method in quant.METHODS for one in runs)
     assert {Path(file).parts[1] for file in named} <= {setting.stem for setting in SETTINGS}

@@ -10,7 +10,7 @@ from torch import nn
 import models
 import quant
 from quant.core import fake_quantize, kernels
-from quant.core.activation import IDENTITY, ClampedAffine, bounded
+from quant.core.activation import IDENTITY, ClampedAffine
 from quant.graph.op_table import HARD_SIGMOID
 from tests.conftest import spec
 
@@ -73,7 +73,7 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, size: torch.Tensor | None = 
 @pytest.mark.parametrize("method", METHODS)
 def test_values_and_gradients(method, bits, bounds, layout, way):
     x = LAYOUTS[layout](torch.randn(8, 16, 18, 18) * 4)
-    quantizer = started(method, bits, bounds == IDENTITY, bounded(x, bounds))
+    quantizer = started(method, bits, bounds == IDENTITY, bounds(x))
     rounding = quantizer.rounding(x)
     v = x.clone().requires_grad_()  # in x's own layout
     fine = off_edges(x.double(), rounding, bounds)
@@ -96,7 +96,7 @@ def test_behind_a_batch_norm(method, bits, bounds, way):
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x = (torch.randn(8, 16, 18, 18) * 3 + 5 * torch.randn(16, 1, 1)).contiguous(memory_format=torch.channels_last)
-    quantizer = started(method, bits, bounds == IDENTITY, bounded(copy.deepcopy(norm)(x), bounds).detach())
+    quantizer = started(method, bits, bounds == IDENTITY, bounds(copy.deepcopy(norm)(x)).detach())
     apart, v64 = copy.deepcopy(norm), copy.deepcopy(norm).double()
     apart(x)
     inside, exact = x.clone().requires_grad_(), x.double().requires_grad_()
@@ -123,7 +123,7 @@ def test_behind_a_batch_norm(method, bits, bounds, way):
 def test_an_activation_that_is_a_line_comes_first(method, bits):
     """Hard-sigmoid: it scales and shifts before it clamps."""
     x = torch.randn(8, 16, 18, 18) * 4
-    quantizer = started(method, bits, False, bounded(x, HARD_SIGMOID))
+    quantizer = started(method, bits, False, HARD_SIGMOID(x))
     assert torch.equal(quantizer(x, HARD_SIGMOID), quantizer(F.hardsigmoid(x)))
 
 

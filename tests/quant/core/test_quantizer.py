@@ -169,7 +169,7 @@ def test_what_meets_starts_on_the_range_of_all(method):
     prepared = quant.prepare(net, spec(method=method, weight_bits=4, act_bits=4)).train()
     prepared(images)
     shared = prepared.get_submodule("quantizers.cat")
-    assert shared.ready()
+    assert shared.is_calibrated()
     if method in ("ptq", "statassist"):  # which start on the smallest and the largest
         with torch.no_grad():
             every = torch.cat([net.a(images), 10 * net.b(images)], 1)

@@ -72,7 +72,7 @@ def test_concatenations_along_other_axes(axis):
 
 def test_what_has_not_been_calibrated_is_refused_and_counted():
     prepared = quant.prepare(Dense(), spec(method="ptq"))
-    count = sum(not quantizer.ready() for quantizer in quant.quantizers(prepared).values())
+    count = sum(not quantizer.is_calibrated() for quantizer in quant.quantizers(prepared).values())
     with pytest.raises(UserError, match=rf"has not been calibrated: .*\({count} such quantizers\)$") as caught:
         quant.convert(prepared, "reference")
     assert str(caught.value).startswith(next(iter(quant.quantizers(prepared))))

@@ -119,7 +119,7 @@ def test_the_steps_that_the_optimizer_holds_are_the_ones_that_move():
 def test_a_step_starts_once_and_never_in_eval():
     quantizer = lsq.activation(spec(method="lsq"), 4, False)
     quantizer.eval()(torch.rand(4, 9))
-    assert not quantizer.ready()
+    assert not quantizer.is_calibrated()
     quantizer.train()(torch.rand(4, 9))
     first = copy.deepcopy(quantizer.state_dict())
     again = lsq.activation(spec(method="lsq"), 4, False)
