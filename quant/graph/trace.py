@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 import torch.nn.functional as F
 from torch import fx, nn
 
-from quant.graph.op_table import OPERATORS, NodeView, module_operator, name_of, operator_name
+from quant.graph.node_view import NodeView
+from quant.graph.op_table import OPERATORS, module_operator, name_of, operator_name
 from utils.errors import UserError
 
 NORM_ACT = "BatchNormAct2d"

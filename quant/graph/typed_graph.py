@@ -6,15 +6,14 @@ from collections import Counter
 from torch import fx, nn
 
 from quant.core.activation import ClampedAffine
+from quant.graph.node_view import NodeView, why_layer_is_float
 from quant.graph.op_table import (
     FLOAT_OPERATOR,
     OPERATORS,
     RELU,
-    NodeView,
     Operator,
     Role,
     operator_name,
-    why_layer_is_float,
 )
 
 
@@ -56,7 +55,8 @@ class TypedGraph:
 
     def activation(self, node: fx.Node) -> ClampedAffine | None:
         """What an activation computes; None for any other node."""
-        return self.operator(node).activation(self._views[node]) if node in self._views else None
+        activation = self.operator(node).activation
+        return None if activation is None else activation(self._views[node])
 
     def preserves_qparams(self, node: fx.Node) -> bool:
         """Whether a node's output is on its inputs' grid. ReLU by itself is such a node: zero is on every grid."""

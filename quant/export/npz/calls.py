@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import fx, nn
 
-from quant.graph.op_table import OPERATORS, NodeView, name_of, operator_name
+from quant.graph.node_view import NodeView
+from quant.graph.op_table import OPERATORS, name_of, operator_name
 from quant.graph.quant_layers import TENSOR, FunctionCall, QuantOperator
 from utils.errors import UserError
 
