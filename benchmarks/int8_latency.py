@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import quant
 from experiment import latency
+from experiment.settings import LatencySettings
 from quant.engines.onnx_sessions import compiled, onnxruntime_session
 from utils import config, files, timing
 from utils.environment import environment
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    settings = config.load(config.LatencySettings, "setting/latency.json", [])
+    settings = config.load(LatencySettings, "setting/latency.json", [])
     rows = []
     for entry in options.models or settings.models:
         rows.append(measure(entry, settings.image_size, options.repeats))

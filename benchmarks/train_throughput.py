@@ -30,7 +30,6 @@ from torch import Tensor, nn
 import models
 import quant
 from utils import files, timing
-from utils.config import QuantSettings
 from utils.environment import environment
 from utils.table import markdown_table
 
@@ -138,7 +137,7 @@ def step_of(model: nn.Module, images: Tensor, labels: Tensor, bf16: bool) -> Cal
 
 
 def ours(plain: nn.Module, keys: dict) -> nn.Module:
-    return quant.prepare(copy.deepcopy(plain), quant.resolve(QuantSettings(**keys)))
+    return quant.prepare(copy.deepcopy(plain), quant.resolve(quant.parse(**keys)))
 
 
 def torch_ao(plain: nn.Module, images: Tensor) -> nn.Module:

@@ -24,7 +24,6 @@ import quant
 from quant.engines.layerwise_check import forced
 from tests.conftest import KERNELS, photos, with_real_statistics
 from utils import files
-from utils.config import QuantSettings
 from utils.table import text_table
 
 ENGINES = [name for name in KERNELS if name != "reference"]
@@ -84,7 +83,7 @@ def tame(model: nn.Module) -> None:
 
 
 def on_engines(label: str, data: str, model: nn.Module, images: torch.Tensor) -> Iterator[tuple]:
-    prepared = quant.prepare(model, quant.resolve(QuantSettings(method="ptq")))
+    prepared = quant.prepare(model, quant.resolve(quant.parse(method="ptq")))
     quant.calibrate(prepared, [images])
     with torch.inference_mode():
         simulated = prepared.eval()(images)

@@ -103,13 +103,10 @@ class MemoryBatches(Batches):
 class FileBatches(Batches):
     """Of Files: random resized crops to train, else the centre of 8/7 of the size.
 
-    At 224 that is ImageNet's Resize(256) and CenterCrop(224). on_error: an unreadable image is named, and "skip" goes
-    on without it. Where a worker process dies, others take its place.
+    At 224 that is ImageNet's Resize(256) and CenterCrop(224). Where a worker process dies, others take its place.
     """
 
-    def __init__(
-        self, files: Files, batch_size, mean, std, image_size, workers, draw: Draw | None = None, on_error="fail"
-    ):
+    def __init__(self, files: Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
         from torchvision.transforms import v2  # here: seconds to import, and images in memory do without
 
         super().__init__(files, batch_size, draw)
@@ -118,8 +115,8 @@ class FileBatches(Batches):
         mirror = [v2.RandomHorizontalFlip()] if augment and draw.flip else []
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
         side = None if augment else evaluation_side(image_size)
-        self.decoded = _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels]), on_error == "skip")
-        self.workers, self.named = workers, set()
+        self.decoded = _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels]))
+        self.workers, self.named = files.workers, set()
 
     def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.images)
@@ -160,8 +157,8 @@ class FileBatches(Batches):
 class _Decoded(torch.utils.data.Dataset):
     """Images by (index, seed of its augmentation); an unreadable one is an error, or a line."""
 
-    def __init__(self, files: Files, side: int | None, transform, skip: bool):
-        self.files, self.side, self.transform, self.skip = files, side, transform, skip
+    def __init__(self, files: Files, side: int | None, transform):
+        self.files, self.side, self.transform = files, side, transform
 
     def __len__(self) -> int:
         return len(self.files)
@@ -171,7 +168,7 @@ class _Decoded(torch.utils.data.Dataset):
         try:
             image = open_image(self.files.paths[i])
         except UserError as error:
-            if self.skip:
+            if self.files.on_error == "skip":
                 return str(error)
             raise
         image = image if self.side is None else square(image, self.side)
@@ -222,10 +219,8 @@ def evaluation_batch(image_size: int) -> int:
     return max(16, min(128, 2**21 // image_size**2))
 
 
-def batches(
-    images: Images | Files, batch_size, mean, std, image_size, workers, draw: Draw | None = None, on_error="fail"
-):
+def batches(images: Images | Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None) -> Batches:
     """The batches of Images or Files; see the two classes."""
     if isinstance(images, Images):
         return MemoryBatches(images, batch_size, mean, std, draw)
-    return FileBatches(images, batch_size, mean, std, image_size, workers, draw, on_error)
+    return FileBatches(images, batch_size, mean, std, image_size, draw)

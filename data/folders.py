@@ -1,16 +1,21 @@
-"""Images in folders, one folder a class. For what a loader is see data/sources.py."""
+"""Images in folders, one folder a class. data/sources.py says what a loader is."""
 
 import csv
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy
 import torch
 from PIL import Image
+from pydantic import Field
 
-from data.images import IMAGENET_MEAN, IMAGENET_STD, Dataset, Files, Images, first, statistics
+from data.images import IMAGENET_MEAN, IMAGENET_STD, WORKERS, Dataset, Files, Images, first, statistics
+from data.sources import ROOT
+from utils.config import PathText, Section
 from utils.console import say, tracked
 from utils.errors import UserError
 from utils.picture import as_seen, square
@@ -19,12 +24,27 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".
 MEMORY_BYTES = 2**31
 
 
+class FileOptions(Section):
+    root: PathText = ROOT
+    """Folder of the files. imagefolder: the one that holds train/ and val/ or test/."""
+    workers: int = Field(WORKERS, ge=0)
+    """Threads (images kept in memory) or processes (large images) that decode image files."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """An image file that cannot be read: it is named, and the run ends, or goes on without it."""
+
+
+class FolderOptions(FileOptions):
+    cache: Literal["auto", "always", "never"] = "auto"
+    """Decode images once, to image_size, and keep them in memory; or in each epoch again, with random resized crops of
+    the files as they are. auto: kept where all fit in 2 GB."""
+
+
 def imagefolder(
-    root: str,
     image_size: int,
     limit: int | None,
-    workers: int,
     train: bool = True,
+    root: str = ROOT,
+    workers: int = WORKERS,
     on_error: str = "fail",
     cache: str = "auto",
 ) -> Dataset:
@@ -34,25 +54,25 @@ def imagefolder(
     """
     training, held_out = Path(root) / "train", _held_out(Path(root))
     classes = class_names(training if train or training.is_dir() else held_out)
-    every = [_files(part, classes, part == training) for part in (training, held_out) if part.is_dir()]
+    found = [_files(part, classes, part == training) for part in (training, held_out) if part.is_dir()]
+    every = [replace(part, workers=workers, on_error=on_error) for part in found]
     fits = sum(map(len, every)) * 3 * image_size**2 <= MEMORY_BYTES  # decided alike whatever part or limit is asked for
     kept = fits if cache == "auto" else cache == "always"
     parts = [first(part, limit) for part in (every if train else every[-1:])]
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if kept:
-        parts = [_decode(part, image_size, workers, on_error == "skip") for part in parts]
+        parts = [_decode(part, image_size) for part in parts]
         mean, std = statistics(parts[0].pixels)
     return Dataset(parts[0] if train else None, parts[-1], classes, mean, std, flip=True)
 
 
 def imagenet(
-    root: str,
     image_size: int,
     limit: int | None,
-    workers: int,
     train: bool = True,
+    root: str = ROOT,
+    workers: int = WORKERS,
     on_error: str = "fail",
-    cache: str = "auto",
 ) -> Dataset:
     """ImageNet-1K: root/train/<wnid>/* and root/val/<wnid>/*, or the ILSVRC2015 archive as it unpacks.
 
@@ -68,8 +88,9 @@ def imagenet(
     in_folders = any(path.is_dir() for path in held_out.iterdir())
     wnids = class_names(training if train or training.is_dir() or not in_folders else held_out)
     test = _files(held_out, wnids) if in_folders else _labelled(held_out, _solutions(top), wnids)
-    seen = first(_files(training, wnids, True), limit) if train else None
-    return Dataset(seen, first(test, limit), _named(top, wnids), IMAGENET_MEAN, IMAGENET_STD, flip=True)
+    every = [*([_files(training, wnids, True)] if train else []), test]
+    parts = [first(replace(part, workers=workers, on_error=on_error), limit) for part in every]
+    return Dataset(parts[0] if train else None, parts[-1], _named(top, wnids), IMAGENET_MEAN, IMAGENET_STD, flip=True)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -154,19 +175,19 @@ def _named(root: Path, wnids: list[str]) -> list[str]:
     return [names.get(wnid, wnid) for wnid in wnids]
 
 
-def _decode(files: Files, image_size: int, workers: int, skip: bool) -> Images:
-    """All images in memory. skip: those that cannot be read are named and left out."""
+def _decode(files: Files, image_size: int) -> Images:
+    """All images in memory."""
     pixels = numpy.empty((len(files), image_size, image_size, 3), dtype=numpy.uint8)
 
     def fill(i: int) -> str | None:
         try:
             pixels[i] = square(open_image(files.paths[i]), image_size)
         except UserError as error:
-            if not skip:
+            if files.on_error == "fail":
                 raise
             return str(error)
 
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
+    with ThreadPoolExecutor(max(files.workers, 1)) as pool:
         done = pool.map(fill, range(len(files)))
         unreadable = {i: line for i, line in enumerate(tracked(done, len(files), "decoding", "images")) if line}
     for line in unreadable.values():

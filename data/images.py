@@ -9,6 +9,7 @@ from torch import Tensor
 
 from utils.errors import UserError
 
+WORKERS = 2
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -28,16 +29,22 @@ class Images:
 
 @dataclass(frozen=True)
 class Files:
-    """Images on disk, decoded a batch at a time: their paths, and labels int64 [N]."""
+    """Images on disk, decoded a batch at a time: their paths, and labels int64 [N].
+
+    workers: processes that decode them. on_error: an unreadable image is named, and "fail" ends the run, "skip" goes on
+    without it.
+    """
 
     paths: Sequence[Path]
     labels: Tensor
+    workers: int = WORKERS
+    on_error: str = "fail"
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> "Files":
-        return Files([self.paths[i] for i in index.tolist()], self.labels[index])
+        return replace(self, paths=[self.paths[i] for i in index.tolist()], labels=self.labels[index])
 
 
 @dataclass(frozen=True)

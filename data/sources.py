@@ -1,8 +1,8 @@
-"""Where images come from.
+"""Datasets in memory, and what a loader is.
 
-A loader takes (root, image_size, limit, workers, train, on_error, cache) and returns a Dataset. train=False leaves the
-training images alone: to measure, the test images are enough. on_error: what becomes of an image file that cannot be
-read, fail or skip. cache: whether image files are kept in memory, auto, always or never.
+A loader takes (image_size, limit, train, **the dataset's own options) and returns a Dataset. limit: the first so many
+images of a fixed shuffle; None: all. train=False leaves the training images alone: to measure, the test images are
+enough.
 """
 
 import contextlib
@@ -15,18 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import Dataset, Images, first, statistics
+from utils.config import PathText, Section
 from utils.errors import UserError
 
+ROOT = "datasets"
 
-def digits(
-    root: str,
-    image_size: int,
-    limit: int | None,
-    workers: int,
-    train: bool = True,
-    on_error: str = "fail",
-    cache: str = "auto",
-) -> Dataset:
+
+class NoOptions(Section):
+    """A dataset that needs no files."""
+
+
+class Root(Section):
+    root: PathText = ROOT
+    """Folder of the dataset's files, and where they are downloaded to."""
+
+
+def digits(image_size: int, limit: int | None, train: bool = True) -> Dataset:
     """1,797 real handwritten digits of 8 x 8 (scikit-learn's, no file needed): 1,437 to train, 360 to test."""
     from sklearn.datasets import load_digits  # here: seconds to import, and only this needs it
 
@@ -40,15 +44,7 @@ def digits(
     return Dataset(training if train else None, test, [str(i) for i in range(10)], mean, std, flip=False)
 
 
-def fake(
-    root: str,
-    image_size: int,
-    limit: int | None,
-    workers: int,
-    train: bool = True,
-    on_error: str = "fail",
-    cache: str = "auto",
-) -> Dataset:
+def fake(image_size: int, limit: int | None, train: bool = True) -> Dataset:
     """Seeded noise over a colour and a brightness gradient per class: learnable, for trials and tests."""
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand(10, 1, 1, 3, generator=generator)
@@ -67,15 +63,7 @@ def fake(
     return Dataset(training if train else None, test, classes, (0.5,) * 3, (0.25,) * 3, flip=True)
 
 
-def cifar10(
-    root: str,
-    image_size: int,
-    limit: int | None,
-    workers: int,
-    train: bool = True,
-    on_error: str = "fail",
-    cache: str = "auto",
-) -> Dataset:
+def cifar10(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
     """CIFAR-10: 50,000 and 10,000 images of 32 x 32."""
     from torchvision.datasets import CIFAR10  # here: seconds to import, and only this needs it
 
@@ -84,15 +72,7 @@ def cifar10(
     return _dataset(images, train, parts[0].classes, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), flip=True)
 
 
-def cifar100(
-    root: str,
-    image_size: int,
-    limit: int | None,
-    workers: int,
-    train: bool = True,
-    on_error: str = "fail",
-    cache: str = "auto",
-) -> Dataset:
+def cifar100(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
     """CIFAR-100: as CIFAR-10, with 100 classes."""
     from torchvision.datasets import CIFAR100
 
@@ -101,15 +81,7 @@ def cifar100(
     return _dataset(images, train, parts[0].classes, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), flip=True)
 
 
-def svhn(
-    root: str,
-    image_size: int,
-    limit: int | None,
-    workers: int,
-    train: bool = True,
-    on_error: str = "fail",
-    cache: str = "auto",
-) -> Dataset:
+def svhn(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
     """Street View House Numbers, cropped: 73,257 and 26,032 digits of 32 x 32. Not mirrored: digits are not."""
     from torchvision.datasets import SVHN
 
@@ -122,15 +94,7 @@ def svhn(
     return _dataset(images, train, classes, (0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197), flip=False)
 
 
-def fashion_mnist(
-    root: str,
-    image_size: int,
-    limit: int | None,
-    workers: int,
-    train: bool = True,
-    on_error: str = "fail",
-    cache: str = "auto",
-) -> Dataset:
+def fashion_mnist(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
     """Fashion-MNIST: 60,000 and 10,000 grey images of 28 x 28, shown to the net as RGB."""
     from torchvision.datasets import FashionMNIST
 

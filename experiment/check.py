@@ -3,25 +3,26 @@
 import data
 import models
 import quant
-from utils import config, device
-from utils.errors import UserError, choose
+from experiment.settings import ModelSettings, TrainSettings, resolved
+from utils import device
+from utils.errors import UserError
 from utils.runs import checkpoint
 from utils.runs.log import check_tensorboard
 from utils.training import optim
 
 
-def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
+def check(settings: TrainSettings, name: str) -> TrainSettings:
     """The settings of one training run, checked and resolved. name: the run's, as its folder is called."""
     d, m, o, r = settings.data, settings.model, settings.optim, settings.run
-    choose(data.DATASETS, d.name, "data.name")
+    data.check(d)
     models.check(m.name, m.options, d.image_size)
     device.find(r.device)
-    optim.check(o)
     if r.tensorboard:
         check_tensorboard()
+    settings = resolved(settings)
     q = quant.resolve(settings.quant)
     check_model(m, d.image_size, q)
-    quant.check_run(q, r.epochs, trained_before=bool(m.weights))
+    quant.check_run(q, r.epochs, trained_before=bool(m.weights), averages=bool(o.average))
     if o.name in optim.BOOSTED and quant.ends_in_float(q, r.epochs):
         raise UserError(
             f"optim.name: {o.name} adds its noise from where quantized training begins, and {q.method} has none; "
@@ -33,7 +34,7 @@ def check(settings: config.TrainSettings, name: str) -> config.TrainSettings:
     if q.method != "float":
         check_engines(engines, "quant.engine" if r.engines is None else "run.engines")
     run_settings = r.model_copy(update={"name": name, "engines": engines})
-    return settings.model_copy(update={"quant": q, "run": run_settings})
+    return settings.model_copy(update={"run": run_settings})
 
 
 def check_engines(names: list[str], key: str) -> None:
@@ -42,16 +43,16 @@ def check_engines(names: list[str], key: str) -> None:
         quant.engine(name, key)
 
 
-def check_model(asked: config.ModelSettings, image_size: int, spec: config.QuantSettings) -> None:
+def check_model(asked: ModelSettings, image_size: int, spec: quant.ResolvedQuant) -> None:
     """Build the model to check what only a built one shows.
 
     Raises UserError if a third-party model cannot be traced, a key of quant.layers matches no layer, or the weights
     belong to another model. Skipped where none of these can be wrong.
     """
-    if not models.is_external(asked.name) and not asked.weights and not spec.layers:
+    if not models.is_external(asked.name) and not asked.weights and not spec.layers and not spec.chooses_layers:
         return
     trial = models.build(asked.name, None, image_size, asked.options)
     if spec.method != "float":
-        quant.check_layers(trial, spec.by_name)
+        quant.check_layers(trial, spec.layers)
     if asked.weights:
         checkpoint.check_weights(trial, asked.weights, asked.name)

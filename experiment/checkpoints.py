@@ -6,13 +6,13 @@ from torch import nn
 
 import models
 import quant
-from utils.config import TrainSettings, check
+from experiment.settings import TrainSettings, stored
 from utils.runs import checkpoint
 
 
 def read_settings(state: dict, path: str) -> TrainSettings:
-    """The settings that a checkpoint's run had. Raises UserError if they are not valid."""
-    return check(TrainSettings, state["settings"], path)
+    """The settings that a checkpoint's run had, in the form of this version. Raises UserError if they are not valid."""
+    return stored(state["settings"], path)
 
 
 def rebuild(path: str, check_trusted: Callable[[str], None]) -> tuple[nn.Module, dict, TrainSettings]:
@@ -25,6 +25,6 @@ def rebuild(path: str, check_trusted: Callable[[str], None]) -> tuple[nn.Module,
     check_trusted(trained.model.name)
     model = models.build(trained.model.name, len(state["classes"]), trained.data.image_size, trained.model.options)
     if state["prepared"]:
-        model = quant.prepare(model, trained.quant)
+        model = quant.prepare(model, quant.resolve(trained.quant))
     checkpoint.restore(model, state, path)
     return model, state, trained

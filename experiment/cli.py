@@ -4,19 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pydantic import BaseModel
-
 from setting.names import TABLES
 from utils import config
+from utils.config import Section
 
-S = TypeVar("S", bound=BaseModel)
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
 class Job:
     """settings: the resolved settings, which --print-config prints. run: carries them out."""
 
-    settings: BaseModel
+    settings: Section
     run: Callable[[], None]
 
 
@@ -43,7 +42,7 @@ def main(
     settings = config.load(settings_type, options.config, options.overrides)
     with config.blame(options.config):
         job = plan(settings, options.config)
-    check_overrides(settings, [text.partition("=")[0] for text in options.overrides])
+    check_overrides(settings, list(config.overrides(settings_type, options.overrides)))
     if options.print_config:
         print(job.settings.model_dump_json(indent=2))
         return

@@ -12,8 +12,9 @@ from experiment import cli, datasets
 from experiment.check import check_engines
 from experiment.checkpoints import rebuild
 from experiment.report import sensitivity_table
-from utils import config, files
-from utils.errors import UserError, choose
+from experiment.settings import EvaluateSettings, TrainSettings
+from utils import files
+from utils.errors import UserError
 from utils.runs import tensor_file
 
 EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
@@ -22,10 +23,10 @@ EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
     """Run evaluate.py with this command line."""
-    cli.main(arguments, description, "setting/evaluate.json", config.EvaluateSettings, plan)
+    cli.main(arguments, description, "setting/evaluate.json", EvaluateSettings, plan)
 
 
-def plan(settings: config.EvaluateSettings, setting_file: str) -> cli.Job:
+def plan(settings: EvaluateSettings, setting_file: str) -> cli.Job:
     """The evaluation that the settings describe. Raises UserError for what can be refused without the checkpoint."""
     check_engines(settings.engines, "engines")
     tensor_file.check_exists(settings.checkpoint)
@@ -34,13 +35,14 @@ def plan(settings: config.EvaluateSettings, setting_file: str) -> cli.Job:
     return cli.Job(settings, functools.partial(evaluate, settings))
 
 
-def evaluate(settings: config.EvaluateSettings) -> None:
+def evaluate(settings: EvaluateSettings) -> None:
     """Measure the checkpoint; write evaluation.json and, if asked for, sensitivity.csv and the integer model."""
     check_trusted = functools.partial(models.check_trusted, trust=settings.trust)
     model, state, trained = rebuild(settings.checkpoint, check_trusted)
     check_possible(settings, trained, state["prepared"])
-    d = config.check(config.DataSettings, trained.data.model_dump() | settings.data, "data")
-    choose(data.DATASETS, d.name, "data.name")
+    if "name" not in settings.data:
+        data.check_trusted(trained.data.name, settings.trust)
+    d = data.laid_over(trained.data, settings.data)
     models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     target = prepare_target(Path(settings.export)) if settings.export else None
@@ -48,7 +50,7 @@ def evaluate(settings: config.EvaluateSettings) -> None:
     data.check_classes(dataset.classes, state["classes"])
     make = datasets.batch_maker(d, state["mean"], state["std"])
     test = make(dataset.test, data.evaluation_batch(d.image_size))
-    with_float = quant.ends_in_float(trained.quant, trained.run.epochs)
+    with_float = quant.ends_in_float(quant.resolve(trained.quant), trained.run.epochs)
     result, layers = quant.measure(model.eval(), settings.engines, test, with_float)
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | result)
     files.write_text(folder / "evaluation_layers.txt", layers)
@@ -62,12 +64,12 @@ def evaluate(settings: config.EvaluateSettings) -> None:
         export(model, target, export_info(state, trained, isinstance(dataset.test, data.Files)))
 
 
-def check_possible(settings: config.EvaluateSettings, trained: config.TrainSettings, prepared: bool) -> None:
+def check_possible(settings: EvaluateSettings, trained: TrainSettings, prepared: bool) -> None:
     """Raise UserError for what this checkpoint cannot give. prepared: whether it is of a quantized model."""
     for key in ("export", "sensitivity"):
         if getattr(settings, key) and not prepared:
             raise UserError(f"{key}: {settings.checkpoint} is a float model: nothing is quantized")
-    if settings.sensitivity and quant.METHODS[trained.quant.method].rescales(trained.quant):
+    if settings.sensitivity and quant.rescales(quant.resolve(trained.quant)):
         raise UserError(
             f"sensitivity: {trained.quant.method} trains weights on a scale of their own, which batch norm has "
             "learned: without its quantizers the model is no float model to compare with"
@@ -83,7 +85,7 @@ def prepare_target(target: Path) -> Path:
     return target
 
 
-def export_info(state: dict, trained: config.TrainSettings, from_files: bool) -> dict:
+def export_info(state: dict, trained: TrainSettings, from_files: bool) -> dict:
     """What a user of the exported model must know to feed it. from_files: whether images are resized and cropped."""
     size = trained.data.image_size
     return {

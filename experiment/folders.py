@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from utils import config, files
+from experiment.settings import TrainSettings, stored_values
+from utils import files
 from utils.environment import environment
 from utils.runs import folder as folders
 from utils.runs.folder import RunFolder, Start, effective_resume
 
 
-def run_folder(settings: config.TrainSettings) -> RunFolder:
+def run_folder(settings: TrainSettings) -> RunFolder:
     """The folder of a run with these checked settings."""
     sources = (settings.model.weights, settings.quant.teacher)
     return RunFolder(
@@ -18,10 +19,11 @@ def run_folder(settings: config.TrainSettings) -> RunFolder:
         resume=effective_resume(settings.run.resume),
         sources=tuple(source for source in sources if source),
         filled_in=("quant.layers",) if settings.quant.layers == "auto" else (),
+        migrate=stored_values,
     )
 
 
-def open_folder(folder: RunFolder, settings: config.TrainSettings) -> Start:
+def open_folder(folder: RunFolder, settings: TrainSettings) -> Start:
     """Find out where the run starts, and make its folder ready. A finished run's folder is left as it is."""
     start = folder.find_start()
     if start.finished:
@@ -38,6 +40,6 @@ def open_folder(folder: RunFolder, settings: config.TrainSettings) -> Start:
     return start
 
 
-def write_settings(folder: Path, settings: config.TrainSettings) -> None:
+def write_settings(folder: Path, settings: TrainSettings) -> None:
     """config.json: the resolved settings of the run."""
     files.write_json(folder / folders.SETTING, settings.model_dump())

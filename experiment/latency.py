@@ -18,8 +18,10 @@ from experiment import cli
 from experiment.check import check_engines
 from experiment.checkpoints import rebuild
 from experiment.report.latency_table import report
-from utils import config, files, timing
+from experiment.settings import LatencySettings, ModelSettings
+from utils import files, timing
 from utils.complexity import complexity
+from utils.config import validate
 from utils.environment import environment
 from utils.errors import UserError
 from utils.runs import checkpoint, tensor_file
@@ -41,10 +43,10 @@ class Subject:
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
     """Run latency.py with this command line."""
-    cli.main(arguments, description, "setting/latency.json", config.LatencySettings, plan)
+    cli.main(arguments, description, "setting/latency.json", LatencySettings, plan)
 
 
-def plan(settings: config.LatencySettings, setting_file: str) -> cli.Job:
+def plan(settings: LatencySettings, setting_file: str) -> cli.Job:
     """The timing that the settings describe, checked. Raises UserError."""
     check_engines(settings.engines, "engines")
     for entry in settings.models:
@@ -65,8 +67,8 @@ def check_entry(entry: Entry, image_size: int) -> None:
         quant.trace(models.build(asked.name, None, image_size, asked.options))
 
 
-def model_settings(entry: Entry) -> config.ModelSettings:
-    return config.check(config.ModelSettings, {"name": entry} if isinstance(entry, str) else entry, "models")
+def model_settings(entry: Entry) -> ModelSettings:
+    return validate(ModelSettings, {"name": entry} if isinstance(entry, str) else entry, "models")
 
 
 def is_run(entry: Entry) -> bool:
@@ -85,7 +87,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
     return {"checkpoint": LAST, "accuracy": {}} | found
 
 
-def measure_all(settings: config.LatencySettings) -> None:
+def measure_all(settings: LatencySettings) -> None:
     """Time every model of the settings and write the table and pictures into their folder."""
     folder = files.make_folder(Path(settings.dir), "dir")
     if settings.threads is not None:
@@ -148,7 +150,7 @@ def calibrated_on_noise(plain: nn.Module, image_size: int) -> nn.Module:
     noise = torch.randn(8, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         plain.train()(noise)
-    prepared = quant.prepare(copy.deepcopy(plain).eval(), quant.resolve(config.QuantSettings(method="ptq")))
+    prepared = quant.prepare(copy.deepcopy(plain).eval(), quant.resolve(quant.parse(method="ptq")))
     quant.calibrate(prepared, [noise])
     return prepared
 

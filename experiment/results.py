@@ -10,22 +10,25 @@ import models
 import quant
 from experiment import datasets
 from experiment.report import plot
-from utils import config, files, metrics
+from experiment.settings import TrainSettings
+from utils import files, metrics
 from utils.console import say
 from utils.runs import checkpoint, tensor_file
 from utils.runs.folder import BEST, LAST, PREVIOUS, SUMMARY
 from utils.runs.log import RunLog
 
 
-def save_final(model: nn.Module, settings: config.TrainSettings, dataset: data.Dataset, log: RunLog) -> None:
+def save_final(model: nn.Module, settings: TrainSettings, dataset: data.Dataset, log: RunLog) -> None:
     """Save the finished model over best.pt, and over last.pt if the model changed after the last epoch.
 
     It did if it was quantized, averaged, or its batch norm statistics were measured again after training.
     """
-    q, epochs = settings.quant, settings.run.epochs
+    q, epochs = quant.resolve(settings.quant), settings.run.epochs
     training = {"log": log.state()}
     final = checkpoint.pack(model, settings.model_dump(), dataset, quant.is_prepared(model), epochs, training)
-    changed = quant.ends_in_float(q, epochs) or (log.best is None and (settings.optim.average or q.norm_images))
+    changed = quant.ends_in_float(q, epochs) or (
+        log.best is None and (settings.optim.average or q.bn_reestimation_images)
+    )
     if changed:
         tensor_file.save(log.folder / LAST, final)
     if log.best is not None:
@@ -33,13 +36,13 @@ def save_final(model: nn.Module, settings: config.TrainSettings, dataset: data.D
 
 
 def measure(
-    model: nn.Module, settings: config.TrainSettings, test_batches: Collection, log: RunLog, size: dict[str, int]
+    model: nn.Module, settings: TrainSettings, test_batches: Collection, log: RunLog, size: dict[str, int]
 ) -> None:
     """Convert the model to each engine of run.engines, compare them on the test images, and write the results.
 
     size: {"params", "macs"} of the float model.
     """
-    folder, ends_in_float = log.folder, quant.ends_in_float(settings.quant, settings.run.epochs)
+    folder, ends_in_float = log.folder, quant.ends_in_float(quant.resolve(settings.quant), settings.run.epochs)
     result, layers = quant.measure(model, settings.run.engines, test_batches, ends_in_float)
     title = f"{settings.model.name} on {settings.data.name}, {settings.quant.method}"
     files.write_text(folder / "layers.txt", layers)
@@ -50,9 +53,9 @@ def measure(
     say(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
 
 
-def summarize(settings: config.TrainSettings, prepared: bool, log: RunLog, size: dict[str, int]) -> dict:
+def summarize(settings: TrainSettings, prepared: bool, log: RunLog, size: dict[str, int]) -> dict:
     """The part of summary.json that describes the run. prepared: whether the model is quantized."""
-    q, epochs = settings.quant, settings.run.epochs
+    q, epochs = quant.resolve(settings.quant), settings.run.epochs
     return {
         "model": settings.model.name,
         "dataset": settings.data.name,
@@ -67,11 +70,15 @@ def summarize(settings: config.TrainSettings, prepared: bool, log: RunLog, size:
     }
 
 
-def float_score(runs: list[config.TrainSettings]) -> dict[str, float] | None:
+def float_score(runs: list[TrainSettings]) -> dict[str, float] | None:
     """Test accuracy of the float weights from which all these runs start; None if they have none in common."""
     d, asked = runs[0].data, runs[0].model
     same = all(run.data == d and run.model == asked for run in runs)
-    if not same or not asked.weights or any(quant.ends_in_float(run.quant, 1) and run.run.epochs for run in runs):
+    if (
+        not same
+        or not asked.weights
+        or any(quant.ends_in_float(quant.resolve(run.quant), 1) and run.run.epochs for run in runs)
+    ):
         return None
     dataset = datasets.load(d)
     model = models.build(asked.name, len(dataset.classes), d.image_size, asked.options)

@@ -11,6 +11,7 @@ import models
 import quant
 from experiment import datasets, results
 from experiment.folders import write_settings
+from experiment.settings import TrainSettings
 from experiment.teacher import load_teacher
 from quant.methods import gradboost
 from utils import config, distributed, seed
@@ -36,7 +37,7 @@ class Session:
     All processes of a run have a Session each; the first alone writes, converts and measures.
     """
 
-    def __init__(self, settings: config.TrainSettings, folder: Path, processes: Processes, state: dict | None = None):
+    def __init__(self, settings: TrainSettings, folder: Path, processes: Processes, state: dict | None = None):
         self.settings, self.folder, self.processes, self.state = settings, folder, processes, state
         self.log = RunLog(folder, settings.run.epochs, processes.is_main, settings.run.tensorboard)
         self.dataset: data.Dataset | None = None
@@ -59,9 +60,9 @@ class Session:
             self.finish()
 
     @property
-    def quant_spec(self) -> config.QuantSettings:
+    def quant_spec(self) -> quant.ResolvedQuant:
         """The resolved quant section."""
-        return self.settings.quant
+        return quant.resolve(self.settings.quant)
 
     @property
     def ends_in_float(self) -> bool:
@@ -101,7 +102,7 @@ class Session:
     def restore_chosen_layers(self) -> None:
         """Take the layers that quant.layers=auto chose before the run was interrupted. Raises UserError if too few
         images are left to choose on: now, not after training."""
-        if self.quant_spec.layers != "auto":
+        if not self.quant_spec.chooses_layers:
             return
         selection_images(self.dataset, self.quant_spec)
         if self.state:
@@ -109,7 +110,7 @@ class Session:
 
     def choose_layers(self) -> None:
         """Let quant.layers=auto choose the bits of each layer by the float model, if it is still to choose."""
-        if self.quant_spec.method == "float" or self.quant_spec.layers != "auto":
+        if self.quant_spec.method == "float" or not self.quant_spec.chooses_layers:
             return
         calibration, held_out = (self.batches(images) for images in selection_images(self.dataset, self.quant_spec))
         chosen = quant.choose_layers(self.model, self.quant_spec, calibration, held_out)
@@ -142,18 +143,19 @@ class Session:
         )
         trainer.run(position)
         if not position.ended:
-            trainer.finish(reestimate=bool(self.quant_spec.norm_images))
+            trainer.finish(reestimate=bool(self.quant_spec.bn_reestimation_images))
         self.model = trainer.model.cpu().eval()
 
     def trainer(self) -> Trainer:
         """The trainer of this run, at its start."""
         d, q, o, r, processes = *self.sections, self.processes
         arithmetic = self.choose_precision()
-        optimizer = optim.build(o.name, self.model, o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay)
+        optimizer = optim.build(o, self.model)
         noise = seed.Noise(r.seed, processes.rank, processes.device)
         if o.name in optim.BOOSTED:
-            gradboost.GradBoost(optimizer, o.mode, o.clip_by, o.noise_decay, o.toss_coin, noise.shared)
-        few = data.first(self.dataset.train, q.norm_images or q.calibration_images)
+            boost = config.part(o, gradboost.Options).model_dump()
+            gradboost.GradBoost(optimizer, **boost, generator=noise.shared)
+        few = data.first(self.dataset.train, q.bn_reestimation_images or q.calibration_images)
         norm_batches = self.batches(few, draw=data.Draw(r.seed, d.augment, self.dataset.flip))
         trainer = Trainer(
             model=self.model,
@@ -220,8 +222,8 @@ class Session:
         quant.draw_from(prepared, trainer.noise.own)
         optim.add_learned(trainer.optimizer, quant.learned(prepared), o.learned_lr)
         gradboost.end_warm_up(trainer.optimizer)
-        if q.damping:
-            quant.Damping(trainer.optimizer, prepared, q.damping, lambda: trainer.progress)
+        if quant.dampening(q):
+            quant.Damping(trainer.optimizer, prepared, quant.dampening(q), lambda: trainer.progress)
         return prepared
 
     def pack(self, arithmetic: str, model: nn.Module, epoch: int, training: dict) -> dict:
@@ -237,7 +239,7 @@ class Session:
         spec = self.quant_spec
         if spec.method == "float" or quant.is_prepared(self.model):
             return
-        if spec.equalize:
+        if quant.equalizes(spec):
             say(f"channels of {quant.equalize(self.model)} pairs of layers equalized")
         self.model = quant.prepare(self.model, spec)
         sample = self.batches(data.first(self.dataset.train, spec.calibration_images))
@@ -262,12 +264,12 @@ def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> Non
         say(f"{path} was trained on other classes: loaded all layers except {head}, which starts from random weights")
 
 
-def float_epochs(settings: config.TrainSettings) -> int:
+def float_epochs(settings: TrainSettings) -> int:
     """Epochs that a run trains in float, before fake-quantization begins."""
-    return quant.METHODS[settings.quant.method].float_epochs(settings.quant, settings.run.epochs)
+    return quant.float_epochs(quant.resolve(settings.quant), settings.run.epochs)
 
 
-def worth_compiling(settings: config.TrainSettings, macs: int, images: int) -> bool:
+def worth_compiling(settings: TrainSettings, macs: int, images: int) -> bool:
     """Whether to compile the quantizers of a run: as run.compile says, or if there is much to train.
 
     It depends on nothing but the settings and the data, so that the same run computes the same bits.
@@ -276,7 +278,7 @@ def worth_compiling(settings: config.TrainSettings, macs: int, images: int) -> b
     return quantized > 0 and (asked == "always" or (asked == "auto" and macs * images * quantized > MANY_MACS))
 
 
-def selection_images(dataset: data.Dataset, spec: config.QuantSettings) -> tuple:
+def selection_images(dataset: data.Dataset, spec: quant.ResolvedQuant) -> tuple:
     """(calibration images, held-out images) on which quant.layers=auto chooses.
 
     Held out are as many validation images or, without any, other training images. Raises UserError if

@@ -15,8 +15,9 @@ from typing import Any
 
 from experiment.folders import run_folder
 from experiment.report.sweep_table import SEED, Row, write_tables
+from experiment.settings import TrainSettings
 from utils import files
-from utils.config import TrainSettings, as_name, vary
+from utils.config import as_name, vary
 from utils.console import say
 from utils.distributed import Processes
 from utils.errors import UserError

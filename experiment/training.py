@@ -11,6 +11,7 @@ from experiment.check import check
 from experiment.folders import open_folder, run_folder
 from experiment.results import float_score
 from experiment.session import Session
+from experiment.settings import TrainSettings
 from utils import config, device, distributed, files
 from utils.console import log_to, quiet, say
 from utils.distributed import Processes
@@ -20,10 +21,10 @@ from utils.runs.interrupt import default_message, handle_signals
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
     """Run train.py with this command line."""
-    cli.main(arguments, description, "setting/train.json", config.TrainSettings, plan, sweep.check_overrides)
+    cli.main(arguments, description, "setting/train.json", TrainSettings, plan, sweep.check_overrides)
 
 
-def plan(settings: config.TrainSettings, setting_file: str) -> cli.Job:
+def plan(settings: TrainSettings, setting_file: str) -> cli.Job:
     """The run or sweep that the settings describe, checked. Raises UserError."""
     cells = sweep.cells(settings.sweep)
     name = settings.run.name or config.as_name(Path(setting_file).stem)
@@ -35,7 +36,7 @@ def plan(settings: config.TrainSettings, setting_file: str) -> cli.Job:
     return cli.Job(named, lambda: with_processes(named, functools.partial(train_all, runs, name)))
 
 
-def with_processes(settings: config.TrainSettings, run: Callable[[Processes], None]) -> None:
+def with_processes(settings: TrainSettings, run: Callable[[Processes], None]) -> None:
     """run(processes), in all processes that torchrun started; SIGTERM and Ctrl-C stop it between two steps."""
     with handle_signals(), distributed.joined(device.find(settings.run.device)) as processes:
         if not processes.is_main:
@@ -43,7 +44,7 @@ def with_processes(settings: config.TrainSettings, run: Callable[[Processes], No
         run(processes)
 
 
-def train_all(runs: list[tuple[sweep.Cell, config.TrainSettings]], name: str, processes: Processes) -> None:
+def train_all(runs: list[tuple[sweep.Cell, TrainSettings]], name: str, processes: Processes) -> None:
     """Train every run of a sweep, in the folder of that name.
 
     Only the first process writes there; a lock keeps other programs out.
@@ -57,7 +58,7 @@ def train_all(runs: list[tuple[sweep.Cell, config.TrainSettings]], name: str, pr
         sweep.run(folder, runs, train, lambda: float_score(settings), sweep.title(settings, name), processes)
 
 
-def train(settings: config.TrainSettings, processes: Processes) -> None:
+def train(settings: TrainSettings, processes: Processes) -> None:
     """Train one run, from where its folder says it stands.
 
     Only the first process writes into the folder; a lock keeps other programs out.

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from models.alexnet import alexnet
-from models.external import build_external, check_output, check_trusted, factory, is_external
+from models.external import build_external, check_output, check_trusted, factory
 from models.fast import fast_cnn
 from models.mobilenet import ACTIVATIONS, mobilenet_v2, mobilenet_v2_projected
 from models.mobilenet_v3 import (
@@ -26,6 +26,7 @@ from models.shufflenet import shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet
 from models.svhn import svhn_cnn
 from models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 from utils.errors import UserError, choose, nearest
+from utils.external import is_external
 
 
 @dataclass(frozen=True)

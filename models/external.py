@@ -8,59 +8,32 @@ Further keys of the setting's model section go to the model's function as they a
 imported and called.
 """
 
-import importlib
-import importlib.util
 import inspect
-import os
-import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from utils import external
 from utils.errors import UserError, choose, nearest
-
-
-def is_external(name: str) -> bool:
-    return ":" in name
+from utils.external import is_external, is_own
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
     """The function behind a name with a colon. Raises UserError if there is none."""
     source, _, member = name.partition(":")
-    return SOURCES.get(source, lambda member: _own(source, member))(member)
+    return SOURCES.get(source, lambda member: external.member(source, member, "model.name"))(member)
 
 
 def check_trusted(name: str, trust: bool, remedy: str = "trust=true, if it comes from a friend") -> None:
-    """Raise UserError where a file, not the user, names a function that is neither a model of a table nor one's own.
-
-    Of Python's, installed or this program's packages any function could be called, with any arguments, before it turns
-    out that it is no model.
-    """
-    source, _, _ = name.partition(":")
-    if trust or not is_external(name) or source in SOURCES or _is_own(source.partition(".")[0]):
+    """Raise UserError where a file, not the user, names a function that is neither a model of a table nor the user's
+    (utils/external.py)."""
+    source = name.partition(":")[0]
+    if trust or not is_external(name) or source in SOURCES or is_own(source, house="models"):
         return
     raise UserError(f"the checkpoint would call {name} as its model's factory; {remedy}")
-
-
-def _is_own(package: str) -> bool:
-    _look_beside()
-    if not package.isidentifier() or package in sys.stdlib_module_names:
-        return False
-    found = importlib.util.find_spec(package)
-    places = [Path(place) for place in (found.submodule_search_locations or [found.origin or "/"])] if found else []
-    house = Path(__file__).parent.parent
-    programs = package != Path(__file__).parent.name and any(place.parent == house for place in places)
-    return not programs and not any("-packages" in part for place in places for part in place.parts)
-
-
-def _look_beside() -> None:
-    """Modules beside the setting are found from wherever the scripts lie."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
 
 
 def build_external(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
@@ -69,12 +42,9 @@ def build_external(name: str, num_classes: int | None, image_size: int, options:
     takes, needs = _takes(make, "num_classes")
     if needs or (takes and num_classes is not None):
         options = {"num_classes": num_classes or 10} | options
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The default weight initialization of")  # googlenet, inception
-            model = make(**options)
-    except Exception as error:
-        raise UserError(f"model.name: {name} cannot be called with {_shown(options)}: {_line(error)}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The default weight initialization of")  # googlenet, inception
+        model = external.call(make, options, f"model.name: {name}")
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(model).__name__}, not an nn.Module")
     check_output(model, name, num_classes, image_size)
@@ -88,7 +58,9 @@ def check_output(model: nn.Module, name: str, num_classes: int | None, image_siz
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:
-        raise UserError(f"model {name}: cannot take images of {image_size} x {image_size}: {_line(error)}") from error
+        raise UserError(
+            f"model {name}: cannot take images of {image_size} x {image_size}: {external.one_line(error)}"
+        ) from error
     finally:
         for module, was in training.items():
             module.training = was
@@ -117,21 +89,6 @@ def _timm(member: str) -> Callable[..., nn.Module]:
     return lambda **options: timm.create_model(member, pretrained=False, **options)
 
 
-def _own(source: str, member: str) -> Callable[..., nn.Module]:
-    _look_beside()
-    try:
-        module = importlib.import_module(source)
-    except Exception as error:
-        raise UserError(f"model.name: cannot import {source or 'nothing'}: {_line(error)}") from None
-    found = getattr(module, member, None)
-    if not callable(found):
-        hint = nearest(member, [n for n in dir(module) if callable(getattr(module, n))])
-        raise UserError(
-            f"model.name: {source} has no function {member!r}" + (f", did you mean {hint}?" if hint else "")
-        )
-    return found
-
-
 SOURCES = {"torchvision": _torchvision, "timm": _timm}
 
 
@@ -144,11 +101,3 @@ def _takes(function: Callable, argument: str) -> tuple[bool, bool]:
     named = parameters.get(argument)
     any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return named is not None or any_name, named is not None and named.default is named.empty
-
-
-def _shown(options: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no arguments"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

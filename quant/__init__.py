@@ -3,10 +3,10 @@
 A new method is one file and a row in METHODS, quant/registry.py.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from quant.analysis.compare import accuracy_table, compare
 from quant.analysis.layer_table import report, report_line, report_table
@@ -15,6 +15,7 @@ from quant.analysis.sensitivity import sensitivity
 from quant.core.kernels import compile_all as compile_kernels
 from quant.core.kernels import interpret_all as interpret_kernels
 from quant.core.method import Method
+from quant.core.settings import LayerBits, QuantSettings, ResolvedQuant
 from quant.engines.base import IntegerModel
 from quant.engines.convert import convert as _convert
 from quant.engines.float_baseline import fold
@@ -25,21 +26,37 @@ from quant.export.torch_export import export
 from quant.graph.prepare import prepare as _prepare
 from quant.graph.trace import trace
 from quant.graph.views import quantizers, set_enabled
+from quant.methods import ptq
 from quant.methods.dorefa import GradientQuantizer
+from quant.ptq import pipeline
 from quant.ptq.calibrate import calibrate
 from quant.ptq.cross_layer_equalization import equalize
-from quant.ptq.pipeline import refine
 from quant.qat.bn_reestimation import renorm
 from quant.qat.oscillation_dampening import Damping
-from quant.registry import ENGINES, METHODS, engine
-from quant.validate import allows, check_layers, check_run, ends_in_float, resolve
-from utils.config import QuantSettings
+from quant.registry import ENGINES, METHODS, SECTIONS, engine
+from quant.validate import allows, check_layers, check_run, ends_in_float, float_epochs, parse, rescales, resolve
 from utils.console import tracked
 
 
-def prepare(model: nn.Module, spec: QuantSettings) -> fx.GraphModule:
+def prepare(model: nn.Module, spec: ResolvedQuant) -> fx.GraphModule:
     """graph/prepare.py with the method that a resolved spec names."""
     return _prepare(model, spec, METHODS[spec.method])
+
+
+def refine(prepared: fx.GraphModule, images: Iterable[Tensor], spec: ResolvedQuant) -> None:
+    """ptq/pipeline.py, for a calibrated model, where the method has such options."""
+    if isinstance(spec.options, ptq.Options):
+        pipeline.refine(prepared, images, spec.options)
+
+
+def equalizes(spec: ResolvedQuant) -> bool:
+    """Whether cross-layer equalization comes before prepare."""
+    return isinstance(spec.options, ptq.Options) and bool(spec.options.cross_layer_equalization)
+
+
+def dampening(spec: ResolvedQuant) -> float:
+    """The strength of oscillation dampening; 0: none."""
+    return METHODS[spec.method].dampening(spec.options)
 
 
 def learned(prepared: nn.Module) -> list[tuple[list[nn.Parameter], float]]:
@@ -57,7 +74,7 @@ def draw_from(prepared: nn.Module, generator: torch.Generator) -> None:
             module.generator = generator
 
 
-def choose_layers(model: nn.Module, spec: QuantSettings, sample: Collection, held_out: Collection) -> dict:
+def choose_layers(model: nn.Module, spec: ResolvedQuant, sample: Collection, held_out: Collection) -> dict:
     """What analysis/mixed_precision.py chooses for `layers` of a resolved spec, as a setting holds it."""
     allowed = [bits for bits in range(1, 9) if allows(spec, bits)]
     chosen = choose_bits(model, spec, allowed, sample, held_out)
@@ -85,18 +102,36 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
     return result, "\n".join(tables) or none
 
 
-__all__ = ["ENGINES", "METHODS", "Damping", "Method", "accuracy_table", "calibrate", "check_layers", "check_onnx"]
+__all__ = [
+    "ENGINES",
+    "METHODS",
+    "SECTIONS",
+    "Damping",
+    "LayerBits",
+    "Method",
+    "QuantSettings",
+    "ResolvedQuant",
+    "accuracy_table",
+    "calibrate",
+    "check_layers",
+    "check_onnx",
+]
 __all__ += ["check_run", "choose_layers", "compare", "compile_kernels", "convert", "draw_from", "ends_in_float"]
 __all__ += ["engine", "equalize", "export", "export_onnx", "export_packed", "fold", "interpret_kernels", "is_prepared"]
 __all__ += [
+    "dampening",
+    "equalizes",
+    "float_epochs",
     "learned",
     "load_packed",
     "measure",
+    "parse",
     "prepare",
     "quantizers",
     "refine",
     "renorm",
     "report",
+    "rescales",
     "resolve",
     "sensitivity",
     "set_enabled",

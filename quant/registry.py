@@ -1,15 +1,20 @@
-"""The tables of methods and of engines. A new method is one file and a row in METHODS."""
+"""The tables of methods and of engines, and the quant section for each method.
+
+A new method is one file and a row in METHODS.
+"""
 
 import functools
 from collections.abc import Callable
 
-from quant.core.method import FLOAT, Method
+from quant.core.method import FLOAT, AnyMethod
+from quant.core.settings import QuantSettings
 from quant.engines.base import Engine
 from quant.engines.runtimes import onnxruntime_engine, openvino_engine
 from quant.methods import dorefa, lsq, pact, ptq, statassist
+from utils.config import variants
 from utils.errors import UserError, choose
 
-METHODS: dict[str, Method] = {
+METHODS: dict[str, AnyMethod] = {
     "float": FLOAT,
     "ptq": ptq.METHOD,
     "dorefa": dorefa.METHOD,
@@ -17,6 +22,9 @@ METHODS: dict[str, Method] = {
     "lsq": lsq.METHOD,
     "statassist": statassist.METHOD,
 }
+
+SECTIONS = variants("method", QuantSettings, {name: row.options for name, row in METHODS.items()}, "statassist")
+"""The quant section for each method: the common keys and the method's options."""
 
 
 def _native(name: str) -> Callable[[], Engine]:

@@ -2,55 +2,63 @@
 
 import fnmatch
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
-from quant.core.method import FLOAT, Method
+from quant.core.method import FLOAT, AnyMethod
+from quant.core.settings import CommonSettings, LayerBits, QuantSettings, ResolvedQuant
 from quant.engines.verify import exact_in_int8
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph
-from quant.registry import ENGINES, METHODS, engine
-from utils.config import LayerBits, QuantSettings
+from quant.registry import ENGINES, METHODS, SECTIONS, engine
+from utils.config import part, validate_section
 from utils.errors import UserError, choose, nearest
 from utils.runs import tensor_file
 
+AnyResolved = ResolvedQuant[Any]
 
-def resolve(spec: QuantSettings) -> QuantSettings:
-    """The spec with the method's defaults filled in. Raises UserError for what the method cannot do."""
-    method = choose(METHODS, spec.method, "quant.method")
-    choose(ENGINES, spec.engine, "quant.engine")
-    _check_options(spec, method)
-    if method is FLOAT:
-        return spec
-    _check_target(spec)
-    spec = method.fill(spec)
-    _check_all_bits(spec, method)
-    spec = spec.model_copy(update={"observer": _observer(spec, method), "reduce_range": _reduce_range(spec)})
-    method.check(spec)
+
+def parse(**keys: Any) -> QuantSettings:
+    """The quant section of these keys. Raises UserError for one that the method does not read."""
+    return validate_section("quant", SECTIONS, keys)
+
+
+def resolve(section: QuantSettings) -> AnyResolved:
+    """The section with the method's defaults filled in. Raises UserError for what the method cannot do.
+
+    Resolving the flat() of the result again gives the same.
+    """
+    method = choose(METHODS, section.method, "quant.method")
+    choose(ENGINES, section.engine, "quant.engine")
+    if method is not FLOAT:
+        _check_target(section)
+    common = {key: getattr(section, key) for key in CommonSettings.model_fields}
+    spec: AnyResolved = ResolvedQuant(
+        **common,
+        layers={} if section.layers == "auto" else section.layers,
+        chooses_layers=section.layers == "auto",
+        reduce_range=method is not FLOAT and _reduce_range(section),
+        options=method.fill(part(section, method.options)),
+    )
+    if method is not FLOAT:
+        _check_bits_of(spec, method)
     return spec
 
 
-def _check_options(spec: QuantSettings, method: Method) -> None:
-    """Refuse keys that are set and are another method's."""
-    own = frozenset().union(*(m.options for m in METHODS.values()))
-    for key in sorted(spec.model_fields_set & (own - method.options)):
-        if _is_set(spec, key):
-            others = ", ".join(sorted(method.options)) or "none of its own"
-            raise UserError(f"quant.{key}: {spec.method} has no such option; it has {others}")
+def _check_bits_of(spec: AnyResolved, method: AnyMethod) -> None:
+    _check_all_bits(spec, method)
+    method.check(spec)
 
 
-def _is_set(spec: QuantSettings, key: str) -> bool:
-    return getattr(spec, key) != QuantSettings.model_fields[key].default
-
-
-def _check_all_bits(spec: QuantSettings, method: Method) -> None:
+def _check_all_bits(spec: AnyResolved, method: AnyMethod) -> None:
     kinds = (("weight_bits", method.weight_bits), ("act_bits", method.act_bits))
     for key, allowed in kinds:
         _check_bits(f"quant.{key}", getattr(spec, key), allowed, spec.method)
     if spec.first_last_bits != "same":
         _check_bits("quant.first_last_bits", spec.first_last_bits, method.weight_bits, spec.method)
     _check_bits("quant.residual_bits", spec.residual_bits, method.act_bits, spec.method)
-    for pattern, bits in spec.by_name.items():
+    for pattern, bits in spec.layers.items():
         for key, allowed in kinds:
             if bits != "float" and getattr(bits, key) is not None:
                 _check_bits(f"quant.layers.{pattern}.{key}", getattr(bits, key), allowed, spec.method)
@@ -61,63 +69,76 @@ def _check_bits(key: str, bits: int, allowed: range, method: str) -> None:
         raise UserError(f"{key}: {method} cannot use {bits} bits; choose {allowed[0]}..{allowed[-1]}, or 32 for float")
 
 
-def _observer(spec: QuantSettings, method: Method) -> str | None:
-    """What finds the ranges: as asked, or the method's first; None where it learns them."""
-    observer = spec.observer or next(iter(method.observers), None)
-    if observer not in (*method.observers, None):
-        hint = nearest(observer, method.observers)
-        raise UserError(
-            f"quant.observer: {spec.method} cannot use {observer!r}; choose from {', '.join(method.observers)}"
-            + (f" (nearest: {hint})" if hint else "")
-        )
-    return observer
-
-
-def _reduce_range(spec: QuantSettings) -> bool:
+def _reduce_range(section: QuantSettings) -> bool:
     """Auto is whether this CPU's int8 kernels fail at full range."""
-    if spec.reduce_range != "auto":
-        return spec.reduce_range
-    asked = engine(spec.engine)
+    if section.reduce_range != "auto":
+        return section.reduce_range
+    asked = engine(section.engine)
     return not exact_in_int8(engine(asked.multiplies_like or asked.name), 127)
 
 
-def _check_target(spec: QuantSettings) -> None:
-    targets = [key for key in ("target_drop", "target_mb") if getattr(spec, key) is not None]
-    if spec.layers == "auto" and len(targets) != 1:
+def _check_target(section: QuantSettings) -> None:
+    targets = [key for key in ("target_drop", "target_mb") if getattr(section, key) is not None]
+    if section.layers == "auto" and len(targets) != 1:
         raise UserError("quant.layers: auto needs a target: quant.target_drop or quant.target_mb, and not both")
-    if targets and not spec.layers:
+    if targets and not section.layers:
         raise UserError(f"quant.{targets[0]}: nothing is chosen for it; quant.layers=auto does")
 
 
-def ends_in_float(spec: QuantSettings, epochs: int) -> bool:
+def float_epochs(spec: AnyResolved, epochs: int) -> int:
+    """How many of a run's epochs train in float, before prepare."""
+    return METHODS[spec.method].float_epochs(spec.options, epochs)
+
+
+def ends_in_float(spec: AnyResolved, epochs: int) -> bool:
     """Whether a run of so many epochs trains in float to its end, so that there is a float net to measure beside."""
-    return METHODS[spec.method].float_epochs(spec, epochs) >= epochs
+    return float_epochs(spec, epochs) >= epochs
 
 
-def check_run(spec: QuantSettings, epochs: int, trained_before: bool) -> None:
-    """Raise UserError for what a resolved spec cannot do in a run of so many epochs.
+def check_run(spec: AnyResolved, epochs: int, trained_before: bool, averages: bool = False) -> None:
+    """Raise UserError for what a spec cannot do in a run of so many epochs, and for keys that it would not read.
 
-    trained_before: the run starts from trained weights.
+    trained_before: the run starts from trained weights. averages: it ends with an average of its weights.
     """
     method, in_float = spec.method, ends_in_float(spec, epochs)
-    if spec.layers == "auto" and not trained_before and (not in_float or (method != "float" and epochs == 0)):
+    if spec.chooses_layers and not trained_before and (not in_float or (method != "float" and epochs == 0)):
         raise UserError(f"quant.layers: auto chooses by a trained float net: {method} needs model.weights here")
-    if epochs == 0 and METHODS[method].rescales(spec):
+    if epochs == 0 and rescales(spec):
         raise UserError(
             f"run.epochs: 0 trains nothing, and {method}'s weights are on a scale of their own, which batch norm has "
             "to learn; quant.method=ptq quantizes a trained net as it is"
-        )
-    if spec.norm_images and in_float:
-        raise UserError(
-            "quant.norm_images: nothing is trained quantized here; quant.correct=norm is ptq's way to do it"
         )
     if spec.teacher and epochs == 0:
         raise UserError("quant.teacher: run.epochs=0 trains nothing")
     if spec.teacher:
         tensor_file.check_exists(spec.teacher)
-    for key in ("teacher_share", "temperature"):
-        if not spec.teacher and _is_set(spec, key):
-            raise UserError(f"quant.{key}: there is no teacher; quant.teacher names one")
+    _check_read(spec, in_float, averages)
+
+
+def _check_read(spec: AnyResolved, in_float: bool, averages: bool) -> None:
+    """Raise UserError for common keys that are set and have no effect without others.
+
+    Combinations of a method's own options are refused by its `fill`.
+    """
+    calibrates = (in_float and spec.method != "float") or spec.chooses_layers or averages
+    no_teacher = "there is no teacher; quant.teacher names one"
+    in_vain = {
+        "bn_reestimation_images": (
+            not in_float,
+            "nothing is trained quantized here; quant.bias_correction=norm is ptq's way to do it",
+        ),
+        "calibration_images": (calibrates, f"{spec.method} finds its ranges while it trains, and calibrates nothing"),
+        "teacher_share": (bool(spec.teacher), no_teacher),
+        "temperature": (bool(spec.teacher), no_teacher),
+    }
+    for key, (is_read, why) in in_vain.items():
+        if not is_read and getattr(spec, key) != CommonSettings.model_fields[key].default:
+            raise UserError(f"quant.{key}: {why}")
+
+
+def rescales(spec: AnyResolved) -> bool:
+    """Whether the method's weights are on another scale than the float net's, which batch norm has to learn."""
+    return METHODS[spec.method].rescales(spec)
 
 
 def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
@@ -135,10 +156,10 @@ def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
             )
 
 
-def allows(spec: QuantSettings, bits: int) -> bool:
+def allows(spec: AnyResolved, bits: int) -> bool:
     """Whether a layer may be given so many weight bits by name."""
     try:
-        resolve(spec.model_copy(update={"layers": {"*": LayerBits(weight_bits=bits)}}))
+        _check_bits_of(spec.model_copy(update={"layers": {"*": LayerBits(weight_bits=bits)}}), METHODS[spec.method])
     except UserError:
         return False
     return True

@@ -13,10 +13,12 @@ from filelock import FileLock
 import data
 import models
 import quant
+from experiment.settings import OPTIM_SECTIONS
 from quant.engines.layerwise_check import forced
 from tests.nets import plain
 from utils import memory
-from utils.config import QuantSettings
+from utils.config import validate_section
+from utils.training import optim
 
 pytest.register_assert_rewrite("tests.helpers")
 memory.keep()
@@ -33,18 +35,18 @@ def seeded():
 @pytest.fixture(scope="session")
 def digits32():
     """All real digits at 32 x 32: (training batches of 128, the 360 test images, their labels)."""
-    dataset = data.DATASETS["digits"]("", 32, None, 0)
-    batches = data.batches(dataset.train, 128, dataset.mean, dataset.std, 32, 0, data.Draw(seed=0))
-    images, labels = next(iter(data.batches(dataset.test, 360, dataset.mean, dataset.std, 32, 0)))
+    dataset = data.DATASETS["digits"].load(32, None)
+    batches = data.batches(dataset.train, 128, dataset.mean, dataset.std, 32, data.Draw(seed=0))
+    images, labels = next(iter(data.batches(dataset.test, 360, dataset.mean, dataset.std, 32)))
     return batches, images, labels
 
 
 @pytest.fixture(scope="session")
 def digits16():
     """The same at 16 x 16."""
-    dataset = data.DATASETS["digits"]("", 16, None, 0)
-    batches = data.batches(dataset.train, 128, dataset.mean, dataset.std, 16, 0, data.Draw(seed=0))
-    images, labels = next(iter(data.batches(dataset.test, 360, dataset.mean, dataset.std, 16, 0)))
+    dataset = data.DATASETS["digits"].load(16, None)
+    batches = data.batches(dataset.train, 128, dataset.mean, dataset.std, 16, data.Draw(seed=0))
+    images, labels = next(iter(data.batches(dataset.test, 360, dataset.mean, dataset.std, 16)))
     return batches, images, labels
 
 
@@ -64,8 +66,13 @@ def plain_net(digits16):
     return model.eval()
 
 
-def spec(**keys) -> QuantSettings:
-    return quant.resolve(QuantSettings(**keys))
+def build_optimizer(model: torch.nn.Module, **keys) -> torch.optim.Optimizer:
+    """The optimizer of an optim section with these keys."""
+    return optim.build(validate_section("optim", OPTIM_SECTIONS, keys), model)
+
+
+def spec(**keys) -> quant.ResolvedQuant:
+    return quant.resolve(quant.parse(**keys))
 
 
 @functools.cache
@@ -95,7 +102,7 @@ def with_real_statistics(model: torch.nn.Module, images: torch.Tensor) -> torch.
     return model.eval()
 
 
-def trained(digits, name: str, options: dict, epochs: int, settings: QuantSettings):
+def trained(digits, name: str, options: dict, epochs: int, settings: quant.ResolvedQuant):
     """A net trained on digits: one float epoch, then prepared with `settings` if they train, else calibrated after."""
     batches, images, _ = digits
     model = models.build(name, 10, images.shape[-1], options).to(memory_format=torch.channels_last)

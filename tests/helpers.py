@@ -48,7 +48,7 @@ def simulated_against_float(net: nn.Module, shape=(3, 12, 12), **keys):
     prepared = quant.prepare(copy.deepcopy(net), spec(method="ptq", **keys))
     quant.calibrate(prepared, [x])
     found = prepared(x)
-    for engine in ("reference", quant.QuantSettings().engine):
+    for engine in ("reference", quant.parse().engine):
         assert torch.allclose(quant.convert(prepared, engine)(x), found, atol=1e-4), engine
     return ((found - expected).abs().max() / expected.abs().max()).item(), prepared
 

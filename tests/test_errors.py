@@ -12,8 +12,8 @@ import data
 import models
 import quant
 from experiment import evaluation, latency, training
+from experiment.settings import TrainSettings, resolved
 from utils import errors
-from utils.config import QuantSettings, TrainSettings
 from utils.runs import checkpoint
 
 SCRIPTS = {"train": training.main, "evaluate": evaluation.main, "latency": latency.main}
@@ -42,8 +42,8 @@ def checkpoints(tmp_path_factory) -> Path:
         model = models.build(settings.model.name, classes, 32, {})
         seen = data.Dataset(None, None, [str(i) for i in range(classes)], (0.5,) * 3, (0.25,) * 3, False)
         torch.save(checkpoint.pack(model, settings.model_dump(), seen, False, 1), folder / f"{name}.pt")
-    settings = TrainSettings(quant=quant.resolve(QuantSettings()))
-    prepared = quant.prepare(models.build("resnet20", 10, 32, {}), settings.quant)
+    settings = resolved(TrainSettings())
+    prepared = quant.prepare(models.build("resnet20", 10, 32, {}), quant.resolve(settings.quant))
     ten = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
     torch.save(checkpoint.pack(prepared, settings.model_dump(), ten, True, 1), folder / "qat.pt")
     settings = TrainSettings.model_validate(
@@ -66,7 +66,7 @@ def no_data_is_touched(monkeypatch, request):
     def touched(*_, **__):
         raise AssertionError("data was touched")
 
-    monkeypatch.setattr(data, "DATASETS", dict.fromkeys(data.DATASETS, touched))
+    monkeypatch.setattr(data, "load", touched)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ MISTAKES = {
     "an option of another method": (
         "train",
         ["quant.grad_bits=4"],
-        "quant.grad_bits: statassist has no such option; it has damping, float_epochs, observer",
+        "quant.grad_bits is read by dorefa; quant.method is statassist",
     ),
     "noise for a float run": (
         "train",

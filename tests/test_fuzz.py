@@ -16,12 +16,13 @@ import data
 import models
 import quant
 from experiment import evaluation, latency, training
+from experiment.settings import EvaluateSettings, LatencySettings, TrainSettings, resolved
 from tests.conftest import spec
-from utils import config, errors
+from utils import errors
 from utils.runs import checkpoint, tensor_file
 
 SCRIPTS = {"train": training.main, "evaluate": evaluation.main, "latency": latency.main}
-KINDS = {"train": config.TrainSettings, "evaluate": config.EvaluateSettings, "latency": config.LatencySettings}
+KINDS = {"train": TrainSettings, "evaluate": EvaluateSettings, "latency": LatencySettings}
 FILES = {name: json.loads(Path(f"setting/{name}.json").read_text()) for name in SCRIPTS}
 for values in FILES.values():
     values.pop("$schema")
@@ -87,9 +88,8 @@ def folder(tmp_path_factory) -> Path:
     """A run's folder with the smallest of checkpoints, and files that nobody may touch."""
     folder = tmp_path_factory.mktemp("fuzz")
     asked = {"model": {"name": "tests.nets:plain"}, "data": {"image_size": 8, "limit": 4}, "quant": {"act_bits": 4}}
-    own = config.TrainSettings.model_validate(asked)
-    own = own.model_copy(update={"quant": quant.resolve(own.quant)})
-    model = quant.prepare(models.build(own.model.name, 10, 8, {}), own.quant)
+    own = resolved(TrainSettings.model_validate(asked))
+    model = quant.prepare(models.build(own.model.name, 10, 8, {}), quant.resolve(own.quant))
     model.train()(torch.randn(4, 3, 8, 8))
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
     tensor_file.save(folder / "last.pt", checkpoint.pack(model, own.model_dump(), seen, True, 1))

@@ -88,8 +88,8 @@ def test_a_checkpoint_in_a_new_process_gives_bit_identical_logits(trained, tmp_p
         "import sys, torch, data, models, quant\n"
         "from experiment.checkpoints import rebuild\n"
         "model, state, _ = rebuild(sys.argv[1], lambda name: None)\n"
-        "d = data.DATASETS['digits']('', 16, None, 0)\n"
-        "x, _ = next(iter(data.batches(d.test, 360, state['mean'], state['std'], 16, 0)))\n"
+        "d = data.DATASETS['digits'].load(16, None)\n"
+        "x, _ = next(iter(data.batches(d.test, 360, state['mean'], state['std'], 16)))\n"
         "found = {n: quant.convert(model.eval(), n)(x) for n, make in quant.ENGINES.items() if make().available()}\n"
         "torch.save(found, sys.argv[2])\n"
     )
@@ -293,7 +293,10 @@ def test_same_seed_same_weights(tmp_path):
         (["quant.temperature=4"], "quant.temperature: there is no teacher; quant.teacher names one"),
         (["quant.teacher=nowhere.pt", "run.epochs=0"], "quant.teacher: run.epochs=0 trains nothing"),
         (["quant.method=ptq", "optim.average=0.9", "run.epochs=0"], "optim.average: run.epochs=0 trains nothing"),
-        (["quant.method=ptq", "quant.norm_images=9"], "quant.norm_images: nothing is trained quantized here"),
+        (
+            ["quant.method=ptq", "quant.bn_reestimation_images=9"],
+            "quant.bn_reestimation_images: nothing is trained quantized here",
+        ),
         (["run.device=tpu"], "run.device: 'tpu' is not to be had here"),
     ],
 )

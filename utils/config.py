@@ -1,7 +1,7 @@
-"""Settings: one JSON file is one experiment, and these types are the only place where a key is described.
+"""The machinery of settings: files, overrides `section.key=value`, and mistakes in one line.
 
-Every section is frozen and refuses keys it does not know. `load` reads a file, lays `section.key=value` overrides over
-it and reports a mistake in one line: file, key, what is wrong, the nearest right thing.
+A setting is a Section of Sections. What keys there are is said where they are read, and put together in
+experiment/settings.py. `load` reports a mistake in one line: file, key, what is wrong, the nearest right thing.
 """
 
 import argparse
@@ -9,8 +9,9 @@ import contextlib
 import json
 import os
 import re
+import sys
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,13 +19,17 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
-    PositiveFloat,
+    GetCoreSchemaHandler,
+    Tag,
     ValidationError,
     WithJsonSchema,
+    create_model,
 )
+from pydantic_core import CoreSchema
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, choose, nearest
 
 
 def _bits(value: int) -> int:
@@ -54,265 +59,72 @@ def as_name(text: str) -> str:
 
 
 class Section(BaseModel):
+    """A part of a setting: frozen, and closed to keys that it does not name. Field docstrings describe the keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
-
-class DataSettings(Section):
-    name: str = "digits"
-    """The dataset: a row of data.DATASETS."""
-    root: PathText = "datasets"
-    """Folder of the files. imagefolder: the one that holds train/ and val/ or test/."""
-    image_size: int = Field(32, ge=8, le=1024)
-    """Side of the square images that the model sees, in pixels."""
-    batch_size: int = Field(128, ge=1, le=2**20)
-    """Images a training step, of all processes together. Evaluation takes its own batches."""
-    workers: int = Field(2, ge=0)
-    """Threads (images kept in memory) or processes (large images) that decode image files."""
-    augment: bool = True
-    """Random crop and, where the dataset allows it, horizontal flip of the training images."""
-    limit: int | None = Field(None, ge=1)
-    """Take only this many images (of a fixed shuffle) of the training and of the test set, for trials."""
-    on_error: Literal["fail", "skip"] = "fail"
-    """An image file that cannot be read: it is named, and the run ends, or goes on without it."""
-    cache: Literal["auto", "always", "never"] = "auto"
-    """imagefolder: decode images once, to image_size, and keep them in memory, or anew each epoch, with random resized
-    crops of the files as they are. auto: kept where all fit in 2 GB."""
-    val_fraction: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the training images held out to choose best.pt by. 0: no best.pt; the test set never chooses."""
+    @classmethod
+    def rename(cls, values: dict) -> list[str]:
+        """Give keys of earlier versions their names of today, in place. Returns a notice for each."""
+        return []
 
 
-class ModelSettings(Section):
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
-
-    name: str = "resnet20"
-    """The network: a row of models.MODELS. Further keys are that model's own options."""
-    weights: PathText | None = None
-    """A checkpoint or state dict to start from, or null: from scratch."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
+OWN = "package.module:function"
+"""What stands in a table for all names with a colon."""
 
 
-class LayerBits(Section):
-    """Bits of one layer; null: as the rest of the section says."""
+class Variants:
+    """The kinds of a section whose keys depend on the value of one of them: keys of a method on its name, say.
 
-    weight_bits: Bits | None = None
-    """Bits of its weights; 32 leaves them float."""
-    act_bits: Bits | None = None
-    """Bits of what it reads; 32 for float, unless another layer reads the same in integers."""
+    It annotates the base of the kinds: `quant: Annotated[QuantSettings, Variants("method", kinds, "statassist")]` takes
+    the keys of kinds[method]. Without a value for the key, the default counts. A kind under the name OWN takes all
+    values with a colon.
+    """
 
+    def __init__(self, key: str, kinds: Mapping[str, type[Section]], default: str):
+        self.key, self.kinds, self.default = key, kinds, default
 
-class QuantSettings(Section):
-    method: str = "statassist"
-    """How low precision is reached: a row of quant.METHODS."""
-    weight_bits: Bits = 8
-    """Bits of the weights; 32 leaves them float."""
-    act_bits: Bits = 8
-    """Bits of what convolutions and linear layers read; 32 leaves all activations float."""
-    first_last_bits: Bits | Literal["same"] = 8
-    """Bits of the first and last layer's weights and of the last layer's input. The image always has 8."""
-    residual_bits: Bits = 8
-    """Bits of what additions, pools and other element-wise operators read."""
-    layers: dict[str, LayerBits | Literal["float"]] | Literal["auto"] = {}
-    """Bits of layers by name, before all else: {"layer4.*": {"weight_bits": 4}, "fc": "float"}; * and ? match. auto:
-    weight bits of each layer, up to what it would have, are chosen for a target; config.json has them by name."""
-    target_drop: float | None = Field(None, ge=0, lt=100)
-    """layers auto: percent of held-out training images whose first choice may change, and so the most that top-1 of
-    the float net falls by on them. With layers by name: what they were chosen for."""
-    target_mb: float | None = Field(None, gt=0)
-    """layers auto: the most MB of weights, scales and biases at their own bits. With layers by name: as above."""
-    grad_bits: Bits = 32
-    """DoReFa: bits of the gradients that hidden layers hand back, 1..8; 32 leaves them float."""
-    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-    """Weight scales: one an output channel, or one a layer."""
-    engine: str = "fbgemm"
-    """The integer engine that the run is meant for; evaluate.py measures any of them."""
-    reduce_range: bool | Literal["auto"] = "auto"
-    """Keep integer weights within +-63, which int8 kernels without VNNI need to be exact. auto: as this CPU needs."""
-    observer: Literal["minmax", "moving_average", "percentile", "mse"] | None = None
-    """How ranges are found; null: the method's own default."""
-    percentile: float = Field(99.99, gt=50.0, le=100.0)
-    """Observer percentile: values beyond this percentile are clipped, at either end of the range."""
-    calibration_images: int = Field(1024, ge=1)
-    """Training images, without augmentation, that post-training ranges, roundings and corrections are found on."""
-    recipe: Literal["plain", "best"] = "plain"
-    """PTQ: what the keys of these options that are null stand for: a row of quant.ptq.RECIPES."""
-    equalize: bool | None = None
-    """PTQ: even out the ranges of channels across layers, where that leaves the float net as it is."""
-    rounding: Literal["nearest", "adaround", "brecq"] | None = None
-    """PTQ: weights to the nearest integer, or up or down as is learned, layer by layer or block by block."""
-    rounding_steps: int | None = Field(None, ge=1)
-    """PTQ: optimiser steps of learned rounding, for each layer (adaround) or block (brecq)."""
-    drop: float | None = Field(None, ge=0, le=1)
-    """PTQ, brecq: share of the activations that each step of learned rounding leaves in float, as QDrop does."""
-    correct: Literal["none", "bias", "norm"] | None = None
-    """PTQ: match the mean (bias), or mean and variance (norm), of each channel to the float net's."""
-    norm_images: int = Field(0, ge=0)
-    """Training images on which batch norm's statistics are found anew when quantized training ends; 0: as it left
-    them."""
-    teacher: PathText | None = None
-    """A checkpoint of train.py, of the float net, say, whose answers are learned beside the labels; null: none."""
-    teacher_share: float = Field(0.5, gt=0, le=1)
-    """Teacher: its share of the loss; the labels have the rest."""
-    temperature: float = Field(1.0, gt=0)
-    """Teacher: what both nets' logits are divided by before they are compared."""
-    damping: float = Field(0.0, ge=0)
-    """LSQ, StatAssist: how strongly, in the end, weights are drawn to the middle of their integer, against hopping."""
-    step_init: Literal["paper", "mse"] = "paper"
-    """LSQ: where steps start: from the mean of |v| as in the paper, or at the least squared error."""
-    act_clip: Literal["calibration"] | PositiveFloat = 1.0
-    """DoReFa: where activations are clipped; 1 is the paper's, calibration suits a trained float net."""
-    weights: Literal["sawb", "dorefa"] = "sawb"
-    """PACT: how weights are quantized; dorefa is the paper's, sawb (its authors' later one) does 8 bits, too."""
-    alpha_init: Literal["calibration"] | PositiveFloat = "calibration"
-    """PACT: where the clips alpha start; calibration: at the least squared error of the first batch."""
-    alpha_decay: float = Field(2e-4, ge=0)
-    """PACT: lambda of the loss's lambda alpha^2, a clip."""
-    signed_edges: Literal["clip", "affine"] = "clip"
-    """DoReFa, PACT: hidden inputs that can be negative: clipped at either side on act_bits, or affine on 8 bits."""
-    float_epochs: int = Field(1, ge=0)
-    """StatAssist: epochs in float, at the start of the run, before fake-quantization switches on."""
+    def name(self, value: Any) -> str:
+        """The name of the kind that a section asks for, whether or not there is one."""
+        if not isinstance(value, (dict, Section)):
+            return self.default  # which refuses what is no section
+        found = value.get(self.key, self.default) if isinstance(value, dict) else getattr(value, self.key)
+        return OWN if OWN in self.kinds and ":" in str(found) else str(found)
 
-    @property
-    def weight_limit(self) -> int:
-        """The largest integer weight: int8's, or what kernels without VNNI multiply exactly."""
-        return 63 if self.reduce_range else 127
+    def readers(self, key: str) -> list[str]:
+        """The kinds that have this key."""
+        return [name for name, kind in self.kinds.items() if key in kind.model_fields]
 
-    @property
-    def by_name(self) -> dict[str, LayerBits | Literal["float"]]:
-        """`layers`; none while they are yet to be chosen."""
-        return {} if self.layers == "auto" else self.layers
+    def make_default(self) -> Any:
+        return self.kinds[self.default]()
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        branches = tuple(Annotated[kind, Tag(name)] for name, kind in self.kinds.items())
+        return handler.generate_schema(Annotated[typing.Union[branches], Discriminator(self.name)])  # noqa: UP007
 
 
-class OptimSettings(Section):
-    name: str = "sgd"
-    """The optimizer: a row of utils.optim.OPTIMIZERS."""
-    lr: float = Field(0.1, gt=0)
-    """Peak learning rate."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of sgd and rmsprop."""
-    nesterov: bool = True
-    """Nesterov momentum (sgd)."""
-    weight_decay: float = Field(5e-4, ge=0)
-    """L2 (sgd, rmsprop, adam) or decoupled (adamw) decay of the parameters that `decay` names."""
-    decay: Literal["weights", "all", "statassist"] = "weights"
-    """Who decays: a row of utils.optim.DECAYS. What quantizers learn has a decay of its own."""
-    learned_lr: float = Field(1.0, gt=0)
-    """Learning rate of what quantizers learn (LSQ's steps, PACT's clips), as a share of lr."""
-    schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
-    """How the rate falls after the warm-up: a row of utils.schedule.SCHEDULES."""
-    warmup_epochs: float = Field(1.0, ge=0)
-    """Epochs of linear warm-up from 0; set anew at every step."""
-    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.75]
-    """Schedule step: shares of what follows the warm-up, after which the rate is divided by ten."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Share of the target spread over all classes."""
-    average: float = Field(0.0, ge=0, lt=1)
-    """Decay, 0.999, say, of the average of the weights over the steps, which the run ends with; 0: the last weights."""
-    clip_norm: float | None = Field(None, gt=0)
-    """Scale the gradients down to this norm of all together where they pass it; null: never."""
-    mode: Literal["intended", "reference"] = "intended"
-    """GradBoost (qsgd ..): as its idea is, or as its authors' code does it; methods/gradboost.py tells both."""
-    clip_by: float = Field(1e-3, ge=0)
-    """GradBoost: the largest noise added to an element of a gradient; 0: no limit."""
-    noise_decay: float = Field(1e-2, ge=0, lt=1)
-    """GradBoost: share of the noise that each boosted step takes away."""
-    toss_coin: bool = True
-    """GradBoost: a coin for each element decides whether it is boosted."""
+def variants(key: str, base: type[Section], options: Mapping[str, type[Section]], default: str) -> Variants:
+    """A kind for each name: the keys of `base` and those of its options. The description of `key` is the base's."""
+    return Variants(key, {name: _kind(key, base, own, name, name == default) for name, own in options.items()}, default)
 
 
-class RunSettings(Section):
-    epochs: int = Field(20, ge=0)
-    """Passes over the training images, the float ones included."""
-    seed: int = Field(1882, ge=0, lt=2**63)
-    """Seed of initial weights, data order, augmentation and noise."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Arithmetic of convolutions in training; quantizers always compute in fp32. auto: the faster for this net here."""
-    compile: Literal["auto", "always", "never"] = "auto"
-    """Quantizers as loops of their own (torch.compile), some 20 seconds at the start; auto: where training is long."""
-    device: str = "auto"
-    """Where training runs, as torch names it; auto: an accelerator if there is one. Integer engines run on the CPU."""
-    dir: PathText = "runs"
-    """Folder of all runs."""
-    name: RunName | None = None
-    """This run's folder; null: the name of the setting file."""
-    resume: PathText = "auto"
-    """auto: go on with an interrupted run of this name and setting; never: begin anew; else a checkpoint to take up."""
-    checkpoint_minutes: float = Field(10.0, gt=0)
-    """Minutes between checkpoints within an epoch; there is one at each epoch's end anyway."""
-    deterministic: bool = False
-    """Only algorithms that give the same bits each time, on accelerators too. CPUs do so anyway."""
-    tensorboard: bool = False
-    """Event files for TensorBoard, too (pip install tensorboard)."""
-    engines: list[str] | None = None
-    """Engines measured when training ends; null: quant.engine alone."""
+def _kind(key: str, base: type[Section], own: type[Section], name: str, is_default: bool) -> type[Section]:
+    described = base.model_fields[key].description
+    value = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] if name == OWN else Literal[name]
+    field = Field(name, description=described) if is_default else Field(description=described)
+    return create_model(
+        f"{base.__name__} {'external' if name == OWN else name}", __base__=(own, base), **{key: (value, field)}
+    )
 
 
-class TrainSettings(Section):
-    """setting/train.json and its kin: one training run, or a sweep of them."""
-
-    note: str = ""
-    """What this setting does and what it costs."""
-    data: DataSettings = DataSettings()
-    model: ModelSettings = ModelSettings()
-    quant: QuantSettings = QuantSettings()
-    optim: OptimSettings = OptimSettings()
-    run: RunSettings = RunSettings()
-    sweep: dict[str, list[Any] | dict[str, dict[str, Any]]] = {}
-    """A run for every combination: {"quant.act_bits": [2, 4]}, or names with the keys they stand for."""
+S = TypeVar("S", bound=Section)
 
 
-class EvaluateSettings(Section):
-    """setting/evaluate.json: measure a checkpoint."""
-
-    note: str = ""
-    """What this setting does and what it costs."""
-    checkpoint: PathText = "runs/train/last.pt"
-    """The checkpoint, written by train.py."""
-    engines: list[str] = ["reference", "fbgemm", "qnnpack", "x86", "onednn"]
-    """Engines to convert to and measure; rows of quant.ENGINES."""
-    output: PathText | None = None
-    """Folder for evaluation.json; null: beside the checkpoint."""
-    export: PathText | None = None
-    """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
-    in .onnx, or of one as small as its bits, in .npz; null: none."""
-    sensitivity: bool = False
-    """Measure each layer, too: the test images pass twice a layer. sensitivity.csv and .png beside evaluation.json."""
-    data: dict[str, Any] = {}
-    """Keys of the data section laid over the run's own, to measure on other images."""
-    trust: bool = False
-    """Let the checkpoint call the function of an installed package that it names as its model's factory."""
+def part(section: Section, kind: type[S]) -> S:
+    """The keys of a kind, which a section has among others."""
+    return kind(**{key: getattr(section, key) for key in kind.model_fields})
 
 
-class LatencySettings(Section):
-    """setting/latency.json: time models, float and integer, on this CPU."""
-
-    note: str = ""
-    """What this setting does and what it costs."""
-    models: list[PathText | dict[str, Any]] = Field(["resnet18", "mobilenet_v2"], min_length=1)
-    """Names, or {"name": ...} with the model's options, or finished runs: a run's folder or checkpoint."""
-    engines: list[str] = Field(["fbgemm", "x86"], min_length=1)
-    """Engines to time; rows of quant.ENGINES."""
-    image_size: int = Field(224, ge=8, le=1024)
-    """Side of the images in pixels. A run brings its own."""
-    batch_size: int = Field(1, ge=1)
-    """Images a call."""
-    num_classes: int = Field(1000, ge=2)
-    """Outputs of models that are given by name."""
-    threads: int | None = Field(None, ge=1)
-    """Threads of torch; null: as many as torch takes by itself."""
-    warmup: int = Field(10, ge=0)
-    """Calls of each model before any is timed."""
-    repeats: int = Field(50, ge=1)
-    """Timed calls of each model."""
-    dir: PathText = "runs/latency"
-    """Folder of the tables and the picture."""
-    trust: bool = False
-    """Let a checkpoint call the function of an installed package that it names as its model's factory."""
-
-
-S = TypeVar("S", bound=BaseModel)
 LARGEST, DEEPEST = 2**20, 32
 """Bytes of a setting file, and brackets within brackets."""
 
@@ -332,19 +144,67 @@ def parser(description: str, default: str, choices: Iterable[str]) -> argparse.A
     return cli
 
 
-def load(kind: type[S], path: str, overrides: list[str]) -> S:
-    """Read a setting file, lay the overrides over it and check it all.
+def load(kind: type[S], path: str, texts: list[str]) -> S:
+    """Read a setting file, lay the overrides `section.key=value` over it and check it all.
 
-    Values of overrides are JSON where they parse as JSON, else strings. Raises UserError in one line.
+    A notice of each key that has another name today goes to stderr. Raises UserError in one line.
     """
-    values, overridden = _read(path), set()
-    for text in overrides:
+    values = _read(path)
+    for notice in kind.rename(values):
+        print(f"{path}: {notice}", file=sys.stderr)
+    given = overrides(kind, texts, notify=True)
+    for key, value in given.items():
+        _lay(values, key.split("."), value, f"command line: {key}")
+    return validate(kind, values, path, set(given))
+
+
+def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> dict[str, Any]:
+    """Dotted key -> value of `section.key=value` texts, under the keys' names of today.
+
+    Values are JSON where they parse as JSON, else strings.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"command line: {text!r} is not of the form section.key=value")
-        overridden.add(key)
-        _lay(values, key.split("."), _json_or_text(value), f"command line: {key}")
-    return check(kind, values, path, overridden)
+        one = {key: _json_or_text(value)}
+        for notice in kind.rename(one):
+            if notify:
+                print(f"command line: {notice}", file=sys.stderr)
+        for name in one:
+            found.pop(name, None)  # the last one counts, and is laid last
+        found |= one
+    return found
+
+
+def rename(values: dict, table: Mapping[str, str]) -> list[str]:
+    """Replace old dotted keys of a table by the new ones, in place, in sections or dotted; returns a notice of each.
+
+    Raises UserError where both are there.
+    """
+    notices = []
+    for old, new in table.items():
+        for there, key, now in _places(values, old.split("."), new.split(".")):
+            if now in there:
+                raise UserError(f"{old} is now {new}, and both are there")
+            renamed = {now if name == key else name: value for name, value in there.items()}
+            there.clear()
+            there.update(renamed)  # in the order they were in
+            notices.append(f"{old} is now {new}")
+    return notices
+
+
+def _places(values: Any, old: list[str], new: list[str]) -> Iterator[tuple[dict, str, str]]:
+    """The tables that hold an old key, with the key as it is written there and the new one written alike."""
+    if not isinstance(values, dict):
+        return
+    for count in range(1, len(old) + 1):
+        key = ".".join(old[:count])
+        if key in values and count == len(old):
+            yield values, key, ".".join(new[:count])
+        elif key in values:
+            yield from _places(values[key], old[count:], new[count:])
 
 
 @contextlib.contextmanager
@@ -356,8 +216,8 @@ def blame(source: str) -> Iterator[None]:
         raise UserError(f"{source}: {error}") from None
 
 
-def check(kind: type[S], values: dict, source: str, overridden: set[str] = frozenset()) -> S:
-    """`values` as an immutable, checked `kind`; `source` (a file name) opens the message of a mistake."""
+def validate(kind: type[S], values: dict, source: str, overridden: Collection[str] = ()) -> S:
+    """`values` as an immutable, checked `kind`; `source` (a file name), if any, opens the message of a mistake."""
     try:
         return kind.model_validate_json(json.dumps(values))
     except (TypeError, ValueError) as error:
@@ -366,12 +226,18 @@ def check(kind: type[S], values: dict, source: str, overridden: set[str] = froze
         raise UserError(_one_line(kind, error.errors()[0], source, overridden)) from None
 
 
-def vary(settings: S, overrides: dict[str, Any], source: str) -> S:
-    """The settings with values laid over them; keys are dotted."""
-    values = json.loads(settings.model_dump_json())
-    for key, value in overrides.items():
+def validate_section(section: str, kinds: Variants, values: dict, source: str = "") -> Any:
+    """The values of a single section as one of its kinds."""
+    holder = create_model("Holder", __base__=Section, **{section: (Annotated[Section, kinds], ...)})
+    return getattr(validate(holder, {section: values}, source), section)
+
+
+def vary(settings: S, laid_over: dict[str, Any], source: str) -> S:
+    """The settings with values laid over those that were set, not over defaults; keys are dotted."""
+    values = json.loads(settings.model_dump_json(exclude_unset=True))
+    for key, value in laid_over.items():
         _lay(values, key.split("."), value, f"{source}: {key}")
-    return check(type(settings), values, source)
+    return validate(type(settings), values, source)
 
 
 def _read(path: str) -> dict:
@@ -434,48 +300,82 @@ def _lay(values: dict, keys: list[str], value: Any, where: str) -> None:
     values[keys[-1]] = value
 
 
-def _one_line(kind: type[BaseModel], error: dict, source: str, overridden: set[str]) -> str:
-    keys = _own_keys(kind, error["loc"])
+def _one_line(kind: type[Section], error: Any, source: str, overridden: Collection[str]) -> str:
+    location = error["loc"]
+    keys, _, _ = _located(kind, location)
+    section, inside, choice = _located(kind, location[:-1])
     dotted = ".".join(keys)
     laid_over = any(f"{dotted}.".startswith(f"{key}.") for key in overridden)
-    where = f"{'command line' if laid_over else source}: {dotted}"
+    opening = "command line: " if laid_over else f"{source}: " if source else ""
+    where = opening + dotted
     if error["type"] == "extra_forbidden":
-        hint = nearest(keys[-1], _fields(kind, keys[:-1]))
-        return f"{where}: unknown key" + (f", did you mean {hint}?" if hint else "")
+        return where + _unknown(location, ".".join(section), inside, choice)
+    if error["type"] == "union_tag_invalid":
+        return _unknown_name(kind, error, where)
     message = error["msg"].removeprefix("Value error, ")
     shown = json.dumps(error["input"], default=str)
     word = nearest(str(error["input"]), re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", ""))))
     return f"{where}: {message[0].lower()}{message[1:]}, not {shown}" + (f" (nearest: {word})" if word else "")
 
 
-def _own_keys(kind: type[BaseModel], location: tuple) -> list[str]:
-    """The JSON keys in a pydantic location, without the names it adds for the branches of a union."""
+def _unknown(location: tuple, section: str, inside: Any, choice: Variants | None) -> str:
+    """What to say behind a key that its section does not have."""
+    key = str(location[-1])
+    readers = choice.readers(key) if choice else []
+    if choice and readers:
+        return f" is read by {', '.join(readers)}; {section}.{choice.key} is {location[-2]}"
+    hint = nearest(key, inside.model_fields)
+    return ": unknown key" + (f", did you mean {hint}?" if hint else "")
+
+
+def _unknown_name(kind: type[Section], error: Any, where: str) -> str:
+    """What to say of a name that is in no row of the table."""
+    _, _, choice = _located(kind, error["loc"])
+    assert choice is not None
+    try:
+        choose(choice.kinds, choice.name(error["input"]), f"{where}.{choice.key}")
+    except UserError as refusal:
+        return str(refusal)
+    raise AssertionError("pydantic knows no other kinds than the table")
+
+
+def _located(kind: type[Section], location: tuple) -> tuple[list[str], Any, Variants | None]:
+    """A pydantic location, which has the names of kinds and of the branches of unions in it, as a setting's own keys.
+
+    Returns the JSON keys; the type of what they lead to, as far as it has keys itself; and, if a key decides on that
+    type, its Variants.
+    """
     keys: list[str] = []
+    inside: Any = kind
+    choice = None
     for part in location:
-        inside = _inside(kind, keys)
-        if inside is None:
+        if isinstance(inside, Variants):  # part is the name of the kind
+            choice, inside = inside, inside.kinds[part]
+            continue
+        branch = next((one for one in typing.get_args(inside) if _is_branch(one, part)), None)
+        if branch is not None and not _is_table(inside):
+            inside = branch
+            continue
+        if not _is_section(inside) and not _is_table(inside):
             break
-        branch = str(part).startswith("dict[") if inside is dict else part == inside.__name__
-        if not branch:
-            keys.append(str(part))
-    return keys
+        keys.append(str(part))
+        inside, choice = _under(inside, part), None
+    return keys, inside, inside if isinstance(inside, Variants) else choice
 
 
-def _fields(kind: type[BaseModel], keys: list[str]) -> list[str]:
-    section = _inside(kind, keys)
-    return [] if section in (None, dict) else list(section.model_fields)
+def _under(inside: Any, key: Any) -> Any:
+    """What a key of a section or of a table leads to."""
+    if _is_table(inside):
+        return typing.get_args(inside)[1]
+    field = inside.model_fields.get(key)
+    if field is None:
+        return None
+    return next((one for one in field.metadata if isinstance(one, Variants)), field.annotation)
 
 
-def _inside(kind: Any, keys: list[str]) -> Any:
-    """What lies under these keys of a section: a section, dict for a table of any keys, or None for a plain value."""
-    for key in keys:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[key].annotation if key in kind.model_fields else None
-        else:
-            kind = typing.get_args(kind)[1]
-        if not _is_table(kind):
-            kind = next((branch for branch in typing.get_args(kind) if _is_section(branch) or _is_table(branch)), kind)
-    return kind if _is_section(kind) else dict if _is_table(kind) else None
+def _is_branch(kind: Any, part: Any) -> bool:
+    """Whether part of a location is the name that pydantic gives to this branch of a union."""
+    return str(part).startswith("dict[") if _is_table(kind) else _is_section(kind) and part == kind.__name__
 
 
 def _is_table(kind: Any) -> bool:
@@ -483,4 +383,4 @@ def _is_table(kind: Any) -> bool:
 
 
 def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
+    return isinstance(kind, type) and issubclass(kind, Section)

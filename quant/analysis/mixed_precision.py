@@ -24,17 +24,17 @@ from torch import Tensor, fx, nn
 from quant.analysis.compare import layer_bytes, megabytes_at_bits
 from quant.analysis.sensitivity import divergence
 from quant.core.quantizer import Quantizer
+from quant.core.settings import ResolvedQuant
 from quant.graph.prepare import prepare
 from quant.graph.views import LayerView, layers, only, set_enabled
 from quant.methods import ptq
 from quant.ptq.calibrate import calibrate
-from utils.config import QuantSettings
 from utils.console import say, tracked
 from utils.errors import UserError
 
 
 def choose_bits(
-    model: nn.Module, spec: QuantSettings, allowed: Collection[int], sample: Collection, held_out: Collection
+    model: nn.Module, spec: ResolvedQuant, allowed: Collection[int], sample: Collection, held_out: Collection
 ) -> dict[str, int]:
     """Weight bits of each layer by name, for a trained float model and a resolved spec.
 
@@ -149,7 +149,7 @@ IMAGES = 256
 """How many images of the calibration the harm is measured on."""
 
 
-def quantized_after_training(model: nn.Module, spec: QuantSettings, sample: Collection) -> fx.GraphModule:
+def quantized_after_training(model: nn.Module, spec: ResolvedQuant, sample: Collection) -> fx.GraphModule:
     """A copy of the float model after post-training quantization, each layer on the bits that the spec gives it."""
     prepared = prepare(copy.deepcopy(model).eval(), _spec(spec), ptq.METHOD)
     calibrate(prepared, images_of(sample))
@@ -157,7 +157,7 @@ def quantized_after_training(model: nn.Module, spec: QuantSettings, sample: Coll
 
 
 @torch.no_grad()
-def ladders(prepared: fx.GraphModule, spec: QuantSettings, allowed: Collection[int], sample: Collection) -> Ladders:
+def ladders(prepared: fx.GraphModule, spec: ResolvedQuant, allowed: Collection[int], sample: Collection) -> Ladders:
     """For each layer with quantized weights the bits that it has, then those of BITS that are fewer and allowed."""
     placed = {name: one for name, one in layers(prepared).items() if one.layer.weight_quantizer is not None}
     found = {name: _ladder(one, _spec(spec), allowed) for name, one in placed.items()}
@@ -184,12 +184,13 @@ def images_of(batches: Iterable, limit: int | None = None) -> Iterator[Tensor]:
             return
 
 
-def _spec(spec: QuantSettings) -> QuantSettings:
+def _spec(spec: ResolvedQuant) -> ResolvedQuant:
     """The spec with post-training quantization for a method that trains."""
-    return spec if spec.method == "ptq" else ptq.fill(spec.model_copy(update={"method": "ptq", "observer": "mse"}))
+    own = ptq.fill(ptq.Options(observer="mse"))
+    return spec if spec.method == "ptq" else spec.model_copy(update={"method": "ptq", "options": own})
 
 
-def _ladder(placed: LayerView, spec: QuantSettings, allowed: Collection[int]) -> list[Rung]:
+def _ladder(placed: LayerView, spec: ResolvedQuant, allowed: Collection[int]) -> list[Rung]:
     layer, source, norm = placed.layer, placed.source, placed.norm
     first, rungs = layer.weight_quantizer, []
     lower = [_found(layer.weight, spec, bits) for bits in BITS if bits < first.bits and bits in allowed]
@@ -200,7 +201,7 @@ def _ladder(placed: LayerView, spec: QuantSettings, allowed: Collection[int]) ->
     return rungs
 
 
-def _found(weight: Tensor, spec: QuantSettings, bits: int) -> Quantizer:
+def _found(weight: Tensor, spec: ResolvedQuant, bits: int) -> Quantizer:
     """A quantizer of so many bits with the ranges of this weight."""
     quantizer = ptq.weight(spec, bits, tuple(weight.shape)).eval()
     quantizer.observing = True

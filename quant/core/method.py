@@ -2,49 +2,59 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic
 
 from torch import nn
 
 from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
-from utils.config import QuantSettings
+from quant.core.settings import Options, ResolvedQuant
+from utils.config import Section
+
+
+class NoOptions(Section):
+    """A method without options of its own."""
 
 
 @dataclass(frozen=True)
-class Method:
-    """A row of quant.METHODS."""
+class Method(Generic[Options]):
+    """A row of quant.METHODS. Its functions take the resolved quant section; `spec.options` are the method's own."""
 
-    weight: Callable[[QuantSettings, int, Shape], WeightQuantizer] | None
+    options: type[Options]
+    """The keys of the quant section that this method reads beside the common ones."""
+    weight: Callable[[ResolvedQuant[Options], int, Shape], WeightQuantizer] | None
     """(spec, bits, shape) -> the quantizer of a weight tensor of that shape, whose axis 0 is the output channels."""
-    activation: Callable[[QuantSettings, int, bool], ActivationQuantizer] | None
-    """(spec, bits, signed) -> the quantizer of what hidden layers read."""
-    residual: Callable[[QuantSettings, int, bool], ActivationQuantizer] | None
+    activation: Callable[[ResolvedQuant[Options], int, bool], ActivationQuantizer] | None
+    """(spec, bits, signed) -> the quantizer of inputs of hidden layers."""
+    residual: Callable[[ResolvedQuant[Options], int, bool], ActivationQuantizer] | None
     """(spec, bits, signed) -> that of all else: the image, inputs of additions and pools, the last layer's input."""
-    float_epochs: Callable[[QuantSettings, int], int]
-    """(spec, epochs) -> how many epochs of the run come before prepare."""
+    float_epochs: Callable[[Options, int], int]
+    """(options, epochs) -> how many epochs of the run come before prepare."""
     weight_bits: range
     act_bits: range
-    observers: tuple[str, ...]
-    """Observers it takes, its default first."""
-    options: frozenset[str]
-    """Keys of the quant section that only some methods read, and this one does."""
-    gradient: Callable[[QuantSettings], nn.Module | None] = lambda spec: None
+    gradient: Callable[[ResolvedQuant[Options]], nn.Module | None] = lambda spec: None
     """(spec) -> what quantizes the gradient of a hidden layer's output, if anything does."""
-    fill: Callable[[QuantSettings], QuantSettings] = lambda spec: spec
-    """(spec) -> the spec with the method's own defaults in the place of nulls."""
-    rescales: Callable[[QuantSettings], bool] = lambda spec: False
-    """(spec) -> whether its weights are on a scale of their own, which batch norm has to learn."""
-    check: Callable[[QuantSettings], None] = lambda spec: None
-    """Raises UserError for what the method cannot do for a reason of its own."""
+    fill: Callable[[Options], Options] = lambda options: options
+    """(options) -> the options with values instead of nulls. Raises UserError for options that have no effect."""
+    corrects: Callable[[Options], bool] = lambda options: False
+    """(options) -> whether layers get a bias correction (quant/ptq/bias_correction.py)."""
+    dampening: Callable[[Options], float] = lambda options: 0.0
+    """(options) -> the strength of oscillation dampening (quant/qat/oscillation_dampening.py); 0: none."""
+    rescales: Callable[[ResolvedQuant[Options]], bool] = lambda spec: False
+    """(spec) -> whether its weights are on another scale than the float net's, which batch norm has to learn."""
+    check: Callable[[ResolvedQuant[Options]], None] = lambda spec: None
+    """Raises UserError for a combination of keys that the method cannot do."""
 
 
-FLOAT = Method(
+AnyMethod = Method[Any]
+
+
+FLOAT: Method[NoOptions] = Method(
+    options=NoOptions,
     weight=None,
     activation=None,
     residual=None,
-    float_epochs=lambda spec, epochs: epochs,
+    float_epochs=lambda options, epochs: epochs,
     weight_bits=range(0),
     act_bits=range(0),
-    observers=(),
-    options=frozenset(),
 )
 """The row of plain float training: nothing is quantized."""

@@ -10,23 +10,28 @@ from quant.core.grid import Grid
 from quant.core.observed import ObservedActivationQuantizer, ObservedWeightQuantizer
 from quant.core.observers import OBSERVERS
 from quant.core.quantizer import TINY, ActivationQuantizer, Shape, WeightQuantizer
-from utils.config import QuantSettings
 
 
-def symmetric(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
-    """Symmetric weights in +-max|w| of each output channel, or of the tensor, updated at each training step."""
-    count = shape[0] if spec.granularity == "per_channel" else None
-    return ObservedWeightQuantizer(bits, count, "last_minmax", q_limit=spec.weight_limit)
+def symmetric(bits: int, shape: Shape, per_channel: bool, weight_limit: int) -> WeightQuantizer:
+    """Symmetric weights in +-max|w| of each output channel, or of the tensor, updated at each training step.
+
+    weight_limit: the largest integer.
+    """
+    count = shape[0] if per_channel else None
+    return ObservedWeightQuantizer(bits, count, "last_minmax", q_limit=weight_limit)
 
 
-def affine(spec: QuantSettings, bits: int, signed: bool) -> ActivationQuantizer:
-    """Affine activations in the range that spec.observer finds, signed or not."""
-    return ObservedActivationQuantizer(bits, spec.observer, spec.percentile)
+def affine(bits: int, observer: str, percentile: float = 100.0) -> ActivationQuantizer:
+    """Affine activations, signed or not, in the range that a row of OBSERVERS finds.
+
+    percentile: where the observer of that name clips.
+    """
+    return ObservedActivationQuantizer(bits, observer, percentile)
 
 
-def signed_affine(spec: QuantSettings) -> ActivationQuantizer:
+def signed_affine(observer: str) -> ActivationQuantizer:
     """Affine 8-bit quantizer for inputs of hidden layers that can be negative (signed_edges: affine)."""
-    quantizer = affine(spec, 8, True)
+    quantizer = affine(8, observer)
     quantizer.note = "its input can be negative: 8 bits, affine"
     return quantizer
 

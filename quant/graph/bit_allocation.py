@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from quant.core.activation import IDENTITY, ClampedAffine
+from quant.core.settings import LayerBits, ResolvedQuant
 from quant.graph.op_table import RELU
 from quant.graph.typed_graph import TypedGraph, data_inputs
-from utils.config import LayerBits, QuantSettings
 
 FLOAT_BITS = 32
 INTEGER_ROLES = ("binary", "average", "function", "activation")
@@ -74,7 +74,7 @@ class Decision:
 class BitAllocation:
     """Chains of a traced model, and the bits that `spec` gives to their weights and values."""
 
-    def __init__(self, graph: TypedGraph, spec: QuantSettings):
+    def __init__(self, graph: TypedGraph, spec: ResolvedQuant):
         self.graph, self.role, self.spec = graph, graph.roles, spec
         fused: set[fx.Node] = set()
         self.chains: list[Chain] = []
@@ -157,7 +157,7 @@ class BitAllocation:
     def own_bits(self, chain: Chain) -> LayerBits:
         """What the setting says of this layer by name; of several patterns that match, the last."""
         own = LayerBits()
-        for pattern, bits in self.spec.by_name.items():
+        for pattern, bits in self.spec.layers.items():
             if fnmatch.fnmatchcase(chain.head.target, pattern):
                 said = LayerBits(weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS) if bits == "float" else bits
                 own = own.model_copy(update=said.model_dump(exclude_none=True))

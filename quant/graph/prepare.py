@@ -9,17 +9,17 @@ from torch import Tensor, fx, nn
 from quant.core.activation import IDENTITY
 from quant.core.contract import check_activation_quantizer, check_weight_quantizer
 from quant.core.integer_operator import function
-from quant.core.method import Method
+from quant.core.method import AnyMethod
 from quant.core.quantizer import ActivationQuantizer, Quantizer, WeightQuantizer
+from quant.core.settings import ResolvedQuant
 from quant.graph.bit_allocation import FLOAT_BITS, INTEGER_ROLES, BitAllocation, Decision, Edge
 from quant.graph.op_table import OUT_OF_PLACE
 from quant.graph.quant_layers import TENSOR, Correction, FunctionCall, QuantLayer, QuantOperator, share_output
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph, data_inputs
-from utils.config import QuantSettings
 
 
-def prepare(model: nn.Module, spec: QuantSettings, method: Method) -> fx.GraphModule:
+def prepare(model: nn.Module, spec: ResolvedQuant, method: AnyMethod) -> fx.GraphModule:
     """Trace `model` and put in the quantizers of `method`, as graph/bit_allocation.py decides.
 
     Every Parameter of the model stays the same object under the same name, so an optimizer that was running before
@@ -43,7 +43,7 @@ def prepare(model: nn.Module, spec: QuantSettings, method: Method) -> fx.GraphMo
 class _Editor:
     """Edits the graph, chain by chain in topological order."""
 
-    def __init__(self, typed: TypedGraph, spec: QuantSettings, method: Method):
+    def __init__(self, typed: TypedGraph, spec: ResolvedQuant, method: AnyMethod):
         self.typed, self.traced, self.graph = typed, typed.module, typed.module.graph
         self.spec, self.method = spec, method
         self.source: dict[fx.Node, tuple[str, Edge, bool]] = {}  # value -> its quantizer's name, edge, signed
@@ -105,7 +105,7 @@ class _Editor:
         weight = None if bits == FLOAT_BITS else self._weight_quantizer(bits, layer.weight)
         if decision.hidden and min(bits, decision.read.bits) < FLOAT_BITS:
             gradient = self.method.gradient(self.spec)
-        corrects = weight is not None and self.spec.correct in ("bias", "norm")
+        corrects = weight is not None and self.method.corrects(self.spec.options)
         correction = Correction(len(layer.weight), isinstance(layer, nn.Linear)) if corrects else None
         return QuantLayer(layer, weight, gradient, correction, self.spec.weight_limit)
 

@@ -20,16 +20,28 @@ calibration, h(a) = clip(a / c, 0, 1) with the c of least squared error on the f
 that a trained float net, whose activations were never bounded, keeps its activations.
 """
 
+from typing import Literal
+
 import torch
+from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from quant.core.fake_quantize import Rounding, just_above, just_below
 from quant.core.grid import Grid
 from quant.core.method import Method
-from quant.core.quantizer import ActivationQuantizer, DataInitializedActivationQuantizer
+from quant.core.options import BatchObserver, SignedEdges
+from quant.core.quantizer import ActivationQuantizer, DataInitializedActivationQuantizer, Shape, WeightQuantizer
+from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
-from utils.config import QuantSettings
+from utils.config import Bits
+
+
+class Options(BatchObserver, SignedEdges):
+    grad_bits: Bits = 32
+    """Bits of the gradients that hidden layers hand back, 1..8; 32 leaves them float."""
+    act_clip: Literal["calibration"] | PositiveFloat = 1.0
+    """Where activations are clipped; 1 is the paper's, calibration suits a trained float net."""
 
 
 class BoundedActivation(DataInitializedActivationQuantizer):
@@ -89,29 +101,36 @@ def quantize_gradient(d: Tensor, k: int, generator: torch.Generator | None) -> T
     return unit.mul_(levels).round_().div_(levels).sub_(0.5).mul_(2 * M)
 
 
-def activation(spec: QuantSettings, bits: int, signed: bool) -> ActivationQuantizer:
-    if signed and (spec.signed_edges == "affine" or bits == 1):
-        return signed_affine(spec)
-    return BoundedActivation(bits, signed, spec.act_clip)
+def weight(spec: ResolvedQuant[Options], bits: int, shape: Shape) -> WeightQuantizer:
+    return tanh_weights(bits, shape, spec.per_channel, spec.weight_limit)
 
 
-def gradient(spec: QuantSettings) -> nn.Module | None:
-    return None if spec.grad_bits == 32 else GradientQuantizer(spec.grad_bits)
+def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
+    if signed and (spec.options.signed_edges == "affine" or bits == 1):
+        return signed_affine(spec.options.observer)
+    return BoundedActivation(bits, signed, spec.options.act_clip)
 
 
-def check(spec: QuantSettings) -> None:
+def residual(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
+    return affine(bits, spec.options.observer)
+
+
+def gradient(spec: ResolvedQuant[Options]) -> nn.Module | None:
+    return None if spec.options.grad_bits == 32 else GradientQuantizer(spec.options.grad_bits)
+
+
+def check(spec: ResolvedQuant[Options]) -> None:
     refuse_too_wide(spec, "dorefa", "fewer, or 32 for float")
 
 
 METHOD = Method(
-    tanh_weights,
+    Options,
+    weight,
     activation,
-    affine,
-    float_epochs=lambda spec, epochs: 0,
+    residual,
+    float_epochs=lambda options, epochs: 0,
     weight_bits=range(1, 9),
     act_bits=range(1, 9),
-    observers=("moving_average", "minmax"),
-    options=frozenset({"observer", "grad_bits", "act_clip", "signed_edges"}),
     gradient=gradient,
     rescales=lambda spec: spec.weight_bits != 32,
     check=check,

@@ -18,10 +18,26 @@ One hook before each step of torch's own optimizers. Adam adds its weight decay 
 boost must see it before (the reference's order), so the hook reckons with g + decay p there.
 """
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
-MODES = ("intended", "reference")
+from utils.config import Section
+
+
+class Options(Section):
+    """Keys of the optim section that the boosted optimizers read: qsgd and its kin."""
+
+    mode: Literal["intended", "reference"] = "intended"
+    """GradBoost as its idea is, or as its authors' code does it; quant/methods/gradboost.py describes both."""
+    clip_by: float = Field(1e-3, ge=0)
+    """The largest noise added to an element of a gradient; 0: no limit."""
+    noise_decay: float = Field(1e-2, ge=0, lt=1)
+    """Share of the noise that each boosted step takes away."""
+    toss_coin: bool = True
+    """A coin for each element decides whether it is boosted."""
 
 
 class GradBoost:

@@ -16,6 +16,8 @@ the elements that share the step; first and last layers, the image and the input
 residual_bits. Signed activations keep a symmetric range of b bits. A step stays positive.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,7 @@ from quant.core.activation import ClampedAffine
 from quant.core.fake_quantize import Rounding
 from quant.core.grid import Grid
 from quant.core.method import Method
+from quant.core.options import Dampening
 from quant.core.quantizer import (
     TINY,
     ActivationQuantizer,
@@ -32,8 +35,13 @@ from quant.core.quantizer import (
     Shape,
     WeightQuantizer,
 )
+from quant.core.settings import ResolvedQuant
 from quant.core.uniform import best_clip
-from utils.config import QuantSettings
+
+
+class Options(Dampening):
+    step_init: Literal["paper", "mse"] = "paper"
+    """Where steps start: from the mean of |v| as in the paper, or at the least squared error."""
 
 
 class LearnedStep(DataInitialized):
@@ -93,24 +101,24 @@ class LearnedStepActivation(LearnedStep, DataInitializedActivationQuantizer):
         return x.numel() if x.ndim < 2 else x[0].numel()
 
 
-def weight(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
-    half, steps = 2 ** (bits - 1), shape[:1] if spec.granularity == "per_channel" else ()
+def weight(spec: ResolvedQuant[Options], bits: int, shape: Shape) -> WeightQuantizer:
+    half, steps = 2 ** (bits - 1), shape[:1] if spec.per_channel else ()
     Q_N, Q_P = min(half, spec.weight_limit), min(half - 1, spec.weight_limit)
-    return LearnedStepWeight(bits, Q_N, Q_P, spec.step_init, steps)
+    return LearnedStepWeight(bits, Q_N, Q_P, spec.options.step_init, steps)
 
 
-def activation(spec: QuantSettings, bits: int, signed: bool) -> ActivationQuantizer:
+def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
     Q_N, Q_P = (2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    return LearnedStepActivation(bits, Q_N, Q_P, spec.step_init)
+    return LearnedStepActivation(bits, Q_N, Q_P, spec.options.step_init)
 
 
 METHOD = Method(
+    Options,
     weight,
     activation,
     activation,
-    float_epochs=lambda spec, epochs: 0,
+    float_epochs=lambda options, epochs: 0,
     weight_bits=range(2, 9),
     act_bits=range(2, 9),
-    observers=(),
-    options=frozenset({"step_init", "damping"}),
+    dampening=lambda options: options.oscillation_dampening,
 )

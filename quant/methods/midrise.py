@@ -5,22 +5,24 @@ Q_k(x) = round((2^k - 1) x) / (2^k - 1) on [0, 1] becomes 2 Q_k(x / 2 + 1 / 2) -
 grid of step 2, which fits int8 up to k = 7.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from quant.core.fake_quantize import Straight
 from quant.core.grid import Grid, along_channels
 from quant.core.quantizer import TINY, Shape, WeightQuantizer
+from quant.core.settings import ResolvedQuant
 from quant.core.uniform import symmetric
-from utils.config import QuantSettings
 from utils.errors import UserError
 
 
-def refuse_too_wide(spec: QuantSettings, method: str, instead: str) -> None:
+def refuse_too_wide(spec: ResolvedQuant[Any], method: str, instead: str) -> None:
     """Raise UserError for weight bits whose odd integers exceed int8, or the smaller range of reduce_range."""
     asked = {"quant.weight_bits": spec.weight_bits}
     asked |= {"quant.first_last_bits": spec.first_last_bits} if spec.first_last_bits not in ("same", 8) else {}
-    asked |= {f"quant.layers.{name}.weight_bits": b.weight_bits for name, b in spec.by_name.items() if b != "float"}
+    asked |= {f"quant.layers.{name}.weight_bits": b.weight_bits for name, b in spec.layers.items() if b != "float"}
     for key, bits in asked.items():
         if bits not in (None, 32) and 2**bits - 1 > spec.weight_limit:
             limit = (
@@ -104,10 +106,10 @@ class SignWeights(WeightQuantizer):
         return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), -1, 1, step=2)
 
 
-def tanh_weights(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
+def tanh_weights(bits: int, shape: Shape, per_channel: bool, weight_limit: int) -> WeightQuantizer:
     """DoReFa's weight quantizer; at 8 bits, which only first and last layers have, a uniform one."""
     if bits == 8:
-        return symmetric(spec, bits, shape)
+        return symmetric(bits, shape, per_channel, weight_limit)
     if bits == 1:
-        return SignWeights(shape[0] if spec.granularity == "per_channel" else None)
-    return TanhWeights(bits, spec.granularity == "per_channel")
+        return SignWeights(shape[0] if per_channel else None)
+    return TanhWeights(bits, per_channel)

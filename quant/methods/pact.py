@@ -14,13 +14,17 @@ paper's 10 costs points in a short fine-tuning); inputs that can be negative are
 inputs of additions and pools, and the last layer's input are 8-bit affine.
 """
 
+from typing import Literal
+
 import torch
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from quant.core.activation import ClampedAffine
 from quant.core.fake_quantize import Rounding, just_above, just_below
 from quant.core.grid import Grid
 from quant.core.method import Method
+from quant.core.options import BatchObserver, SignedEdges
 from quant.core.quantizer import (
     TINY,
     ActivationQuantizer,
@@ -28,10 +32,19 @@ from quant.core.quantizer import (
     Shape,
     WeightQuantizer,
 )
+from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
 from quant.methods.sawb import Sawb
-from utils.config import QuantSettings
+
+
+class Options(BatchObserver, SignedEdges):
+    weights: Literal["sawb", "dorefa"] = "sawb"
+    """How weights are quantized; dorefa is the paper's, sawb (its authors' later one) does 8 bits, too."""
+    alpha_init: Literal["calibration"] | PositiveFloat = "calibration"
+    """Where the clips alpha start; calibration: at the least squared error of the first batch."""
+    alpha_decay: float = Field(2e-4, ge=0)
+    """lambda of the loss's lambda alpha^2, a clip."""
 
 
 class LearnedClip(DataInitializedActivationQuantizer):
@@ -65,32 +78,35 @@ class LearnedClip(DataInitializedActivationQuantizer):
         return clip_grid(self.alpha, self.q_min, self.q_max)
 
 
-def weight(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
-    if spec.weights == "sawb":
-        return Sawb(bits, shape[0] if spec.granularity == "per_channel" else None, spec.weight_limit)
-    return tanh_weights(spec, bits, shape)
+def weight(spec: ResolvedQuant[Options], bits: int, shape: Shape) -> WeightQuantizer:
+    if spec.options.weights == "sawb":
+        return Sawb(bits, shape[0] if spec.per_channel else None, spec.weight_limit)
+    return tanh_weights(bits, shape, spec.per_channel, spec.weight_limit)
 
 
-def activation(spec: QuantSettings, bits: int, signed: bool) -> ActivationQuantizer:
-    if signed and spec.signed_edges == "affine":
-        return signed_affine(spec)
-    return LearnedClip(bits, signed, spec.alpha_init, spec.alpha_decay)
+def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
+    if signed and spec.options.signed_edges == "affine":
+        return signed_affine(spec.options.observer)
+    return LearnedClip(bits, signed, spec.options.alpha_init, spec.options.alpha_decay)
 
 
-def check(spec: QuantSettings) -> None:
-    if spec.weights == "dorefa":
+def residual(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
+    return affine(bits, spec.options.observer)
+
+
+def check(spec: ResolvedQuant[Options]) -> None:
+    if spec.options.weights == "dorefa":
         refuse_too_wide(spec, "pact with weights dorefa", "fewer, or quant.weights=sawb")
 
 
 METHOD = Method(
+    Options,
     weight,
     activation,
-    affine,
-    float_epochs=lambda spec, epochs: 0,
+    residual,
+    float_epochs=lambda options, epochs: 0,
     weight_bits=range(2, 9),
     act_bits=range(2, 9),
-    observers=("moving_average", "minmax"),
-    options=frozenset({"observer", "weights", "alpha_init", "alpha_decay", "signed_edges"}),
-    rescales=lambda spec: spec.weights == "dorefa" and spec.weight_bits != 32,
+    rescales=lambda spec: spec.options.weights == "dorefa" and spec.weight_bits != 32,
     check=check,
 )

@@ -15,18 +15,46 @@ Differs from the papers: batch norm is not folded into the weights before their 
 afterwards (core/integer_layer.py), which changes no per-channel result. Signed activations keep an affine grid.
 """
 
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from quant.core.method import Method
 from quant.core.observed import ObservedWeightQuantizer
-from quant.core.quantizer import Shape, WeightQuantizer
+from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
+from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine
-from utils.config import QuantSettings
+from utils.config import Section
 from utils.errors import UserError
 
+
+class Options(Section):
+    observer: Literal["minmax", "moving_average", "percentile", "mse"] | None = None
+    """How ranges are found; null: as the recipe says."""
+    percentile: float = Field(99.99, gt=50.0, le=100.0)
+    """Observer percentile: values beyond this percentile are clipped, at either end of the range."""
+    recipe: Literal["plain", "best"] = "plain"
+    """What the keys of these options that are null stand for: a row of RECIPES (quant/methods/ptq.py)."""
+    cross_layer_equalization: bool | None = None
+    """Even out the ranges of channels across layers, where that leaves the float net as it is."""
+    rounding: Literal["nearest", "adaround", "brecq"] | None = None
+    """Weights to the nearest integer, or up or down as is learned, layer by layer or block by block."""
+    rounding_steps: int | None = Field(None, ge=1)
+    """Optimizer steps of learned rounding, for each layer (adaround) or block (brecq)."""
+    drop: float | None = Field(None, ge=0, le=1)
+    """Rounding brecq: share of the activations that each step of learned rounding leaves in float, as QDrop does."""
+    bias_correction: Literal["none", "bias", "norm"] | None = None
+    """Match the mean (bias), or mean and variance (norm), of each channel to the float net's."""
+
+
 RECIPES: dict[str, dict[str, Any]] = {
-    "plain": {"observer": "minmax", "equalize": False, "rounding": "nearest", "correct": "none"},
-    "best": {"observer": "mse", "equalize": True, "rounding": "brecq", "correct": "norm"},
+    "plain": {
+        "observer": "minmax",
+        "cross_layer_equalization": False,
+        "rounding": "nearest",
+        "bias_correction": "none",
+    },
+    "best": {"observer": "mse", "cross_layer_equalization": True, "rounding": "brecq", "bias_correction": "norm"},
 }
 LEARNED: dict[str, dict[str, Any]] = {
     "nearest": {},
@@ -36,41 +64,50 @@ LEARNED: dict[str, dict[str, Any]] = {
 """The keys that each rounding reads, with their defaults."""
 
 
-def weight(spec: QuantSettings, bits: int, shape: Shape) -> WeightQuantizer:
-    count = shape[0] if spec.granularity == "per_channel" else None
-    observer = "last_minmax" if spec.observer in ("minmax", "moving_average") else spec.observer
-    learned = None if spec.rounding == "nearest" else shape
-    return ObservedWeightQuantizer(bits, count, observer, spec.percentile, spec.weight_limit, learned)
+def weight(spec: ResolvedQuant[Options], bits: int, shape: Shape) -> WeightQuantizer:
+    own = spec.options
+    count = shape[0] if spec.per_channel else None
+    observer = "last_minmax" if own.observer in ("minmax", "moving_average") else str(own.observer)
+    learned = None if own.rounding == "nearest" else shape
+    return ObservedWeightQuantizer(bits, count, observer, own.percentile, spec.weight_limit, learned)
 
 
-def fill(spec: QuantSettings) -> QuantSettings:
-    """What the user left null, from the recipe; then what the rounding reads."""
-    spec = _filled(spec, RECIPES[spec.recipe])
-    return _filled(spec, LEARNED[spec.rounding])
+def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
+    return affine(bits, str(spec.options.observer), spec.options.percentile)
 
 
-def _filled(spec: QuantSettings, defaults: dict[str, Any]) -> QuantSettings:
-    return spec.model_copy(update={key: value for key, value in defaults.items() if getattr(spec, key) is None})
+def fill(options: Options) -> Options:
+    """The recipe's values for keys that are null, then those of the rounding."""
+    options = _filled(options, RECIPES[options.recipe])
+    options = _filled(options, LEARNED[str(options.rounding)])
+    _check_read(options)
+    return options
 
 
-def check(spec: QuantSettings) -> None:
+def _filled(options: Options, defaults: dict[str, Any]) -> Options:
+    return options.model_copy(update={key: value for key, value in defaults.items() if getattr(options, key) is None})
+
+
+def _check_read(options: Options) -> None:
+    """Raise UserError for keys that the rounding or the observer does not read."""
     for key in ("rounding_steps", "drop"):
-        if getattr(spec, key) is not None and key not in LEARNED[spec.rounding]:
-            readers = " or ".join(name for name, keys in LEARNED.items() if key in keys)
-            raise UserError(f"quant.{key}: rounding {spec.rounding} has no such option; it is {readers}'s")
-    if spec.observer != "percentile" and spec.percentile != QuantSettings.model_fields["percentile"].default:
-        raise UserError(f"quant.percentile: observer {spec.observer} has none; quant.observer=percentile")
+        readers = [name for name, keys in LEARNED.items() if key in keys]
+        if getattr(options, key) is not None and options.rounding not in readers:
+            raise UserError(
+                f"quant.{key} is read by rounding {', '.join(readers)}; quant.rounding is {options.rounding}"
+            )
+    if options.observer != "percentile" and options.percentile != Options.model_fields["percentile"].default:
+        raise UserError(f"quant.percentile is read by observer percentile; quant.observer is {options.observer}")
 
 
 METHOD = Method(
+    Options,
     weight,
-    affine,
-    affine,
-    float_epochs=lambda spec, epochs: epochs,
+    activation,
+    activation,
+    float_epochs=lambda options, epochs: epochs,
     weight_bits=range(2, 9),
     act_bits=range(1, 9),
-    observers=("minmax", "moving_average", "percentile", "mse"),
-    options=frozenset({"observer", "percentile", "recipe", *RECIPES["plain"], *LEARNED["brecq"]}),
     fill=fill,
-    check=check,
+    corrects=lambda options: options.bias_correction != "none",
 )

@@ -15,16 +15,35 @@ is not folded, and the float start is governed by float_epochs alone (there: ski
 The GradBoost optimizers that the paper pairs it with are not part of this file.
 """
 
+from pydantic import Field
+
 from quant.core.method import Method
+from quant.core.options import BatchObserver, Dampening
+from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
+from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine, symmetric
 
+
+class Options(BatchObserver, Dampening):
+    float_epochs: int = Field(1, ge=0)
+    """Epochs in float, at the start of the run, before fake-quantization switches on."""
+
+
+def weight(spec: ResolvedQuant[Options], bits: int, shape: Shape) -> WeightQuantizer:
+    return symmetric(bits, shape, spec.per_channel, spec.weight_limit)
+
+
+def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
+    return affine(bits, spec.options.observer)
+
+
 METHOD = Method(
-    symmetric,
-    affine,
-    affine,
-    float_epochs=lambda spec, epochs: min(spec.float_epochs, epochs),
+    Options,
+    weight,
+    activation,
+    activation,
+    float_epochs=lambda options, epochs: min(options.float_epochs, epochs),
     weight_bits=range(2, 9),
     act_bits=range(1, 9),
-    observers=("moving_average", "minmax"),
-    options=frozenset({"float_epochs", "observer", "damping"}),
+    dampening=lambda options: options.oscillation_dampening,
 )

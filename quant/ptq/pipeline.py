@@ -12,41 +12,41 @@ import torch
 from torch import Tensor, fx
 
 from quant.graph.views import layer_view, set_enabled
+from quant.methods.ptq import Options
 from quant.ptq.bias_correction import correct, moments
 from quant.ptq.blocks import Run, Section, blocks
 from quant.ptq.brecq import Learning, learn, parts
-from utils.config import QuantSettings
 from utils.console import Progress, say
 
 MOST = 2**28
 """Elements of the largest value that is kept for all images, three or four of which are held: 1 GB each."""
 
 
-def refine(prepared: fx.GraphModule, images: Iterable[Tensor], spec: QuantSettings) -> None:
-    """Learn roundings and correct statistics, as a resolved spec says, in a calibrated model, on batches of images."""
-    if spec.rounding in ("nearest", None) and spec.correct in ("none", None):
+def refine(prepared: fx.GraphModule, images: Iterable[Tensor], options: Options) -> None:
+    """Learn roundings and correct statistics, as resolved options say, in a calibrated model, on batches of images."""
+    if options.rounding == "nearest" and options.bias_correction == "none":
         return
     began, images = time.monotonic(), torch.cat(list(images))
     found = blocks(prepared.eval(), images[:2])
     if not found:
         return
-    walk = _Walk(prepared, spec)
+    walk = _Walk(prepared, options)
     count = min(len(images), MOST // max(1, walk.largest(found, images[:1])))
-    steps = spec.rounding_steps or 0
-    total = sum(1 + steps * len(parts(section, spec.rounding)) for section in found)
+    steps = options.rounding_steps or 0
+    total = sum(1 + steps * len(parts(section, options.rounding)) for section in found)
     with Progress(total, "refining", "steps") as progress:
         walk.run(found, images[:count], progress)
-    what = [] if spec.rounding == "nearest" else [f"rounding learned ({spec.rounding})"]
-    what += [] if spec.correct == "none" else [f"statistics corrected ({spec.correct})"]
+    what = [] if options.rounding == "nearest" else [f"rounding learned ({options.rounding})"]
+    what += [] if options.bias_correction == "none" else [f"statistics corrected ({options.bias_correction})"]
     layers = sum(len(section.layers) for section in found)
-    split = sum(spec.rounding == "brecq" and len(parts(section, "brecq")) > 1 for section in found)
+    split = sum(options.rounding == "brecq" and len(parts(section, "brecq")) > 1 for section in found)
     blocks_said = f"{len(found)} blocks" + (f" ({split} too large, and taken layer by layer)" if split else "")
     say(f"{' and '.join(what)}: {layers} layers in {blocks_said}, {count:,} images, {time.monotonic() - began:.0f} s")
 
 
 class _Walk:
-    def __init__(self, prepared: fx.GraphModule, spec: QuantSettings):
-        self.prepared, self.spec, self.plain = prepared, spec, Run(prepared)
+    def __init__(self, prepared: fx.GraphModule, options: Options):
+        self.prepared, self.options, self.plain = prepared, options, Run(prepared)
         self.modules = dict(prepared.named_modules())
         self.generator = torch.Generator().manual_seed(0)
 
@@ -61,7 +61,7 @@ class _Walk:
         for section in found:
             aim = self.in_float(section, in_float)
             self.correct(section, in_float, quantized)
-            if self.spec.rounding != "nearest":
+            if self.options.rounding != "nearest":
                 self.learn(section, in_float, quantized, progress)
                 self.correct(section, in_float, quantized)
             in_float, quantized = aim, self.plain.values(section, quantized)
@@ -74,13 +74,13 @@ class _Walk:
         return value
 
     def learn(self, section: Section, in_float: Tensor, quantized: Tensor, progress: Progress) -> None:
-        for part in parts(section, self.spec.rounding):
+        for part in parts(section, self.options.rounding):
             whole = part is section
             fed = in_float if whole else self.in_float(section.before(part.exit), in_float)
             x = quantized if whole else self.plain.values(section.before(part.exit), quantized)
-            learning = Learning(self.prepared, part, self.spec.drop if whole else 1.0, self.generator)
+            learning = Learning(self.prepared, part, (self.options.drop or 0.0) if whole else 1.0, self.generator)
             aim = self.in_float(part, fed)
-            learn(learning, part, fed if whole else x, x, aim, self.spec.rounding_steps, progress.add)
+            learn(learning, part, fed if whole else x, x, aim, self.options.rounding_steps, progress.add)
 
     def correct(self, section: Section, in_float: Tensor, quantized: Tensor) -> None:
         for node in section.layers:
@@ -93,4 +93,4 @@ class _Walk:
             aim = moments(layer, norm, fed)
             set_enabled(self.prepared, True)
             layer.correction.set(1, 0)
-            correct(layer, self.spec.correct, aim, moments(layer, norm, x))
+            correct(layer, self.options.bias_correction, aim, moments(layer, norm, x))

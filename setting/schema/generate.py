@@ -1,9 +1,10 @@
 """Write the JSON Schemas of the settings, for editors that complete and check: python -m setting.schema.generate"""
 
 from pathlib import Path
+from typing import Any
 
+from experiment.settings import EvaluateSettings, LatencySettings, TrainSettings
 from setting.names import TABLES
-from utils.config import EvaluateSettings, LatencySettings, TrainSettings
 from utils.files import write_json
 
 FOLDER = Path(__file__).parent
@@ -16,20 +17,22 @@ def schemas() -> dict[str, dict]:
     for schema in found.values():
         schema["properties"]["$schema"] = {"type": "string", "description": "Where this schema lies, for editors."}
         schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    sections = found["train"]["$defs"]
-    _names(sections["DataSettings"], "name", TABLES["datasets"])
-    _names(sections["QuantSettings"], "method", TABLES["methods"])
-    _names(sections["QuantSettings"], "engine", TABLES["engines"])
-    _names(sections["OptimSettings"], "name", TABLES["optimizers"])
-    model = sections["ModelSettings"]["properties"]["name"]
+    for section in found["train"]["$defs"].values():
+        if "engine" in section["properties"]:
+            section["properties"]["engine"]["enum"] = list(TABLES["engines"])
+    model = found["train"]["$defs"]["ModelSettings"]["properties"]["name"]
     model["anyOf"] = [{"enum": list(TABLES["models"])}, {"type": "string", "pattern": "^[\\w.]+:[\\w.]+$"}]
     for kind in ("evaluate", "latency"):
         found[kind]["properties"]["engines"]["items"]["enum"] = list(TABLES["engines"])
-    return found
+    return {name: _without_titles(schema) for name, schema in found.items()}
 
 
-def _names(section: dict, key: str, table: dict) -> None:
-    section["properties"][key]["enum"] = list(table)
+def _without_titles(schema: Any) -> Any:
+    """The schema without pydantic's titles, which are the keys themselves."""
+    if isinstance(schema, dict):
+        kept = {key: value for key, value in schema.items() if key != "title" or not isinstance(value, str)}
+        return {key: _without_titles(value) for key, value in kept.items()}
+    return [_without_titles(value) for value in schema] if isinstance(schema, list) else schema
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy
 import pytest
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 import data
-from data.batches import PAD, FileBatches, MemoryBatches
+from data.batches import PAD, Batches, FileBatches, MemoryBatches
 from data.folders import open_image
 from utils.errors import UserError
 
@@ -33,30 +34,30 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["digits", "fake"])
 def test_embedded_datasets(name):
-    dataset = data.DATASETS[name]("", 16, None, 0)
+    dataset = data.DATASETS[name].load(16, None)
     for part in (dataset.train, dataset.test):
         assert part.pixels.dtype == torch.uint8
         assert part.pixels.shape == (len(part), 16, 16, 3)
         assert set(part.labels.tolist()) == set(range(10))
-    again = data.DATASETS[name]("", 16, None, 0)
+    again = data.DATASETS[name].load(16, None)
     assert torch.equal(dataset.train.pixels, again.train.pixels)
     assert torch.equal(dataset.test.labels, again.test.labels)
 
 
 def test_digits_are_all_there_once():
-    dataset = data.DATASETS["digits"]("", 8, None, 0)
+    dataset = data.DATASETS["digits"].load(8, None)
     assert (len(dataset.train), len(dataset.test)) == (1437, 360)
 
 
 def test_limit_takes_a_fixed_shuffle_of_both_parts():
-    whole, few = data.DATASETS["digits"]("", 8, None, 0), data.DATASETS["digits"]("", 8, 100, 0)
+    whole, few = data.DATASETS["digits"].load(8, None), data.DATASETS["digits"].load(8, 100)
     assert (len(few.train), len(few.test)) == (100, 100)
     assert len(few.train.labels.unique()) == 10
     assert torch.equal(few.train.pixels, data.first(whole.train, 100).pixels)
 
 
 def test_validation_images_are_held_out_of_training():
-    whole = data.DATASETS["digits"]("", 8, None, 0)
+    whole = data.DATASETS["digits"].load(8, None)
     parts = data.split(whole, 0.2)
     assert (len(parts.train), len(parts.val)) == (1437 - 287, 287)
     rows = torch.cat([parts.train.pixels, parts.val.pixels]).flatten(1)
@@ -65,28 +66,32 @@ def test_validation_images_are_held_out_of_training():
     assert len(data.split(whole, 1e-6).val) == 1, "asked for some, there are some"
 
 
+def imagefolder(folder: Path, workers: int = 0, **options) -> data.Dataset:
+    return data.DATASETS["imagefolder"].load(32, None, root=str(folder), workers=workers, **options)
+
+
 def test_imagefolder_in_memory(folder):
-    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 2)
+    dataset = imagefolder(folder, workers=2)
     assert dataset.classes == ["cat", "dog"]
     assert dataset.train.pixels.shape == (12, 32, 32, 3)
     assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6
     assert 0.4 < dataset.mean[0] < 0.6
-    assert type(data.DATASETS["imagefolder"](str(folder), 32, None, 2, cache="never").train) is data.Files
+    assert type(imagefolder(folder, cache="never", workers=2).train) is data.Files
 
 
 def test_imagefolder_too_large_for_memory_is_read_by_the_batch(folder, monkeypatch):
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 2)
-    assert type(data.DATASETS["imagefolder"](str(folder), 32, None, 2, cache="always").train) is data.Images
+    dataset = imagefolder(folder, workers=2)
+    assert type(imagefolder(folder, cache="always", workers=2).train) is data.Images
     for draw in (None, data.Draw(seed=0, augment=True, flip=True)):
-        batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, 0, draw)
+        batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, draw)
         assert isinstance(batches, FileBatches)
         shapes = [tuple(x.shape) for x, _ in batches]
         assert shapes == [(5, 3, 32, 32), (5, 3, 32, 32), (2, 3, 32, 32)]
 
 
 def test_unaugmented_batches_are_the_images_in_order():
-    images = data.DATASETS["fake"]("", 16, 50, 0).train
+    images = data.DATASETS["fake"].load(16, 50).train
     pixels, labels = zip(*MemoryBatches(images, 20, **ONE), strict=True)
     assert [len(p) for p in pixels] == [20, 20, 10]
     assert pixels[0].is_contiguous(memory_format=torch.channels_last)
@@ -95,22 +100,22 @@ def test_unaugmented_batches_are_the_images_in_order():
 
 
 def test_normalisation():
-    dataset = data.DATASETS["digits"]("", 16, None, 0)
+    dataset = data.DATASETS["digits"].load(16, None)
     x = torch.cat([x for x, _ in MemoryBatches(dataset.train, 500, dataset.mean, dataset.std)])
     assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-3
     assert (x.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
 
 
 def test_images_normalised_otherwise_are_the_same_pixels():
-    images = data.DATASETS["fake"]("", 12, 20, 0).train
+    images = data.DATASETS["fake"].load(12, 20).train
     here, there = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
-    (one, _), (other, _) = (next(iter(data.batches(images, 20, *norm, 12, 0))) for norm in (here, there))
+    (one, _), (other, _) = (next(iter(data.batches(images, 20, *norm, 12))) for norm in (here, there))
     gain, shift = data.renormalized(here, there)
     assert torch.allclose(one * gain + shift, other, atol=1e-5)
 
 
 def test_every_augmented_image_is_a_crop_of_its_padded_self_or_its_mirror():
-    images = data.DATASETS["fake"]("", 12, 60, 0).train
+    images = data.DATASETS["fake"].load(12, 60).train
     draw = data.Draw(seed=3, augment=True, flip=True)
     batches = MemoryBatches(images, 60, **ONE, draw=draw)
     order = torch.randperm(60, generator=draw.generator(epoch=0))
@@ -138,8 +143,12 @@ def drawn(request, folder, monkeypatch):
     """Makes batches of 5 of twelve images, in memory or from files, by a draw and so many workers."""
     if request.param == "files":
         monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
-    return lambda draw, workers=0: data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, workers, draw)
+
+    def make(draw: data.Draw | None, workers: int = 0) -> Batches:
+        dataset = imagefolder(folder, workers=workers)
+        return data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, draw)
+
+    return make
 
 
 def pixels(batches, epoch: int = 0, first: int = 0) -> list[torch.Tensor]:
@@ -186,19 +195,18 @@ def test_each_process_has_two_images_a_step(images, batch_size, world, refused):
 
 
 def test_mistakes_are_named(folder):
-    load = data.DATASETS["imagefolder"]
     with pytest.raises(UserError, match=r"no folder .*/nowhere; expected"):
-        load(str(folder / "nowhere"), 32, None, 0)
+        imagefolder(folder / "nowhere")
     (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"broken\.jpg: not a readable image"):
-        load(str(folder), 32, None, 0)
+        imagefolder(folder)
     (folder / "test" / "bird").mkdir()
     with pytest.raises(UserError, match="has classes that train/ has not: bird"):
-        load(str(folder), 32, None, 0)
+        imagefolder(folder)
 
 
 def test_a_last_training_batch_of_one_is_left_out():
-    images = data.DATASETS["fake"]("", 8, 41, 0).train
+    images = data.DATASETS["fake"].load(8, 41).train
     training = MemoryBatches(images, 20, **ONE, draw=data.Draw(seed=0))
     assert [len(y) for _, y in training] == [20, 20]
     assert len(training) == 2
@@ -207,15 +215,15 @@ def test_a_last_training_batch_of_one_is_left_out():
 
 def test_a_validation_share_must_leave_images_to_train_on():
     with pytest.raises(UserError, match="leaves none to train on"):
-        data.split(data.DATASETS["fake"]("", 8, 3, 0), 0.9)
+        data.split(data.DATASETS["fake"].load(8, 3), 0.9)
 
 
 def test_a_broken_file_is_named_by_worker_processes_too(folder, monkeypatch):
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+    dataset = imagefolder(folder, workers=1)
     dataset.test.paths[0].write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"^[^\n]*0\.png: not a readable image[^\n]*$"):
-        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32, 1))
+        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))
 
 
 def broken_png(path) -> None:
@@ -287,19 +295,19 @@ def test_a_class_without_images_is_named(folder):
     (folder / "train" / "emu").mkdir()
     (folder / "train" / "emu" / "0.psd").write_bytes(b"of a program that nobody else has")
     with pytest.raises(UserError, match=r"data.root: no images under .*train/emu \(looked for .*\.tif"):
-        data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+        imagefolder(folder)
 
 
 def test_images_none_of_which_can_be_read_are_no_dataset(folder):
     for path in (folder / "test").rglob("*.png"):
         path.write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"data.root: none of 4 images can be read"):
-        data.DATASETS["imagefolder"](str(folder), 32, None, 0, on_error="skip")
+        imagefolder(folder, on_error="skip")
 
 
 def test_hidden_files_are_no_images(folder):
     (folder / "train" / "cat" / "._0.png").write_bytes(b"what another system keeps beside a file")
-    assert len(data.DATASETS["imagefolder"](str(folder), 32, None, 0).train) == 12
+    assert len(imagefolder(folder).train) == 12
 
 
 def test_a_broken_file_is_left_out_if_asked(folder, monkeypatch, capsys):
@@ -308,9 +316,9 @@ def test_a_broken_file_is_left_out_if_asked(folder, monkeypatch, capsys):
     broken.write_bytes(b"not an image")
     for limit in (2**31, 1):
         monkeypatch.setattr("data.folders.MEMORY_BYTES", limit)
-        dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0, on_error="skip")
+        dataset = imagefolder(folder, on_error="skip", workers=1)
         for draw in (None, data.Draw(seed=0, augment=True)):
-            batches = data.batches(dataset.train, 6, dataset.mean, dataset.std, 32, 1, draw, "skip")
+            batches = data.batches(dataset.train, 6, dataset.mean, dataset.std, 32, draw)
             for epoch in range(2):
                 assert sum(len(y) for _, y in batches.epoch(epoch)) == 11
             if limit == 1:
@@ -322,10 +330,10 @@ def test_a_broken_file_is_left_out_if_asked(folder, monkeypatch, capsys):
 def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, capsys):
     """The batches are those of a run in which none died."""
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+    dataset = imagefolder(folder, workers=1)
 
     def make():
-        return data.batches(dataset.train, 2, dataset.mean, dataset.std, 32, 1, data.Draw(seed=1, augment=True))
+        return data.batches(dataset.train, 2, dataset.mean, dataset.std, 32, data.Draw(seed=1, augment=True))
 
     whole, found = pixels(make()), []
     for images, _ in make().epoch(0):
@@ -341,8 +349,9 @@ def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, cap
 def test_no_images_are_no_batches(source, folder, monkeypatch):
     """A process's share of few validation images, say."""
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = data.DATASETS[source](str(folder), 16, None, 0)
-    none = data.batches(dataset.test.take(torch.arange(0)), 2, dataset.mean, dataset.std, 16, 0)
+    options = {"root": str(folder)} if source == "imagefolder" else {}
+    dataset = data.DATASETS[source].load(16, None, **options)
+    none = data.batches(dataset.test.take(torch.arange(0)), 2, dataset.mean, dataset.std, 16)
     assert len(none) == 0
     assert list(none) == []
 
@@ -352,26 +361,26 @@ def test_a_bug_in_a_worker_is_not_its_death(folder, monkeypatch):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+    dataset = imagefolder(folder, workers=1)
     monkeypatch.setattr(sys.modules["data.batches"], "open_image", bug)
     with pytest.raises(RuntimeError, match="a bug"):
-        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32, 1))
+        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))
 
 
 def test_workers_that_always_die_end_the_run(folder, monkeypatch):
     monkeypatch.setattr(sys.modules["data.batches"], "RETRIES", 1)
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = data.DATASETS["imagefolder"](str(folder), 32, None, 0)
+    dataset = imagefolder(folder, workers=1)
     monkeypatch.setattr(sys.modules["data.batches"], "open_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match=r"data.workers: workers died 2 times"):
-        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32, 1))
+        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))
 
 
 def test_an_empty_folder_is_named(tmp_path):
     for part in ("train", "val"):
         (tmp_path / part / "cat").mkdir(parents=True)
     with pytest.raises(UserError, match="no images under"):
-        data.DATASETS["imagefolder"](str(tmp_path), 32, None, 0)
+        imagefolder(tmp_path)
 
 
 def test_cifar10_without_a_network_says_where_the_file_goes(tmp_path, monkeypatch):
@@ -380,14 +389,15 @@ def test_cifar10_without_a_network_says_where_the_file_goes(tmp_path, monkeypatc
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
     with pytest.raises(UserError, match=r"put cifar-10-python.tar.gz into"):
-        data.DATASETS["cifar10"](str(tmp_path), 32, None, 0)
+        data.DATASETS["cifar10"].load(32, None, root=str(tmp_path))
 
 
 def test_the_way_of_reading_a_folder_does_not_depend_on_the_part_or_the_limit(folder, monkeypatch):
     """8 test images would fit alone; training and measuring must see the same crops all the same."""
     (folder / "train" / ".hidden").mkdir()
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 10 * 3 * 32**2)
-    load = data.DATASETS["imagefolder"]
-    for dataset in (load(str(folder), 32, None, 0), load(str(folder), 32, 2, 0), load(str(folder), 32, None, 0, False)):
+    load = data.DATASETS["imagefolder"].load
+    few, test_alone = load(32, 2, root=str(folder)), load(32, None, train=False, root=str(folder))
+    for dataset in (imagefolder(folder), few, test_alone):
         assert isinstance(dataset.test, data.Files)
         assert dataset.classes == ["cat", "dog"]

@@ -66,12 +66,12 @@ def test_archives_of_torchvision(name, tmp_path, monkeypatch):
     write, expected = ARCHIVES[name]
     write(tmp_path, monkeypatch)
     size = expected(True).shape[1]
-    dataset = data.DATASETS[name](str(tmp_path), size, None, 0)
+    dataset = data.DATASETS[name].load(size, None, root=str(tmp_path))
     for train, part in ((True, dataset.train), (False, dataset.test)):
         assert numpy.array_equal(part.pixels.numpy(), expected(train))
         assert part.labels.tolist() == list(range(COUNT[train]))
     assert dataset.flip == (name != "svhn"), "digits are not mirrored"
-    larger = data.DATASETS[name](str(tmp_path), 40, 3, 0, train=False)
+    larger = data.DATASETS[name].load(40, 3, train=False, root=str(tmp_path))
     assert larger.train is None
     assert larger.test.pixels.shape == (3, 40, 40, 3)
 
@@ -83,7 +83,7 @@ def test_without_the_files_one_line_says_which_goes_where(name, tmp_path, monkey
 
     monkeypatch.setattr("urllib.request.urlopen", fail)
     with pytest.raises(UserError, match=rf"could not be downloaded .*; \w+ [^\n]* into {tmp_path}"):
-        data.DATASETS[name](str(tmp_path), 32, None, 0)
+        data.DATASETS[name].load(32, None, root=str(tmp_path))
 
 
 WNIDS = ["n01440764", "n01443537", "n02112018"]
@@ -112,7 +112,7 @@ def test_imagenet_in_its_layouts(labels, tmp_path):
         folder.mkdir(parents=True)
         for i, wnid in enumerate(reversed(WNIDS)):
             (folder / f"ILSVRC2012_val_{i:08d}.xml").write_text(f"<object><name>{wnid}</name></object>")
-    dataset = data.DATASETS["imagenet"](str(tmp_path), 32, None, 0)
+    dataset = data.DATASETS["imagenet"].load(32, None, root=str(tmp_path), workers=0)
     by_name = sorted(zip((path.stem[-1] for path in dataset.test.paths), dataset.test.labels.tolist(), strict=True))
     assert by_name == [("0", 2), ("1", 1), ("2", 0)]
     assert dataset.train.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -123,10 +123,10 @@ def test_imagenet_validation_images_without_classes_are_an_error(tmp_path):
     save_images(tmp_path / "Data" / "CLS-LOC" / "train" / WNIDS[0], 1)
     save_images(tmp_path / "Data" / "CLS-LOC" / "val", 1)
     with pytest.raises(UserError, match=r"are in neither .*LOC_val_solution.csv nor .*val$"):
-        data.DATASETS["imagenet"](str(tmp_path), 32, None, 0)
+        data.DATASETS["imagenet"].load(32, None, root=str(tmp_path), workers=0)
     (tmp_path / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000007,n01440764 1")
     with pytest.raises(UserError, match=r"ILSVRC2012_val_00000000.JPEG: its class is not known"):
-        data.DATASETS["imagenet"](str(tmp_path), 32, None, 0)
+        data.DATASETS["imagenet"].load(32, None, root=str(tmp_path), workers=0)
 
 
 def test_imagenet_is_measured_on_resize_256_and_center_crop_224(tmp_path):
@@ -137,8 +137,8 @@ def test_imagenet_is_measured_on_resize_256_and_center_crop_224(tmp_path):
         (tmp_path / part / WNIDS[0]).mkdir(parents=True)
         ramp = numpy.linspace(0, 255, 500 * 375 * 3).reshape(375, 500, 3).astype(numpy.uint8)
         Image.fromarray(ramp).save(tmp_path / part / WNIDS[0] / "0.png")
-    dataset = data.DATASETS["imagenet"](str(tmp_path), 224, None, 0, train=False)
-    image, _ = next(iter(data.batches(dataset.test, 1, (0.0,) * 3, (1.0,) * 3, 224, 0)))
+    dataset = data.DATASETS["imagenet"].load(224, None, train=False, root=str(tmp_path), workers=0)
+    image, _ = next(iter(data.batches(dataset.test, 1, (0.0,) * 3, (1.0,) * 3, 224)))
     theirs = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
     expected = theirs(Image.open(dataset.test.paths[0]))
     assert (image[0] - expected).abs().max() <= 1.5 / 255
@@ -147,10 +147,10 @@ def test_imagenet_is_measured_on_resize_256_and_center_crop_224(tmp_path):
 def test_measuring_does_not_need_the_training_images(tmp_path):
     save_images(tmp_path / "test" / "cat", 2)
     save_images(tmp_path / "test" / "dog", 2)
-    dataset = data.DATASETS["imagefolder"](str(tmp_path), 32, None, 0, train=False)
+    dataset = data.DATASETS["imagefolder"].load(32, None, train=False, root=str(tmp_path), workers=0)
     assert (dataset.train, len(dataset.test), dataset.classes) == (None, 4, ["cat", "dog"])
     with pytest.raises(UserError, match="no folder"):
-        data.DATASETS["imagefolder"](str(tmp_path), 32, None, 0)
+        data.DATASETS["imagefolder"].load(32, None, root=str(tmp_path), workers=0)
     (tmp_path / "test").rename(tmp_path / "val")
-    dataset = data.DATASETS["imagenet"](str(tmp_path), 32, None, 0, train=False)
+    dataset = data.DATASETS["imagenet"].load(32, None, train=False, root=str(tmp_path), workers=0)
     assert (dataset.train, len(dataset.test), dataset.classes) == (None, 4, ["cat", "dog"])

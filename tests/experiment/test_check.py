@@ -4,13 +4,14 @@ import pytest
 
 import models
 from experiment.check import check, check_engines, check_model
+from experiment.settings import ModelSettings, TrainSettings
 from tests.conftest import spec
-from utils.config import ModelSettings, TrainSettings
+from utils.config import validate
 from utils.errors import UserError
 
 
 def settings(**sections) -> TrainSettings:
-    return TrainSettings.model_validate(sections)
+    return validate(TrainSettings, sections, "")
 
 
 def test_name_engines_and_the_quant_section_are_filled_in():
@@ -29,6 +30,9 @@ def test_name_engines_and_the_quant_section_are_filled_in():
         ({"run": {"device": "tpu"}}, "run.device: 'tpu' is not to be had here"),
         ({"run": {"engines": ["fbgem"]}}, "run.engines: unknown 'fbgem'"),
         ({"quant": {"engine": "fbgem"}}, "quant.engine: unknown 'fbgem'"),
+        ({"optim": {"milestones": [0.5]}}, "optim.milestones is read by schedule step; optim.schedule is cosine"),
+        ({"quant": {"method": "lsq", "calibration_images": 9}}, "quant.calibration_images: lsq finds its ranges"),
+        ({"data": {"name": "no_such:thing"}}, "data.name: cannot import no_such"),
         ({"quant": {"method": "ptq"}, "optim": {"name": "qsgd"}}, "optim.name: qsgd adds its noise"),
         ({"quant": {"method": "ptq"}, "optim": {"average": 0.9}, "run": {"epochs": 0}}, "optim.average: run.epochs=0"),
     ],

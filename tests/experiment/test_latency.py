@@ -11,7 +11,7 @@ import data
 import models
 import quant
 from experiment import latency
-from utils.config import QuantSettings, TrainSettings
+from experiment.settings import TrainSettings, resolved
 from utils.runs import checkpoint
 
 KEYS = {"model", "engine", "image_size", "batch_size", "threads", "params", "macs", "flops", "float_mb", "int8_mb"}
@@ -28,8 +28,7 @@ def threads():
 
 
 def a_run() -> TrainSettings:
-    values = {"data": {"image_size": 16}, "run": {"name": "mine"}, "quant": quant.resolve(QuantSettings()).model_dump()}
-    return TrainSettings.model_validate(values)
+    return resolved(TrainSettings.model_validate({"data": {"image_size": 16}, "run": {"name": "mine"}}))
 
 
 def test_a_row_a_model_and_engine_in_every_format(tmp_path, capsys):
@@ -67,7 +66,7 @@ def test_a_row_a_model_and_engine_in_every_format(tmp_path, capsys):
 
 def test_a_finished_run_brings_its_weights_size_and_method(tmp_path):
     settings = a_run()
-    model = quant.prepare(models.build("resnet20", 10, 16, {}), settings.quant)
+    model = quant.prepare(models.build("resnet20", 10, 16, {}), quant.resolve(settings.quant))
     model(torch.randn(4, 3, 16, 16))
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
     (tmp_path / "mine").mkdir()
@@ -90,7 +89,7 @@ def test_a_finished_run_brings_its_weights_size_and_method(tmp_path):
 def test_the_net_that_is_timed_is_the_net_that_was_trained(tmp_path):
     """The float form of a quantization-aware run has its weights, and its integers are the run's."""
     settings = a_run()
-    model = quant.prepare(models.build("resnet20", 10, 16, {}), settings.quant)
+    model = quant.prepare(models.build("resnet20", 10, 16, {}), quant.resolve(settings.quant))
     images = torch.randn(4, 3, 16, 16)
     model(images)
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)

@@ -7,16 +7,14 @@ import torch
 
 import models
 from experiment import results
-from tests.conftest import spec
-from utils.config import TrainSettings
+from experiment.settings import TrainSettings, resolved
 from utils.runs.log import RunLog
 
 DATASET = SimpleNamespace(classes=["a", "b"], mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def settings(**sections) -> TrainSettings:
-    found = TrainSettings.model_validate({"data": {"image_size": 16, "limit": 50}} | sections)
-    return found.model_copy(update={"quant": spec(**sections.get("quant", {}))})
+    return resolved(TrainSettings.model_validate({"data": {"image_size": 16, "limit": 50}} | sections))
 
 
 @pytest.mark.parametrize(
@@ -27,7 +25,7 @@ def settings(**sections) -> TrainSettings:
         ({"quant": {"method": "statassist"}}, None, set()),
         ({"quant": {"method": "statassist"}}, 90.0, {"best.pt"}),
         ({"quant": {"method": "statassist"}, "optim": {"average": 0.9}}, None, {"last.pt"}),
-        ({"quant": {"method": "statassist", "norm_images": 9}}, None, {"last.pt"}),
+        ({"quant": {"method": "statassist", "bn_reestimation_images": 9}}, None, {"last.pt"}),
     ],
 )
 def test_the_final_model_is_saved_where_checkpoints_hold_another(sections, best, expected, tmp_path):

@@ -11,8 +11,8 @@ import quant
 from experiment import session
 from experiment.check import check
 from experiment.session import Session, selection_images, start_from_weights, worth_compiling
+from experiment.settings import TrainSettings
 from tests.conftest import spec
-from utils.config import TrainSettings
 from utils.distributed import Processes
 from utils.errors import UserError
 from utils.runs import tensor_file

@@ -1,12 +1,13 @@
 """What a method cannot do is refused in one line that says what it can."""
 
+import json
+
 import pytest
 import torch
 
 import quant
 from tests.conftest import RUNTIMES, spec
 from tests.helpers import build
-from utils.config import QuantSettings
 from utils.errors import UserError
 
 
@@ -18,21 +19,15 @@ from utils.errors import UserError
         ({"method": "ptq", "weight_bits": 1}, r"quant.weight_bits: ptq cannot use 1 bits; choose 2..8, or 32"),
         (
             {"method": "statassist", "observer": "mse"},
-            r"quant.observer: statassist cannot use 'mse'; choose from moving_",
+            r"quant.observer: input should be 'moving_average' or 'minmax', not \"mse\"$",
         ),
-        (
-            {"method": "ptq", "float_epochs": 3},
-            r"quant.float_epochs: ptq has no such option; it has correct, drop, eq",
-        ),
-        ({"method": "statassist", "percentile": 99.0}, r"quant.percentile: statassist has no such option"),
-        ({"method": "lsq", "rounding": "brecq"}, r"quant.rounding: lsq has no such option; it has damping, step_init$"),
-        (
-            {"method": "statassist", "recipe": "best"},
-            r"quant.recipe: statassist has no such option; it has damping, float_",
-        ),
+        ({"method": "ptq", "float_epochs": 3}, r"quant.float_epochs is read by statassist; quant.method is ptq$"),
+        ({"method": "statassist", "percentile": 99.0}, r"quant.percentile is read by ptq; quant.method is statassist$"),
+        ({"method": "dorefa", "oscillation_dampening": 1.0}, r"is read by lsq, statassist; quant.method is dorefa$"),
+        ({"method": "float", "step_init": "paper"}, r"quant.step_init is read by lsq; quant.method is float$"),
         (
             {"method": "ptq", "rounding_steps": 5},
-            r"quant.rounding_steps: rounding nearest .*; it is adaround or brecq's$",
+            r"quant.rounding_steps is read by rounding adaround, brecq; quant.rounding is nearest$",
         ),
         ({"method": "lsq", "residual_bits": 1}, r"quant.residual_bits: lsq cannot use 1 bits; choose 2..8"),
         (
@@ -41,19 +36,67 @@ from utils.errors import UserError
         ),
         (
             {"method": "ptq", "percentile": 90.0},
-            r"quant.percentile: observer minmax has none; quant.observer=percentile$",
+            r"quant.percentile is read by observer percentile; quant.observer is minmax$",
         ),
-        ({"method": "ptq", "rounding": "adaround", "drop": 0.5}, r"quant.drop: rounding adaround .*; it is brecq's$"),
+        (
+            {"method": "ptq", "rounding": "adaround", "drop": 0.5},
+            r"quant.drop is read by rounding brecq; quant.rounding is adaround$",
+        ),
     ],
 )
 def test_refusals(keys, message):
     with pytest.raises(UserError, match=message):
-        quant.resolve(QuantSettings(**keys))
+        spec(**keys)
+
+
+OTHERS = [
+    (method, key)
+    for method, row in quant.METHODS.items()
+    for key in {key for other in quant.METHODS.values() for key in other.options.model_fields}
+    if key not in row.options.model_fields
+]
+
+
+@pytest.mark.parametrize(("method", "key"), sorted(OTHERS))
+def test_another_methods_key_is_refused_by_the_names_of_its_readers(method, key):
+    readers = ", ".join(name for name, row in quant.METHODS.items() if key in row.options.model_fields)
+    with pytest.raises(UserError, match=rf"^quant.{key} is read by {readers}; quant.method is {method}$"):
+        quant.parse(method=method, **{key: None})
+
+
+@pytest.mark.parametrize(("method", "row"), quant.METHODS.items())
+def test_every_option_is_described(method, row):
+    assert all(field.description for field in quant.SECTIONS.kinds[method].model_fields.values())
+
+
+@pytest.mark.parametrize("method", quant.METHODS)
+def test_what_is_resolved_has_nothing_left_to_decide(method):
+    found = spec(method=method, weight_bits=4)
+    left = [key for key, value in found.flat().items() if value == "auto"]
+    assert left == []
+    assert type(found.reduce_range) is bool
+    assert type(found.options) is quant.METHODS[method].options
+    assert getattr(found.options, "observer", "none") is not None
+
+
+@pytest.mark.parametrize("method", quant.METHODS)
+@pytest.mark.parametrize("layers", [{}, {"fc": "float", "layer1.*": {"weight_bits": 4}}, "auto"])
+def test_resolving_again_changes_nothing(method, layers):
+    target = {} if layers == {} else {"target_mb": 1.0}
+    found = spec(method=method, weight_bits=4, layers=layers, **target)
+    again = json.loads(json.dumps(found.flat()))
+    assert spec(**again) == found
+    assert again["layers"] == (layers if layers == "auto" else found.flat()["layers"])
+
+
+def test_layers_that_are_yet_to_be_chosen_are_none_so_far():
+    found = spec(method="ptq", layers="auto", target_mb=1.0)
+    assert (found.layers, found.chooses_layers) == ({}, True)
 
 
 def test_defaults_are_filled_in():
-    assert spec(method="ptq").observer == "minmax"
-    assert spec(method="statassist").observer == "moving_average"
+    assert spec(method="ptq").options.observer == "minmax"
+    assert spec(method="statassist").options.observer == "moving_average"
     assert spec(method="statassist").reduce_range in (True, False), "auto became a fact about this CPU"
     assert spec(method="ptq", engine="qnnpack").reduce_range is False
     for runtime in RUNTIMES:  # nobody can ask their kernels: they multiply as this CPU does
@@ -61,14 +104,21 @@ def test_defaults_are_filled_in():
 
 
 def test_a_recipe_fills_in_what_is_null_and_nothing_else():
-    keys = ("observer", "equalize", "rounding", "rounding_steps", "drop", "correct")
-    assert [getattr(spec(method="ptq"), key) for key in keys] == ["minmax", False, "nearest", None, None, "none"]
-    best = spec(method="ptq", recipe="best")
-    assert (best.observer, best.rounding, best.drop) == ("mse", "brecq", 0.5)
-    own = spec(method="ptq", recipe="best", observer="percentile", rounding="nearest", correct="none", equalize=False)
-    assert [getattr(own, key) for key in keys] == ["percentile", False, "nearest", None, None, "none"]
-    assert spec(**best.model_dump()) == best, "what is resolved stays as it is"
-    assert spec(method="lsq").rounding is None
+    keys = ("observer", "cross_layer_equalization", "rounding", "rounding_steps", "drop", "bias_correction")
+
+    def filled(**own) -> list:
+        options = spec(method="ptq", **own).options
+        return [getattr(options, key) for key in keys]
+
+    assert filled() == ["minmax", False, "nearest", None, None, "none"]
+    assert filled(recipe="best") == ["mse", True, "brecq", 500, 0.5, "norm"]
+    own = {
+        "observer": "percentile",
+        "rounding": "nearest",
+        "bias_correction": "none",
+        "cross_layer_equalization": False,
+    }
+    assert filled(recipe="best", **own) == ["percentile", False, "nearest", None, None, "none"]
 
 
 def test_reduced_range_keeps_weights_within_63():
@@ -76,12 +126,6 @@ def test_reduced_range_keeps_weights_within_63():
     quantizer = quant.METHODS["ptq"].weight(spec(method="ptq", reduce_range=True), 8, (4, 10))
     quantizer(torch.randn(4, 10))
     assert (quantizer.grid().q_min, quantizer.grid().q_max) == (-63, 63)
-
-
-def test_a_method_without_observers_says_so():
-    with pytest.raises(UserError, match=r"quant.observer: lsq has no such option; it has damping, step_init$"):
-        spec(method="lsq", observer="mse")
-    assert spec(method="lsq").observer is None
 
 
 @pytest.mark.parametrize("keys", [{"method": "dorefa"}, {"method": "pact", "weights": "dorefa"}])
@@ -98,3 +142,25 @@ def test_a_pattern_that_matches_no_layer_is_an_error():
     quant.check_layers(model, ["layer?.*", "fc"])
     with pytest.raises(UserError, match=r"quant.layers: 'layer1.0.conv' matches no layer.*nearest: layer1.0.conv[12]"):
         quant.check_layers(model, ["layer1.0.conv"])
+
+
+IN_VAIN = [
+    ({"method": "lsq", "teacher_share": 0.9}, 3, r"quant.teacher_share: there is no teacher"),
+    ({"method": "lsq", "temperature": 2.0}, 3, r"quant.temperature: there is no teacher"),
+    ({"method": "lsq", "calibration_images": 9}, 3, r"quant.calibration_images: lsq finds its ranges while it trains"),
+    ({"method": "float", "calibration_images": 9}, 3, r"quant.calibration_images: float"),
+    ({"method": "ptq", "bn_reestimation_images": 9}, 3, r"quant.bn_reestimation_images: nothing is trained quantized"),
+]
+
+
+@pytest.mark.parametrize(("keys", "epochs", "message"), IN_VAIN)
+def test_common_keys_without_effect_are_refused(keys, epochs, message):
+    with pytest.raises(UserError, match=message):
+        quant.check_run(spec(**keys), epochs, trained_before=True)
+
+
+def test_calibration_images_count_where_something_is_calibrated():
+    for keys in ({"method": "ptq"}, {"method": "statassist", "float_epochs": 3}):
+        quant.check_run(spec(calibration_images=9, **keys), 3, trained_before=True)
+    quant.check_run(spec(method="lsq", calibration_images=9, layers="auto", target_mb=1.0), 3, trained_before=True)
+    quant.check_run(spec(method="lsq", calibration_images=9), 3, trained_before=True, averages=True)

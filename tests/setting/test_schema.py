@@ -9,6 +9,7 @@ import pytest
 import quant
 from experiment import sweep
 from experiment.check import check
+from experiment.settings import TrainSettings
 from setting.schema.generate import FOLDER, schemas
 from utils import config
 from utils.runs import checkpoint, tensor_file
@@ -58,7 +59,7 @@ def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, 
     named = []  # the checkpoints it starts from, which need not be there: another setting trains them
     monkeypatch.setattr(tensor_file, "check_exists", named.append)
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: named.append(path))
-    settings = config.load(config.TrainSettings, str(path), [])
+    settings = config.load(TrainSettings, str(path), [])
     assert settings.note
     runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep), check)] or [check(settings, path.stem)]
     assert all(one.quant.method in quant.METHODS for one in runs)

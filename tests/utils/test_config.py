@@ -6,6 +6,7 @@ from pathlib import Path
 import pydantic
 import pytest
 
+from experiment.settings import EvaluateSettings, LatencySettings, TrainSettings
 from utils import config
 from utils.errors import UserError
 
@@ -20,20 +21,13 @@ def write(tmp_path, **values) -> str:
 
 @pytest.mark.parametrize("path", SETTINGS, ids=str)
 def test_every_setting_in_the_repository_loads_and_says_what_it_does(path):
-    kinds = {"evaluate": config.EvaluateSettings, "latency": config.LatencySettings}
-    assert config.load(kinds.get(path.stem, config.TrainSettings), str(path), []).note
-
-
-def test_every_key_is_described():
-    for section in (config.DataSettings, config.ModelSettings, config.QuantSettings, config.OptimSettings):
-        assert all(field.description for field in section.model_fields.values()), section
-    for section in (config.RunSettings, config.EvaluateSettings, config.LatencySettings):
-        assert all(field.description for field in section.model_fields.values()), section
+    kinds = {"evaluate": EvaluateSettings, "latency": LatencySettings}
+    assert config.load(kinds.get(path.stem, TrainSettings), str(path), []).note
 
 
 def test_overrides_are_json_or_text(tmp_path):
     settings = config.load(
-        config.TrainSettings,
+        TrainSettings,
         write(tmp_path, quant={"act_bits": 8}),
         ["quant.act_bits=4", "run.name=trial", 'run.engines=["x86"]', "data.limit=null", "model.form=cifar"],
     )
@@ -46,15 +40,15 @@ def test_overrides_are_json_or_text(tmp_path):
 
 def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
-    given = ["run.dir=~/runs", "data.root=~/images", "model.weights=~/last.pt"]
-    settings = config.load(config.TrainSettings, write(tmp_path), given)
+    given = ["run.dir=~/runs", "data.name=cifar10", "data.root=~/images", "model.weights=~/last.pt"]
+    settings = config.load(TrainSettings, write(tmp_path), given)
     assert settings.run.dir == "/home/somebody/runs"
     assert settings.data.root == "/home/somebody/images"
     assert settings.model.weights == "/home/somebody/last.pt"
 
 
 def test_settings_are_frozen(tmp_path):
-    settings = config.load(config.TrainSettings, write(tmp_path), [])
+    settings = config.load(TrainSettings, write(tmp_path), [])
     with pytest.raises(pydantic.ValidationError):
         settings.quant.act_bits = 3
 
@@ -68,13 +62,20 @@ def test_settings_are_frozen(tmp_path):
         ({"quant": {"weight_bits": "4"}}, r'my.json: quant.weight_bits: input should be a valid integer, not "4"$'),
         ({"quant": {"granularity": "per_chanel"}}, r"my.json: quant.granularity: input .*\(nearest: per_channel\)$"),
         ({"quant": {"first_last_bits": "all"}}, r"my.json: quant.first_last_bits: .*$"),
+        ({"quant": {"method": "lqs"}}, r"my.json: quant.method: unknown 'lqs'; choose from .* \(nearest: lsq\)$"),
+        ({"quant": {"method": ["lsq"]}}, r"my.json: quant.method: unknown .*$"),
+        ({"quant": 4}, r"my.json: quant: input should be an object, not 4$"),
+        (
+            {"quant": {"layers": {"fc": {"weight_bit": 4}}}},
+            r"quant.layers.fc.weight_bit: unknown .* mean weight_bits\?$",
+        ),
         ({"data": {"batch_size": 0}}, r"my.json: data.batch_size: input should be greater than or equal to 1, not 0$"),
         ({"run": {"epochs": 2.5}}, r"my.json: run.epochs: input should be a valid integer"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path, values, message):
     with pytest.raises(UserError, match=message) as caught:
-        config.load(config.TrainSettings, write(tmp_path, **values), [])
+        config.load(TrainSettings, write(tmp_path, **values), [])
     assert "\n" not in str(caught.value)
 
 
@@ -88,16 +89,34 @@ def test_mistakes_in_a_file(tmp_path, values, message):
 )
 def test_mistakes_on_the_command_line(tmp_path, override, message):
     with pytest.raises(UserError, match=message):
-        config.load(config.TrainSettings, write(tmp_path, note="n"), [override])
+        config.load(TrainSettings, write(tmp_path, note="n"), [override])
 
 
 def test_missing_and_broken_files(tmp_path):
     path = write(tmp_path)
     with pytest.raises(UserError, match=r"mi.json: No such file or directory, did you mean .*my.json\?"):
-        config.load(config.TrainSettings, str(tmp_path / "mi.json"), [])
+        config.load(TrainSettings, str(tmp_path / "mi.json"), [])
     Path(path).write_text("{,}")
     with pytest.raises(UserError, match=r"my.json: not JSON: "):
-        config.load(config.TrainSettings, path, [])
+        config.load(TrainSettings, path, [])
     Path(path).write_text("[]")
     with pytest.raises(UserError, match=r"my.json: not a JSON object"):
-        config.load(config.TrainSettings, path, [])
+        config.load(TrainSettings, path, [])
+
+
+def test_renamed_keys_are_taken_in_every_form_they_are_written_in():
+    values = {"a": {"old": 1}, "a.old": 2, "b": {"old": 3}, "old": 4}
+    assert config.rename(values, {"a.old": "a.new"}) == ["a.old is now a.new"] * 2
+    assert values == {"a": {"new": 1}, "a.new": 2, "b": {"old": 3}, "old": 4}
+    with pytest.raises(UserError, match=r"^a.old is now a.new, and both are there$"):
+        config.rename({"a": {"old": 1, "new": 2}}, {"a.old": "a.new"})
+
+
+def test_varying_lays_values_over_those_that_were_set_alone(tmp_path):
+    """Defaults of the method that was named before do not stand in the way of another."""
+    settings = config.load(TrainSettings, write(tmp_path, quant={"method": "lsq", "weight_bits": 4}), [])
+    varied = config.vary(settings, {"quant.method": "pact"}, "cell")
+    assert (varied.quant.method, varied.quant.weight_bits) == ("pact", 4)
+    chosen = config.vary(settings, {"quant.step_init": "mse"}, "cell")
+    with pytest.raises(UserError, match=r"^cell: quant.step_init is read by lsq; quant.method is pact$"):
+        config.vary(chosen, {"quant.method": "pact"}, "cell")

@@ -1,6 +1,6 @@
 """Checkpoints: a model's float or fake-quantized state and the settings that made it, never only an integer model.
 
-    format      3 (1 lacked a state for operators without weights, 2 lacked the checksum)
+    format      4 (1 lacked a state for operators without weights, 2 the checksum; settings of 3 have every method's keys)
     settings    the resolved settings, as JSON-able values
     prepared    whether `model` is the state of a prepared (fake-quantized) model, or of the float one
     classes, mean, std
@@ -18,11 +18,13 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
-from utils.config import Section, check
+from utils.config import Section, validate
 from utils.errors import UserError
 from utils.runs import tensor_file
 
-FORMAT = 3
+FORMAT = 4
+ALSO_READ = (3,)
+"""Earlier formats that can be read; the caller brings their settings up to date."""
 Channels = Field(min_length=3, max_length=3)
 
 
@@ -36,9 +38,7 @@ class CheckpointHeader(Section):
     epoch: NonNegativeInt
 
 
-def pack(
-    model: nn.Module, settings: dict, dataset, prepared: bool, epoch: int, training: dict | None = None
-) -> dict:
+def pack(model: nn.Module, settings: dict, dataset, prepared: bool, epoch: int, training: dict | None = None) -> dict:
     """The contents of a checkpoint. `dataset` gives class names, mean and std; `settings` are JSON-able values."""
     return {
         "format": FORMAT,
@@ -60,7 +60,7 @@ def load(path: str) -> dict:
     """
     state = tensor_file.load(path)
     found = state.get("format")
-    if not isinstance(found, int) or found != FORMAT:
+    if not isinstance(found, int) or found not in (FORMAT, *ALSO_READ):
         older = isinstance(found, int) and found in range(1, FORMAT)
         written = " ".join(str(found).split())[:20]
         raise UserError(
@@ -73,7 +73,7 @@ def load(path: str) -> dict:
 
 def _check_contents(path: str, state: dict) -> None:
     """Raise UserError if something beside the tensors is missing or has the wrong type."""
-    check(CheckpointHeader, {key: state.get(key) for key in CheckpointHeader.model_fields}, path)
+    validate(CheckpointHeader, {key: state.get(key) for key in CheckpointHeader.model_fields}, path)
     types = {"settings": dict, "model": dict, "training": dict | None}
     for key, expected in types.items():
         if not isinstance(state.get(key), expected):

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class RunFolder:
     resume: "auto", "never", or the path of a checkpoint to continue from.
     sources: checkpoints that the run reads (initial weights, a teacher); if one is newer, a summary is out of date.
     filled_in: keys that the run itself fills in, so that they may differ from the settings it was started with.
+    migrate: (settings, path of the file with them) -> the settings as this version writes them, or UserError.
     """
 
     path: Path
@@ -58,6 +59,7 @@ class RunFolder:
     resume: str = "auto"
     sources: tuple[str, ...] = ()
     filled_in: tuple[str, ...] = ()
+    migrate: Callable[[dict, str], dict] = lambda settings, path: settings
 
     @property
     def names_checkpoint(self) -> bool:
@@ -69,16 +71,15 @@ class RunFolder:
         if self.names_checkpoint:
             state, source = _first_readable([Path(self.resume)]), self.resume
             if "optimizer" not in (state.get("training") or {}) and state["epoch"] < self.epochs:
-                raise UserError(
-                    f"run.resume: {self.resume} holds no training to continue; model.weights takes weights"
-                )
+                raise UserError(f"run.resume: {self.resume} holds no training to continue; model.weights takes weights")
         elif self.resume == "auto" and self.is_finished():
             return Start(finished=True)
         elif self.resume == "never" or not self._is_interrupted():
             return Start()
         else:
             state, source = _first_readable([self.path / LAST, self.path / PREVIOUS]), self.path
-        found = differences(state["settings"], self.settings, self._ignored(MEASUREMENT_KEYS))
+        stored = self.migrate(state["settings"], str(source))
+        found = differences(stored, self.settings, self._ignored(MEASUREMENT_KEYS))
         if found:
             raise UserError(
                 f"run.resume: {source} has other settings ({'; '.join(found[:3])}{'; ...' if found[3:] else ''}): "
@@ -92,11 +93,11 @@ class RunFolder:
         ignored: further keys in which the settings may differ.
         """
         try:
-            there = json.loads((self.path / SETTING).read_text())
+            there = self.migrate(json.loads((self.path / SETTING).read_text()), SETTING)
             newest = max((Path(source).stat().st_mtime for source in self.sources), default=0)
             same = not differences(there, self.settings, self._ignored(ignored))
             return same and (self.path / SUMMARY).stat().st_mtime > newest
-        except (OSError, ValueError):
+        except (OSError, ValueError, UserError):
             return False
 
     def _is_interrupted(self) -> bool:

@@ -19,7 +19,7 @@ def test_parts_left_in_float_still_convert(keys):
     prepared = quant.prepare(build("resnet20", "cifar"), spec(method="ptq", **keys))
     x = torch.randn(8, 3, 32, 32)
     quant.calibrate(prepared, [x])
-    for engine in ("reference", quant.QuantSettings().engine):
+    for engine in ("reference", quant.parse().engine):
         model = quant.convert(prepared, engine)
         assert torch.allclose(model(x), prepared(x), atol=0.05)
         rows = quant.report(prepared, model)

@@ -9,7 +9,7 @@ import torch
 import models
 import quant
 from quant.methods import lsq
-from tests.conftest import a_step, agrees_in_integers, spec, trained
+from tests.conftest import a_step, agrees_in_integers, build_optimizer, spec, trained
 from utils.training import optim
 
 
@@ -99,7 +99,7 @@ def test_a_step_a_channel_has_its_own_gradient_and_scale():
 def test_the_steps_that_the_optimizer_holds_are_the_ones_that_move():
     """The classic mistake is a Parameter replaced in forward: the optimizer would hold, and train, another."""
     model = models.build("resnet20", 10, 32, {})
-    optimizer = optim.build("sgd", model, 0.05, 0.9, True, 5e-4)
+    optimizer = build_optimizer(model, lr=0.05)
     model = quant.prepare(model, spec(method="lsq", weight_bits=4, act_bits=4)).train()
     optim.add_learned(optimizer, quant.learned(model), 1.0)
     optim.check_covers(optimizer, model)

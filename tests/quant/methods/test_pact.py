@@ -7,7 +7,7 @@ import torch
 import models
 import quant
 from quant.methods import pact
-from tests.conftest import a_step, agrees_in_integers, spec, trained
+from tests.conftest import a_step, agrees_in_integers, build_optimizer, spec, trained
 from utils.training import optim
 
 
@@ -53,7 +53,7 @@ def test_alpha_stays_positive():
 
 def test_the_clips_that_the_optimizer_holds_move_and_their_decay_is_counted_once():
     model = models.build("resnet20", 10, 32, {})
-    optimizer = optim.build("sgd", model, 0.05, 0.0, False, 0.5)
+    optimizer = build_optimizer(model, lr=0.05, momentum=0.0, nesterov=False, weight_decay=0.5)
     model = quant.prepare(model, spec(method="pact", weight_bits=4, act_bits=4, alpha_decay=0.01)).train()
     optim.add_learned(optimizer, quant.learned(model), 1.0)
     optim.check_covers(optimizer, model)

@@ -5,7 +5,7 @@ import torch
 
 import models
 import quant
-from tests.conftest import spec
+from tests.conftest import build_optimizer, spec
 from utils.training import optim
 
 
@@ -18,7 +18,7 @@ def step(model, optimizer):
 
 def test_momentum_survives_the_switch():
     model = models.build("resnet20", 10, 32, {})
-    optimizer = optim.build("sgd", model, 0.1, 0.9, True, 5e-4)
+    optimizer = build_optimizer(model)
     step(model.train(), optimizer)
     before = {id(p): optimizer.state[p]["momentum_buffer"].clone() for p in model.parameters()}
     assert all(buffer.abs().sum() > 0 for buffer in before.values())

@@ -50,7 +50,7 @@ def layers_of(prepared, images, enabled: bool) -> dict[str, Moments]:
 @pytest.mark.parametrize("kind", ["bias", "norm"])
 def test_statistics_are_those_of_the_float_net(make, kind):
     torch.manual_seed(1)
-    prepared, images, _ = refined(make, correct=kind)
+    prepared, images, _ = refined(make, bias_correction=kind)
     torch.manual_seed(1)
     without, _, _ = refined(make)
     aim, found, before = (
@@ -70,7 +70,7 @@ def test_statistics_are_those_of_the_float_net(make, kind):
 
 @pytest.mark.parametrize("make", [normed, lambda: plain(10)], ids=["norms", "biases"])
 def test_integers_are_the_simulation_to_the_bit(make):
-    prepared, images, in_float = refined(make, correct="norm")
+    prepared, images, in_float = refined(make, bias_correction="norm")
     with torch.inference_mode():
         simulated = prepared(images)
         for engine in KERNELS:
@@ -81,7 +81,7 @@ def test_integers_are_the_simulation_to_the_bit(make):
 
 def test_the_integer_layer_computes_the_corrected_layer():
     """The bias, the batch norm and the line, absorbed into one: rounded to the nearest step, but for the bias's own."""
-    prepared, images, _ = refined(normed, correct="norm")
+    prepared, images, _ = refined(normed, bias_correction="norm")
     x = images
     with torch.no_grad():
         for layer, _, source, norm in layers(prepared).values():
@@ -95,7 +95,7 @@ def test_the_integer_layer_computes_the_corrected_layer():
 
 
 def test_a_channel_without_variance_is_not_blown_up():
-    prepared, _, _ = refined(normed, correct="norm")
+    prepared, _, _ = refined(normed, bias_correction="norm")
     layer = next(module for module in prepared.modules() if isinstance(module, QuantLayer))
     mean = torch.zeros(16, dtype=torch.float64)
     var = torch.ones(16, dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_a_channel_without_variance_is_not_blown_up():
 
 
 def test_float_tensors_do_not_count_it():
-    prepared, _, _ = refined(normed, correct="norm")
+    prepared, _, _ = refined(normed, bias_correction="norm")
     from quant.analysis.compare import float_state
 
     assert not any("correction" in name or "offset" in name for name in float_state(prepared))

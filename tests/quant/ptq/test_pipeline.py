@@ -35,7 +35,7 @@ def float_net(digits32):
 def quantized(float_net, digits32, **keys):
     settings = spec(method="ptq", **keys)
     model = copy.deepcopy(float_net)
-    if settings.equalize:
+    if quant.equalizes(settings):
         assert quant.equalize(model) == 3
     prepared = quant.prepare(model, settings)
     images = [x for x, _ in digits32[0]][:2]

@@ -10,7 +10,7 @@ from tests.conftest import photos, spec
 from tests.nets import plain
 from utils.errors import UserError
 
-METHODS = [name for name, method in quant.METHODS.items() if "damping" in method.options]
+METHODS = [name for name, method in quant.METHODS.items() if "oscillation_dampening" in method.options.model_fields]
 
 
 def a_net(method: str, bits: int = 3):
@@ -66,5 +66,7 @@ def test_it_starts_at_nothing_and_draws_weights_to_their_integers(method):
 
 
 def test_methods_whose_weights_are_not_rounded_as_they_are_refuse_it():
-    with pytest.raises(UserError, match=r"quant.damping: dorefa has no such option"):
-        spec(method="dorefa", weight_bits=4, damping=0.1)
+    with pytest.raises(
+        UserError, match=r"quant.oscillation_dampening is read by lsq, statassist; quant.method is dorefa"
+    ):
+        spec(method="dorefa", weight_bits=4, oscillation_dampening=0.1)

@@ -1,0 +1,56 @@
+"""Datasets that are not in the table: `package.module:function`.
+
+The function takes (image_size, limit, train) and the further keys of the setting's data section by name, as the loaders
+of data/sources.py do, and returns a data.Dataset.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from data.images import Dataset, Images
+from utils import external
+from utils.config import Section
+from utils.errors import UserError
+
+
+class Options(Section):
+    """Whatever the function takes."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def function(name: str) -> external.Function:
+    """The function of that name. Raises UserError if there is none."""
+    source, _, member = name.partition(":")
+    return external.member(source, member, "data.name")
+
+
+def load(name: str, image_size: int, limit: int | None, train: bool, options: dict[str, Any]) -> Dataset:
+    """Call the function. Raises UserError, in one line, if it cannot be called so or returns no Dataset."""
+    given = {"image_size": image_size, "limit": limit, "train": train} | options
+    found = external.call(function(name), given, f"data.name: {name}")
+    if not isinstance(found, Dataset):
+        raise UserError(f"data.name: {name} returned a {type(found).__name__}, not a data.Dataset")
+    if train and found.train is None:
+        raise UserError(f"data.name: {name} returned no training images for train=True")
+    for images in (found.train, found.test):
+        if isinstance(images, Images):
+            _check_pixels(images.pixels, image_size, name)
+    return found
+
+
+def _check_pixels(pixels: Tensor, image_size: int, name: str) -> None:
+    if pixels.dtype is not torch.uint8 or pixels.shape[1:] != (image_size, image_size, 3):
+        kind = str(pixels.dtype).removeprefix("torch.")
+        raise UserError(
+            f"data.name: {name} returned pixels {kind} {list(pixels.shape)}, not uint8 [N, {image_size}, {image_size}, 3]"
+        )
+
+
+def check_trusted(name: str, trust: bool, remedy: str = "trust=true, if it comes from a friend") -> None:
+    """Raise UserError where a checkpoint names a function as its dataset that utils/external.py does not trust."""
+    if external.is_external(name) and not trust and not external.is_own(name.partition(":")[0], house="data"):
+        raise UserError(f"the checkpoint would call {name} as its dataset; {remedy}")

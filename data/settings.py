@@ -1,0 +1,22 @@
+"""The keys of the data section that every dataset reads. A dataset's own options stand beside its loader."""
+
+from pydantic import Field
+
+from utils.config import Section
+
+
+class DataSettings(Section):
+    """The data section of a setting, without a dataset's own options. Its kinds are built in data/registry.py."""
+
+    name: str = "digits"
+    """The dataset: a row of data.DATASETS, or package.module:function, whose arguments further keys are."""
+    image_size: int = Field(32, ge=8, le=1024)
+    """Side of the square images that the model sees, in pixels."""
+    batch_size: int = Field(128, ge=1, le=2**20)
+    """Images a training step, of all processes together. Evaluation takes its own batches."""
+    augment: bool = True
+    """Random crop and, where the dataset allows it, horizontal flip of the training images."""
+    limit: int | None = Field(None, ge=1)
+    """Take only this many images (of a fixed shuffle) of the training and of the test set, for trials."""
+    val_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    """Share of the training images held out to choose best.pt by. 0: no best.pt; the test set never chooses."""

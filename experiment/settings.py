@@ -1,0 +1,189 @@
+"""The types of the settings: setting/train.json, setting/evaluate.json and setting/latency.json.
+
+Keys are described where they are read: the quant section in quant/core/settings.py and in each method's file, the data
+section in data/settings.py and beside each loader, the optim section in utils/training/optim.py. Here they are put
+together, and settings of earlier versions are brought up to date.
+"""
+
+import copy
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, create_model
+
+import quant
+from data import SECTIONS as data_sections
+from data import DataSettings
+from quant import SECTIONS as quant_sections
+from quant import QuantSettings
+from quant.methods import gradboost
+from utils.config import PathText, RunName, Section, rename, validate, variants
+from utils.training import optim
+from utils.training.optim import OptimSettings
+
+RENAMED = {
+    "quant.equalize": "quant.cross_layer_equalization",
+    "quant.correct": "quant.bias_correction",
+    "quant.damping": "quant.oscillation_dampening",
+    "quant.norm_images": "quant.bn_reestimation_images",
+}
+"""Keys of earlier versions, and what they are called now."""
+
+
+def _boosted(plain: type[Section]) -> type[Section]:
+    """The options of an optimizer with GradBoost: its own and GradBoost's."""
+    return create_model(f"Boosted {plain.__name__}", __base__=(gradboost.Options, plain))
+
+
+_PLAIN = {name: row.options for name, row in optim.PLAIN.items()}
+_BOOSTED = {name: _boosted(row.options) for name, row in optim.BOOSTED.items()}
+OPTIM_SECTIONS = variants("name", OptimSettings, _PLAIN | _BOOSTED, "sgd")
+"""The optim section for each optimizer: the common keys and the optimizer's options."""
+
+
+class ModelSettings(Section):
+    """The model section of a setting; models.check says what options a model has."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    name: str = "resnet20"
+    """The network: a row of models.MODELS. Further keys are that model's own options."""
+    weights: PathText | None = None
+    """A checkpoint or state dict to start from, or null: from scratch."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class RunSettings(Section):
+    epochs: int = Field(20, ge=0)
+    """Passes over the training images, the float ones included."""
+    seed: int = Field(1882, ge=0, lt=2**63)
+    """Seed of initial weights, data order, augmentation and noise."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Arithmetic of convolutions in training; quantizers always compute in fp32. auto: the faster for this net here."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Compile quantizers (torch.compile), some 20 seconds at the start; auto: where training is long."""
+    device: str = "auto"
+    """Where training runs, as torch names it; auto: an accelerator if there is one. Integer engines run on the CPU."""
+    dir: PathText = "runs"
+    """Folder of all runs."""
+    name: RunName | None = None
+    """This run's folder; null: the name of the setting file."""
+    resume: PathText = "auto"
+    """auto: go on with an interrupted run of this name and setting; never: begin again; else: a checkpoint to go on
+    from."""
+    checkpoint_minutes: float = Field(10.0, gt=0)
+    """Minutes between checkpoints within an epoch; there is one at each epoch's end anyway."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time, on accelerators too. CPUs do so anyway."""
+    tensorboard: bool = False
+    """Event files for TensorBoard, too (pip install tensorboard)."""
+    engines: list[str] | None = None
+    """Engines measured when training ends; null: quant.engine alone."""
+
+
+class TrainSettings(Section):
+    """setting/train.json and its kin: one training run, or a sweep of them."""
+
+    note: str = ""
+    """What this setting does and what it costs."""
+    data: Annotated[DataSettings, data_sections] = Field(default_factory=data_sections.make_default)
+    model: ModelSettings = ModelSettings()
+    quant: Annotated[QuantSettings, quant_sections] = Field(default_factory=quant_sections.make_default)
+    optim: Annotated[OptimSettings, OPTIM_SECTIONS] = Field(default_factory=OPTIM_SECTIONS.make_default)
+    run: RunSettings = RunSettings()
+    sweep: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field({})
+    """A run for every combination: {"quant.act_bits": [2, 4]}, or names with the keys they stand for."""
+
+    @classmethod
+    def rename(cls, values: dict) -> list[str]:
+        """RENAMED, in the sections, in dotted keys, and in those of a sweep."""
+        tables, sweep = [values], values.get("sweep")
+        if isinstance(sweep, dict):
+            groups = [group for axis in sweep.values() if isinstance(axis, dict) for group in axis.values()]
+            tables += [sweep, *(group for group in groups if isinstance(group, dict))]
+        return list(dict.fromkeys(notice for table in tables for notice in rename(table, RENAMED)))
+
+
+class EvaluateSettings(Section):
+    """setting/evaluate.json: measure a checkpoint."""
+
+    note: str = ""
+    """What this setting does and what it costs."""
+    checkpoint: PathText = "runs/train/last.pt"
+    """The checkpoint, written by train.py."""
+    engines: list[str] = Field(["reference", "fbgemm", "qnnpack", "x86", "onednn"])
+    """Engines to convert to and measure; rows of quant.ENGINES."""
+    output: PathText | None = None
+    """Folder for evaluation.json; null: beside the checkpoint."""
+    export: PathText | None = None
+    """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
+    in .onnx, or of one as small as its bits, in .npz; null: none."""
+    sensitivity: bool = False
+    """Measure each layer, too: the test images pass twice a layer. sensitivity.csv and .png beside evaluation.json."""
+    data: dict[str, Any] = Field({})
+    """Keys of the data section laid over the run's own, to measure on other images. Where they name another dataset,
+    keys of the run's that it does not read are left out."""
+    trust: bool = False
+    """Let the checkpoint call functions of installed packages that it names as its model's factory or its dataset."""
+
+
+class LatencySettings(Section):
+    """setting/latency.json: time models, float and integer, on this CPU."""
+
+    note: str = ""
+    """What this setting does and what it costs."""
+    models: list[PathText | dict[str, Any]] = Field(["resnet18", "mobilenet_v2"], min_length=1)
+    """Names, or {"name": ...} with the model's options, or finished runs: a run's folder or checkpoint."""
+    engines: list[str] = Field(["fbgemm", "x86"], min_length=1)
+    """Engines to time; rows of quant.ENGINES."""
+    image_size: int = Field(224, ge=8, le=1024)
+    """Side of the images in pixels. A run brings its own."""
+    batch_size: int = Field(1, ge=1)
+    """Images a call."""
+    num_classes: int = Field(1000, ge=2)
+    """Outputs of models that are given by name."""
+    threads: int | None = Field(None, ge=1)
+    """Threads of torch; null: as many as torch takes by itself."""
+    warmup: int = Field(10, ge=0)
+    """Calls of each model before any is timed."""
+    repeats: int = Field(50, ge=1)
+    """Timed calls of each model."""
+    dir: PathText = "runs/latency"
+    """Folder of the tables and the picture."""
+    trust: bool = False
+    """Let a checkpoint call the function of an installed package that it names as its model's factory."""
+
+
+def resolved(settings: TrainSettings) -> TrainSettings:
+    """The setting with nothing left to defaults of methods and schedules. Raises UserError for what cannot work."""
+    flat = quant.parse(**quant.resolve(settings.quant).flat())
+    return settings.model_copy(update={"quant": flat, "optim": optim.resolve(settings.optim)})
+
+
+def stored(values: dict[str, Any], source: str) -> TrainSettings:
+    """The resolved setting that a checkpoint or a config.json holds, of this version or an earlier one."""
+    return resolved(validate(TrainSettings, _migrated(values), source))
+
+
+def stored_values(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """The same as the JSON-able values that this version writes."""
+    return stored(values, source).model_dump(mode="json")
+
+
+def _migrated(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys that the section's method, optimizer, schedule or dataset does not read.
+
+    Checkpoints of format 3 hold the keys of all of them, the others' at their defaults.
+    """
+    values = copy.deepcopy(values)
+    TrainSettings.rename(values)
+    for name, kinds in (("data", data_sections), ("quant", quant_sections), ("optim", OPTIM_SECTIONS)):
+        section = values.get(name)
+        kind = kinds.kinds.get(kinds.name(section))
+        if isinstance(section, dict) and kind is not None and kind.model_config.get("extra") == "forbid":
+            values[name] = {k: v for k, v in section.items() if k in kind.model_fields or not kinds.readers(k)}
+    if isinstance(values.get("optim"), dict) and values["optim"].get("schedule") != "step":
+        values["optim"].pop("milestones", None)
+    return values
