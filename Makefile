@@ -1,32 +1,39 @@
-# make train   an environment, the requirements, then the default experiment
-# make test    the same environment and the optional engines, then the whole suite
-# make check   style (ruff), then the suite
-# make schema  the JSON Schemas in setting/schema, after a change of utils/config.py or of a table
+# make train   an environment in .venv with the requirements, then the default experiment
+# make test    the same environment with the optional engines, then all checks and the whole suite: what CI runs
+# make quick   one path through everything, in less than a minute
+# make check   style (ruff), import contracts (import-linter) and types (mypy), without running anything
+# make schema  the JSON Schemas in setting/schema, after a change of a setting's keys or of a table
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 BIN := .venv/bin
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses=4 --dist worksteal
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: train test check schema
+.PHONY: train test quick check schema
 
 train: .venv/installed
 	$(BIN)/python train.py
 
-test: .venv/installed .venv/deploy
-	$(TESTS)
+test: check
+	$(PYTEST) -n auto --maxprocesses=4 --dist worksteal
 
-check: .venv/installed .venv/deploy
+quick: .venv/deploy
+	$(PYTEST) tests/test_quick.py
+
+check: .venv/deploy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(TESTS)
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 schema: .venv/installed
 	$(BIN)/python -m setting.schema.generate
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) -r requirements.txt
 	touch $@
 
 .venv/deploy: .venv/installed requirements-deploy.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-deploy.txt
+	$(INSTALL) -r requirements-deploy.txt
 	touch $@
