@@ -171,7 +171,7 @@ class Session:
             quantize=lambda model: self.prepare(model, trainer),
             method=q.method,
             average=average.Average(optimizer, o.average) if o.average else None,
-            reestimate_batch_norm=lambda model: quant.renorm(model, (images for images, _ in norm_batches)),
+            reestimate_batch_norm=lambda model: quant.reestimate_batch_norm(model, (images for images, _ in norm_batches)),
             noise=noise,
             processes=processes,
             log=self.log,
@@ -223,7 +223,7 @@ class Session:
         optim.add_learned(trainer.optimizer, quant.learned(prepared), o.learned_lr)
         gradboost.end_warm_up(trainer.optimizer)
         if quant.dampening(q):
-            quant.Damping(trainer.optimizer, prepared, quant.dampening(q), lambda: trainer.progress)
+            quant.Dampening(trainer.optimizer, prepared, quant.dampening(q), lambda: trainer.progress)
         return prepared
 
     def pack(self, arithmetic: str, model: nn.Module, epoch: int, training: dict) -> dict:

@@ -31,8 +31,8 @@ from quant.methods.dorefa import GradientQuantizer
 from quant.ptq import pipeline
 from quant.ptq.calibrate import calibrate
 from quant.ptq.cross_layer_equalization import equalize
-from quant.qat.bn_reestimation import renorm
-from quant.qat.oscillation_dampening import Damping
+from quant.qat.bn_reestimation import reestimate_batch_norm
+from quant.qat.oscillation_dampening import Dampening
 from quant.registry import ENGINES, METHODS, SECTIONS, engine
 from quant.validate import allows, check_layers, check_run, ends_in_float, float_epochs, parse, rescales, resolve
 from utils.console import tracked
@@ -106,7 +106,7 @@ __all__ = [
     "ENGINES",
     "METHODS",
     "SECTIONS",
-    "Damping",
+    "Dampening",
     "LayerBits",
     "Method",
     "QuantSettings",
@@ -128,8 +128,8 @@ __all__ += [
     "parse",
     "prepare",
     "quantizers",
+    "reestimate_batch_norm",
     "refine",
-    "renorm",
     "report",
     "rescales",
     "resolve",

@@ -10,7 +10,7 @@ from utils.errors import UserError
 
 @torch.no_grad()
 def check_weight_quantizer(quantizer: Quantizer, weight: Tensor) -> None:
-    """Raise UserError for a quantizer that is none for `weight`.
+    """Raise UserError for a quantizer that cannot quantize `weight`.
 
     Its integers are tried on the weight itself, and on a tensor of the weight's shape whose values cover the grid.
     """
@@ -22,8 +22,8 @@ def check_weight_quantizer(quantizer: Quantizer, weight: Tensor) -> None:
         raise UserError(f"{name}: the grid of a weight quantizer must have zero_point 0")
     if max(-grid.q_min, grid.q_max) > 127:
         raise UserError(
-            f"{name}: integers of {grid.q_min} .. {grid.q_max}; those of weights must be within -127 .. 127 (int8 whose "
-            "sign batch norm may flip)"
+            f"{name}: integers of {grid.q_min} .. {grid.q_max}; those of weights must be within -127 .. 127 (int8, and "
+            "batch norm may flip their sign)"
         )
     levels = (grid.q_max - grid.q_min) // grid.step + 1
     if levels > 2**quantizer.bits:
@@ -54,7 +54,7 @@ def _check_integers(name: str, grid: Grid, q: Tensor) -> None:
 
 @torch.no_grad()
 def check_activation_quantizer(quantizer: Quantizer) -> None:
-    """Raise UserError for a quantizer that is none for activations.
+    """Raise UserError for a quantizer that cannot quantize activations.
 
     Its forward is compared with its grid in eval mode, a third of a step to either side of each integer.
     """

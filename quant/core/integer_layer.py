@@ -124,7 +124,7 @@ def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias
 
 
 def shares(weight: Tensor, largest: int, groups: int) -> int | None:
-    """The number of parts to split the input channels into so that no sum reaches 2^24; None if no split achieves it."""
+    """Into how many parts to split the input channels so that no sum reaches 2^24; None if no split achieves it."""
     sizes, count = weight.abs(), 1
     sizes = sizes.flatten(2).sum(2) if sizes.ndim > 2 else sizes
     while count <= sizes.shape[1]:

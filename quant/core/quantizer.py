@@ -29,8 +29,8 @@ class Quantizer(nn.Module):
     """What weight quantizers and activation quantizers have in common. Derive from one of those two.
 
     bits: width of its integers. enabled: a buffer; False makes forward the identity. observing: whether it updates its
-    range in eval mode too, as calibration asks for. note: a remark for reports, or "". weight_decay: the weight decay of
-    its learned parameters, counted as torch's optimizers do.
+    range in eval mode too, as calibration asks for. note: a remark for reports, or "". weight_decay: that of its
+    learned parameters, as torch's optimizers define it.
     """
 
     weight_decay = 0.0
@@ -63,7 +63,7 @@ class Quantizer(nn.Module):
 class WeightQuantizer(Quantizer):
     """Quantizes a weight tensor, output channels on axis 0, per channel or per tensor.
 
-    grid() has zero_point 0, integers within -127 .. 127 and at most 2^bits of them; its step says how far apart they are
+    grid() has zero_point 0 and at most 2^bits integers, within -127 .. 127; its step is the distance between them
     (mid-rise: 2). to_int(w) may choose any of those integers. A subclass gives grid() and either rounding() (uniform
     rounding, gradients as in core/fake_quantize.py) or its own forward() and to_int().
     """
@@ -132,7 +132,7 @@ class ActivationQuantizer(Quantizer):
         """Update the range from x, taken after the activation. x may be just the least and the greatest value."""
 
     def gather_members(self, x: Tensor) -> Tensor | None:
-        """The values of all members in one flat tensor once the last has come, None before; x where there is but one."""
+        """The values of all members, flat, once the last has come, and None before; x where there is only one."""
         if self.members == 1:
             return x.detach()
         self._gathered.append(x.detach().flatten())

@@ -50,7 +50,7 @@ def clip_grid(clip: Tensor, q_min: int, q_max: int) -> Grid:
 
 @torch.no_grad()
 def best_clip(x: Tensor, q_min: int, q_max: int, per_channel: bool = False) -> Tensor:
-    """The clip, among 1 %, .. 100 % of the largest |x|, with the least squared error of x on its grid; [], or [rows]."""
+    """The clip of least squared error among 1 %, 2 %, .. 100 % of the largest |x|; fp32 [], or [rows]."""
     rows = x.flatten(1) if per_channel else x
 
     def error(low: Tensor, high: Tensor, sample: Tensor) -> Tensor:

@@ -7,13 +7,13 @@
     s starts at  2 <|v|> / sqrt(Q_P)  (step_init: paper), or at the least squared error (mse)               section 2.1
 
 Q_N = 0 and Q_P = 2^b - 1 where v cannot be negative, else Q_N = 2^(b-1) and Q_P = 2^(b-1) - 1. v, s, Q_N, Q_P, N and g
-are named so below. Steps of weights start from the weights, those of activations from the first batch, in place: the
-Parameter that the optimizer holds is the one that is trained. They get no weight decay (utils/training/optim.py).
+are named so below. Steps of weights are initialized from the weights, those of activations from the first batch, in
+place, so that the optimizer's Parameter is the one in use. They get no weight decay (utils/training/optim.py).
 
-Differs from the paper: 8-bit weights keep to +-127, since batch norm may flip their sign (core/integer_layer.py); weights
-have a step for each output channel unless granularity is per_tensor; N of an activation counts one sample, and of a weight
-the elements that share the step; first and last layers, the image and the inputs of additions have first_last_bits and
-residual_bits. Signed activations keep a symmetric range of b bits. A step stays positive.
+Differs from the paper: 8-bit weights keep to +-127, since batch norm may flip their sign (core/integer_layer.py);
+weights have a step for each output channel unless granularity is per_tensor; N of an activation counts one sample, and
+of a weight the elements that share the step; first and last layers, the image and the inputs of additions have
+first_last_bits and residual_bits. Signed activations keep a symmetric range of b bits. A step stays positive.
 """
 
 from typing import Literal

@@ -64,7 +64,7 @@ class LearnedClip(DataInitializedActivationQuantizer):
             self.alpha.data.clamp_(min=TINY)
 
     def rounding(self, x: Tensor) -> Rounding:
-        """The gradient passes at x = 0 and x = alpha too, while alpha gets one from x = alpha on: hence separate ends."""
+        """x = 0 and x = alpha still pass the gradient, but alpha already gets its own at x = alpha: separate ends."""
         alpha = self.alpha.detach().clamp(min=TINY)
         low = -alpha if self.q_min else torch.zeros_like(alpha)
         least, most = alpha.new_tensor(self.q_min), alpha.new_tensor(self.q_max)

@@ -4,9 +4,8 @@
 
 approximates the range of least squared error. c1 and c2 of each bit-width k are a regression over standard
 distributions, which tests/quant/methods/test_sawb.py repeats. The levels are mid-rise: the odd multiples of
-alpha_w / (2^k - 1)
-(methods/midrise.py); at 8 bits, where those do not fit int8, the multiples of alpha_w / 127 (under reduce_range at 7 and 8
-bits of alpha_w / 63). The gradient is 1 within +-alpha_w and 0 beyond.
+alpha_w / (2^k - 1) (methods/midrise.py). At 8 bits, where those do not fit int8, they are the multiples of
+alpha_w / 127 (under reduce_range at 7 and 8 bits of alpha_w / 63). The gradient is 1 within +-alpha_w and 0 beyond.
 
 Differs from the paper: alpha_w is per output channel unless granularity is per_tensor, at most max |w|, and at least
 2 (1 - 2^-k) E|w|, the best range for uniformly distributed weights, which the regression underestimates.

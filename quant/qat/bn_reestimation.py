@@ -1,13 +1,13 @@
-"""Batch norm's statistics found anew, for the net as it is when training is over.
+"""Batch norm re-estimation: running statistics measured again for the net as it is after training.
 
-Its running averages are those of weights that have moved since, and at few bits weights hop between two integers until
-the end, so that the averages belong to neither (Nagel et al., arXiv 2203.11086; depthwise nets lose most by it). Here
-the norms of the net that trained see training images once more, cropped and mirrored as in training (of others the
-statistics are others), with all quantizers as they are:
+The running averages are of weights that have moved since. At few bits weights oscillate between two integers to the
+end, and the averages belong to neither of them (Nagel et al., arXiv 2203.11086; depthwise nets suffer most). Here the
+batch norms of the trained net see training images once more, cropped and mirrored as in training (images without that
+have other statistics), with all quantizers as they are:
 
-    mean, var  <-  the mean over batches of the batch's own        (momentum: none; arXiv 1803.05407 does so, too)
+    mean, var  <-  the mean over batches of each batch's own        (no momentum, as in arXiv 1803.05407)
 
-Ranges of weights follow the weights as they are now; those of activations rest.
+Weight ranges follow the weights as they are now; activation ranges do not change.
 """
 
 from collections.abc import Iterable
@@ -19,8 +19,8 @@ from quant.graph.quant_layers import QuantLayer
 
 
 @torch.no_grad()
-def renorm(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Find all batch norms' running statistics anew on batches of images. The model is in eval afterwards."""
+def reestimate_batch_norm(model: nn.Module, images: Iterable[Tensor]) -> None:
+    """Re-estimate the running statistics of all batch norms on batches of images. The model is in eval afterwards."""
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
@@ -31,7 +31,7 @@ def renorm(model: nn.Module, images: Iterable[Tensor]) -> None:
         norm.training = True
     for layer in model.modules():
         if isinstance(layer, QuantLayer):
-            layer.training = True  # norms unfolded; its parts but for the weights' quantizer rest
+            layer.training = True  # runs its batch norm unfolded; its submodules stay in eval
             if layer.weight_quantizer is not None:
                 layer.weight_quantizer.train()
     device = next(model.parameters()).device

@@ -1,12 +1,12 @@
-"""Damping of oscillations (Nagel et al., arXiv 2203.11086, section 4.1): weights drawn to the middle of their integer.
+"""Oscillation dampening (Nagel et al., arXiv 2203.11086, section 4.1): weights drawn to their integers.
 
     L_dampen = || w_hat - clip(w, n s, p s) ||^2,    its gradient  2 (clip(w, n s, p s) - w_hat)  inside,  0 beyond
 
 w_hat counts as a constant, n s and p s are the ends of the grid. Near the end of low-bit training a weight between two
-integers hops from one to the other at each step and never settles; the term's strength lambda rises from 0 to
-`damping` along half a cosine, while training still has to choose, and then holds the choice.
+integers jumps from one to the other at each step and never settles. The term's strength lambda rises from 0 to
+`damping` along half a cosine: weights can choose an integer early in training, and keep it later.
 
-Differs from the paper: the strength rises over the whole of the quantized training (there: one of several ways tried).
+Differs from the paper: the strength rises over the whole of the quantized training (there: one of several schedules).
 """
 
 import math
@@ -19,10 +19,10 @@ from quant.core.grid import along_channels
 from quant.graph.quant_layers import QuantLayer
 
 
-class Damping:
-    """Attached to an optimizer: adds the term's gradient to those of the weights of `model`, before each step.
+class Dampening:
+    """Hook on an optimizer: adds the gradient of damping * L_dampen to the weights of `model` before each step.
 
-    progress(): how far the quantized training has come, in [0, 1].
+    progress(): the share of the quantized training that is done, in [0, 1].
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class Damping:
         strength = self.damping * 0.5 * (1 - math.cos(math.pi * self.progress()))
         for layer in self.layers:
             if layer.weight.grad is not None and layer.weight_quantizer.is_calibrated():
-                layer.weight.grad.add_(away(layer), alpha=2 * strength)
+                layer.weight.grad.add_(distance_to_grid(layer), alpha=2 * strength)
 
 
-def away(layer: QuantLayer) -> torch.Tensor:
+def distance_to_grid(layer: QuantLayer) -> torch.Tensor:
     """clip(w, n s, p s) - w_hat"""
     grid, w = layer.weight_quantizer.grid(), layer.weight.float()
     least, most = (along_channels(grid.scale * q, w) for q in (grid.q_min, grid.q_max))

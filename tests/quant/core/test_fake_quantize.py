@@ -1,4 +1,4 @@
-"""Rounding and its gradients, as they stand and compiled, against formulas in fp64."""
+"""Rounding and its gradients, uncompiled and compiled, against formulas in fp64."""
 
 import copy
 
@@ -27,7 +27,7 @@ LAYOUTS = {
 
 @pytest.fixture(params=["plain", "compiled"])
 def way(request):
-    """Kernels as they stand, then as loops of their own."""
+    """Kernels uncompiled, then compiled."""
     if request.param == "compiled":
         quant.compile_kernels()
         if not kernels.compiled():
@@ -42,22 +42,24 @@ def started(method: str, bits: int, signed: bool, x: torch.Tensor):
     return quantizer
 
 
-def off_edges(v: torch.Tensor, rounding: fake_quantize.Rounding, bounds: ClampedAffine) -> torch.Tensor:
+def off_edges(v: torch.Tensor, rounding: fake_quantize.Rounding, activation: ClampedAffine) -> torch.Tensor:
     """Where fp32 and fp64 cannot come to different integers, or sides of an edge."""
     steps, edge = v / rounding.scale.double(), 1e-3
-    edges = torch.stack([rounding.low, rounding.high, *(rounding.ends or ()), *map(torch.tensor, bounds[:2])]).double()
+    edges = torch.stack(
+        [rounding.low, rounding.high, *(rounding.ends or ()), *map(torch.tensor, activation[:2])]
+    ).double()
     return ((steps - steps.floor() - 0.5).abs() > edge) & ((v[..., None] - edges).abs().min(-1).values > edge / 10)
 
 
-def expected(v: torch.Tensor, g: torch.Tensor, r: fake_quantize.Rounding, bounds: ClampedAffine):
+def expected(v: torch.Tensor, g: torch.Tensor, r: fake_quantize.Rounding, activation: ClampedAffine):
     """(v_hat, the gradient of v, the terms of that of t) by the docstring of core/fake_quantize.py, in fp64."""
     scale, least, most, low, high = (n.double() for n in (r.scale, r.least, r.most, r.low, r.high))
-    u = v.clamp(*bounds[:2])
+    u = v.clamp(*activation[:2])
     v_hat = scale * (u / scale).round().clamp(least, most)
-    passing = (low < u) & (u < high) & (bounds.low < v) & (v < bounds.high)
+    passing = (low < u) & (u < high) & (activation.low < v) & (v < activation.high)
     floor, ceiling = (n.double() for n in (r.ends or (r.low, r.high)))
     felt = torch.where((floor < u) & (u < ceiling), v_hat - u if r.inside else torch.zeros_like(u), v_hat)
-    terms = None if r.learned is None else r.share * (g * felt) / r.learned.detach().double()
+    terms = r.share * (g * felt) / r.learned[0].detach().double() if r.learned else None
     return v_hat, g * passing, terms
 
 
@@ -68,59 +70,59 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, size: torch.Tensor | None = 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("bounds", [IDENTITY, RELU, RELU6], ids=["none", "relu", "relu6"])
+@pytest.mark.parametrize("activation", [IDENTITY, RELU, RELU6], ids=["none", "relu", "relu6"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("method", METHODS)
-def test_values_and_gradients(method, bits, bounds, layout, way):
+def test_values_and_gradients(method, bits, activation, layout, way):
     x = LAYOUTS[layout](torch.randn(8, 16, 18, 18) * 4)
-    quantizer = started(method, bits, bounds == IDENTITY, bounds(x))
+    quantizer = started(method, bits, activation == IDENTITY, activation(x))
     rounding = quantizer.rounding(x)
     v = x.clone().requires_grad_()  # in x's own layout
-    fine = off_edges(x.double(), rounding, bounds)
+    fine = off_edges(x.double(), rounding, activation)
     assert fine.double().mean() > 0.9
     g = torch.randn_like(x) * fine
-    y = fake_quantize.rounded(v, rounding.behind(bounds))
+    y = fake_quantize.rounded(v, rounding.behind(activation))
     y.backward(g)
-    v_hat, of_v, terms = expected(x.double(), g.double(), rounding, bounds)
+    v_hat, of_v, terms = expected(x.double(), g.double(), rounding, activation)
     assert close(y.detach() * fine, v_hat * fine)
     assert close(v.grad, of_v)
-    assert terms is None or close(rounding.learned.grad, terms.sum(), terms.abs().sum())
+    assert terms is None or close(rounding.learned[0].grad, terms.sum(), terms.abs().sum())
 
 
-@pytest.mark.parametrize("bounds", [IDENTITY, RELU, RELU6], ids=["none", "relu", "relu6"])
+@pytest.mark.parametrize("activation", [IDENTITY, RELU, RELU6], ids=["none", "relu", "relu6"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("method", METHODS)
-def test_behind_a_batch_norm(method, bits, bounds, way):
+def test_behind_a_batch_norm(method, bits, activation, way):
     """Values, all four gradients and the running statistics are those of the norm, the activation and the quantizer."""
     norm = nn.BatchNorm2d(16)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     x = (torch.randn(8, 16, 18, 18) * 3 + 5 * torch.randn(16, 1, 1)).contiguous(memory_format=torch.channels_last)
-    quantizer = started(method, bits, bounds == IDENTITY, bounds(copy.deepcopy(norm)(x)).detach())
+    quantizer = started(method, bits, activation == IDENTITY, activation(copy.deepcopy(norm)(x)).detach())
     apart, v64 = copy.deepcopy(norm), copy.deepcopy(norm).double()
     apart(x)
     inside, exact = x.clone().requires_grad_(), x.double().requires_grad_()
     v = v64(exact)
     rounding = quantizer.rounding(x)
-    fine = off_edges(v.detach(), rounding, bounds)
+    fine = off_edges(v.detach(), rounding, activation)
     g = (torch.randn(x.shape) * fine).contiguous(memory_format=torch.channels_last)
-    y = fake_quantize.norm_rounded(inside, norm, fake_quantize.normed(inside, norm), rounding.behind(bounds))
+    y = fake_quantize.norm_rounded(inside, norm, fake_quantize.normed(inside, norm), rounding.behind(activation))
     y.backward(g)
-    v_hat, of_v, terms = expected(v.detach(), g.double(), rounding, bounds)
+    v_hat, of_v, terms = expected(v.detach(), g.double(), rounding, activation)
     v.backward(of_v)
     assert close(y.detach() * fine, v_hat * fine)
     size = of_v.abs().sum((0, 2, 3)).norm()
     assert close(inside.grad, exact.grad)
     assert close(norm.weight.grad, v64.weight.grad, size)
     assert close(norm.bias.grad, v64.bias.grad, size)
-    assert terms is None or close(rounding.learned.grad, terms.sum(), terms.abs().sum())
+    assert terms is None or close(rounding.learned[0].grad, terms.sum(), terms.abs().sum())
     for name, buffer in apart.named_buffers():
         assert torch.allclose(norm.get_buffer(name), buffer, rtol=1e-5, atol=1e-6), name
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("method", METHODS)
-def test_an_activation_that_is_a_line_comes_first(method, bits):
+def test_an_activation_that_scales_comes_first(method, bits):
     """Hard-sigmoid: it scales and shifts before it clamps."""
     x = torch.randn(8, 16, 18, 18) * 4
     quantizer = started(method, bits, False, HARD_SIGMOID(x))
@@ -131,7 +133,7 @@ def test_extremes_behind_a_norm_are_those_of_its_values(way):
     norm = nn.BatchNorm2d(16)
     nn.init.normal_(norm.weight)
     x = torch.randn(8, 16, 18, 18).contiguous(memory_format=torch.channels_last)
-    assert torch.allclose(fake_quantize.normed(x, copy.deepcopy(norm)).ends, torch.stack(torch.aminmax(norm(x))))
+    assert torch.allclose(fake_quantize.normed(x, copy.deepcopy(norm)).extremes, torch.stack(torch.aminmax(norm(x))))
 
 
 def test_half_precision_is_rounded_in_fp32(way):

@@ -8,7 +8,7 @@ from torch import nn
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.grid import Grid
 from quant.core.integer_layer import Geometry, _off_ties, absorb, exact_sums, shares
-from quant.core.quantizer import ObservedQuantizer
+from quant.core.observed import ObservedWeightQuantizer
 from tests.helpers import grid
 
 
@@ -66,7 +66,7 @@ def test_orders_of_rounding_agree_at_every_step(zero_point):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_layer_against_numpy(bits, bias, stride):
     conv, norm = nn.Conv2d(6, 8, 3, stride, 1, bias=bias), random_norm(8)
-    quantizer = ObservedQuantizer(bits, True, 8, "last_minmax", 100.0)
+    quantizer = ObservedWeightQuantizer(bits, 8, "last_minmax")
     quantizer(conv.weight)
     wg, x, y = quantizer.grid(), grid(0.031, 3, bits), grid(0.05, 2, bits)
     geometry = Geometry((stride, stride), (1, 1), (1, 1))
@@ -95,7 +95,7 @@ def test_layer_against_numpy(bits, bias, stride):
 
 def test_simulated_values_are_those_of_the_float_layer_within_half_a_step():
     conv, norm = nn.Conv2d(16, 8, 3, 1, 1), random_norm(8)
-    quantizer = ObservedQuantizer(8, True, 8, "last_minmax", 100.0)
+    quantizer = ObservedWeightQuantizer(8, 8, "last_minmax")
     quantizer(conv.weight)
     wg, x, y = quantizer.grid(), grid(0.02, 128), grid(0.03, 128)
     layer = absorb(Geometry((1, 1), (1, 1), (1, 1)), wg.to_int(conv.weight), wg, conv.bias, norm, x, y, IDENTITY, 127)
@@ -137,7 +137,7 @@ def test_vanishing_gamma_gives_a_sound_layer(gamma):
     with torch.no_grad():
         norm.weight[1] = gamma
         norm.bias.copy_(torch.tensor([0.5, 1.25, -0.5]))
-    quantizer = ObservedQuantizer(8, True, 3, "last_minmax", 100.0)
+    quantizer = ObservedWeightQuantizer(8, 3, "last_minmax")
     quantizer(conv.weight)
     wg, x, y = quantizer.grid(), grid(0.02, 0), grid(0.01, 100)
     layer = absorb(Geometry((1, 1), (0, 0), (1, 1)), wg.to_int(conv.weight), wg, conv.bias, norm, x, y, IDENTITY, 127)
@@ -152,7 +152,7 @@ def test_a_bias_too_large_for_the_grid_raises_the_scale():
     with torch.no_grad():
         conv.weight.mul_(1e-9)
         conv.bias.copy_(torch.tensor([5.0, 0.0]))
-    quantizer = ObservedQuantizer(8, True, 2, "last_minmax", 100.0)
+    quantizer = ObservedWeightQuantizer(8, 2, "last_minmax")
     quantizer.low.copy_(conv.weight.flatten(1).amin(1).detach())
     wg = Grid(torch.tensor([1e-12, 1e-3]), torch.zeros(2, dtype=torch.int32), -127, 127)
     x, y = grid(0.01, 0), grid(0.05, 0)

@@ -3,11 +3,14 @@
 import pytest
 import torch
 
-from quant.core.quantizer import ObservedQuantizer
+from quant.core.observed import ObservedActivationQuantizer, ObservedWeightQuantizer
 
 
-def settle(observer: str, batches, bits=4, symmetric=False, channels=None, percentile=99.0):
-    quantizer = ObservedQuantizer(bits, symmetric, channels, observer, percentile)
+def calibrated(observer: str, batches, bits=4, symmetric=False, channels=None, percentile=99.0):
+    if symmetric:
+        quantizer = ObservedWeightQuantizer(bits, channels, observer, percentile)
+    else:
+        quantizer = ObservedActivationQuantizer(bits, observer, percentile)
     quantizer.observing = True
     for batch in batches:
         quantizer(batch)
@@ -21,7 +24,7 @@ BATCHES = [torch.randn(50, 40, generator=torch.Generator().manual_seed(i)) * (1 
 
 
 def test_minmax_sees_all_batches():
-    quantizer, every = settle("minmax", BATCHES), torch.stack(BATCHES)
+    quantizer, every = calibrated("minmax", BATCHES), torch.stack(BATCHES)
     assert quantizer.low == every.min()
     assert quantizer.high == every.max()
 
@@ -30,14 +33,14 @@ def test_moving_average_starts_at_the_first_batch_and_moves_by_a_hundredth():
     low, high = BATCHES[0].min(), BATCHES[0].max()
     for batch in BATCHES[1:]:
         low, high = low + 0.01 * (batch.min() - low), high + 0.01 * (batch.max() - high)
-    quantizer = settle("moving_average", BATCHES)
+    quantizer = calibrated("moving_average", BATCHES)
     assert quantizer.low.item() == pytest.approx(low.item(), rel=1e-6)
     assert quantizer.high.item() == pytest.approx(high.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("percentile", [90.0, 99.0])
 def test_percentile_leaves_out_the_named_share_at_each_end(percentile):
-    quantizer, every = settle("percentile", BATCHES, percentile=percentile), torch.stack(BATCHES).flatten()
+    quantizer, every = calibrated("percentile", BATCHES, percentile=percentile), torch.stack(BATCHES).flatten()
     outside = (every > quantizer.high).double().mean()
     assert outside.item() == pytest.approx(1 - percentile / 100, abs=2e-3)
     assert quantizer.low < 0
@@ -48,7 +51,7 @@ def test_samples_come_from_all_positions(observer):
     """Values that grow from the border inwards: a sample of corners alone would miss them."""
     ramp = torch.linspace(-1, 1, 32).abs()
     image = (1 - torch.maximum(ramp[:, None], ramp)).expand(512, 16, 32, 32)
-    quantizer = settle(observer, [image, image], 8)
+    quantizer = calibrated(observer, [image, image], 8)
     assert quantizer.high.item() == pytest.approx(float(image.max()), rel=0.1)
 
 
@@ -56,8 +59,8 @@ def test_samples_come_from_all_positions(observer):
 @pytest.mark.parametrize(("symmetric", "channels"), [(False, None), (True, None), (True, 50)])
 def test_mse_is_no_worse_than_any_share_of_the_full_range(bits, symmetric, channels):
     x = torch.distributions.Laplace(0.0, 1.0).sample((50, 400))
-    best = settle("mse", [x], bits, symmetric, channels)
-    full = settle("last_minmax", [x], bits, symmetric, channels)
+    best = calibrated("mse", [x], bits, symmetric, channels)
+    full = calibrated("last_minmax", [x], bits, symmetric, channels)
     errors = ((best(x) - x) ** 2).mean(1) if channels else ((best(x) - x) ** 2).mean()
     low, high = full.low.clone(), full.high.clone()
     for share in (1.0, 0.8, 0.6, 0.4, 0.2):
@@ -72,5 +75,5 @@ def test_mse_is_no_worse_than_any_share_of_the_full_range(bits, symmetric, chann
 def test_per_channel_ranges_differ_by_channel():
     x = torch.randn(3, 500) * torch.tensor([[0.1], [1.0], [10.0]])
     for observer in ("last_minmax", "percentile", "mse"):
-        scale = settle(observer, [x], 8, True, 3).grid().scale
+        scale = calibrated(observer, [x], 8, True, 3).grid().scale
         assert scale[0] < scale[1] < scale[2]

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import quant
-from quant.core.quantizer import ObservedQuantizer
+from quant.core.contract import check_activation_quantizer, check_weight_quantizer
+from quant.core.observed import ObservedRange
+from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 from quant.methods.midrise import SignWeights, TanhWeights
 from tests.conftest import photos, spec
 from tests.helpers import float_range
@@ -29,7 +31,12 @@ VARIANTS = [(name, {}) for name in METHODS] + [
 CASES = [
     pytest.param(method, options, kind, bits, granularity, id="-".join([method, *map(str, options.values()), *rest]))
     for method, options in VARIANTS
-    for kind in ("weight", "unsigned", "signed")
+    for kind in (
+        "weight",
+        "unsigned",
+        "signed",
+        *(["residual"] if METHODS[method].residual is not METHODS[method].activation else []),
+    )
     for bits in (METHODS[method].weight_bits if kind == "weight" else METHODS[method].act_bits)
     for granularity in (("per_channel", "per_tensor") if kind == "weight" else ("per_tensor",))
     for rest in [(kind, str(bits), granularity)]
@@ -41,6 +48,8 @@ def make(method: str, options: dict, kind: str, bits: int, granularity: str):
     row = quant.METHODS[method]
     if kind == "weight":
         return row.weight(settings, bits, (6, 5, 4, 4))
+    if kind == "residual":
+        return row.residual(settings, bits, True)
     return row.activation(settings, bits, kind == "signed")
 
 
@@ -78,9 +87,17 @@ def test_contract(method, options, kind, bits, granularity):
     assert torch.equal(quantizer(x), y), "twice the same in eval"
     assert all(torch.equal(before[k], v) for k, v in quantizer.state_dict().items()), "eval changes nothing"
     assert (grid.scale > 0).all()
+    assert torch.equal((q - grid.q_min) % grid.step, torch.zeros_like(q)), "q_min + step k"
     if kind == "weight":
+        assert isinstance(quantizer, WeightQuantizer)
         assert (grid.zero_point == 0).all()
         assert max(-grid.q_min, grid.q_max) <= 127
+        check_weight_quantizer(quantizer, x)
+    else:
+        assert isinstance(quantizer, ActivationQuantizer)
+        assert grid.step == 1
+        assert torch.equal(q, grid.to_int(x)), "an engine, which reads the grid alone, comes to the same integers"
+        check_activation_quantizer(quantizer)
 
     assert torch.equal(quantizer(x.contiguous(memory_format=torch.channels_last)), y)
     assert torch.equal(quantizer(x.transpose(2, 3)), y.transpose(2, 3))
@@ -107,7 +124,7 @@ def test_constant_inputs_give_no_nan(method, options, kind, bits, granularity, v
     quantizer = observed(make(method, options, kind, bits, granularity), x)
     y = quantizer(x)
     assert torch.isfinite(y).all()
-    if isinstance(quantizer, ObservedQuantizer):
+    if isinstance(quantizer, ObservedRange):
         assert torch.allclose(y, x, rtol=1e-6), "the ends of an observed range are on the grid"
 
 
@@ -127,7 +144,7 @@ def test_gradient_is_one_inside_the_range_and_zero_outside(method, options, kind
     assert (wide.grad[inside] == 1).all()
     assert (wide.grad[outside] == 0).all()
     assert set(wide.grad.unique().tolist()) <= {0.0, 1.0}
-    if isinstance(quantizer, ObservedQuantizer):
+    if isinstance(quantizer, ObservedRange):
         unclamped = torch.round(wide.detach() * (1 / scale)) + zero
         assert torch.equal(wide.grad, ((unclamped >= grid.q_min) & (unclamped <= grid.q_max)).float())
     assert outside.any()
@@ -174,4 +191,15 @@ def test_what_meets_starts_on_the_range_of_all(method):
         with torch.no_grad():
             every = torch.cat([net.a(images), 10 * net.b(images)], 1)
         assert torch.allclose(float_range(shared), torch.stack(every.aminmax()), rtol=0.3)
-    assert shared.parts == [], "nothing is kept between batches"
+    assert shared._gathered == [], "nothing is kept between batches"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_step_of_a_grid_is_that_of_its_integers(method):
+    """Mid-rise weights reach every second integer, the others every one."""
+    w = torch.linspace(-3, 3, 6 * 5 * 4 * 4)[torch.randperm(480)].view(6, 5, 4, 4)
+    for bits in METHODS[method].weight_bits:
+        quantizer = observed(make(method, {}, "weight", bits, "per_tensor"), w)
+        found = quantizer.to_int(w).unique()
+        if len(found) > 1:
+            assert (found[1:] - found[:-1]).min() == quantizer.grid().step

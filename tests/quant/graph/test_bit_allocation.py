@@ -144,10 +144,10 @@ def test_hidden_layers_and_additions_read_grids_of_their_own():
     """A value that both read is on the 8-bit grid of the residual path, and again on the method's own."""
     prepared = quant.prepare(build("resnet20", "cifar"), spec(method="pact", weight_bits=8, act_bits=8))
     found = quant.quantizers(prepared)
-    assert type(found["conv1.output"]).__name__ == "ObservedQuantizer"
+    assert type(found["conv1.output"]).__name__ == "ObservedActivationQuantizer"
     assert type(found["quantizers.conv1_1_to_8"]).__name__ == "LearnedClip"
     assert type(found["layer1.0.conv1.output"]).__name__ == "LearnedClip", "read by a hidden layer alone"
-    assert type(found["layer1.0.conv2.output"]).__name__ == "ObservedQuantizer", "read by an addition"
+    assert type(found["layer1.0.conv2.output"]).__name__ == "ObservedActivationQuantizer", "read by an addition"
     shared = quant.quantizers(quant.prepare(build("resnet20", "cifar"), spec(method="lsq")))
     assert not any("_to_" in name for name in shared), "one grid serves both where the method makes but one kind"
 

@@ -125,7 +125,7 @@ def test_a_step_starts_once_and_never_in_eval():
     again = lsq.activation(spec(method="lsq"), 4, False)
     again.load_state_dict(first)
     again.train()(100 * torch.rand(4, 9))
-    assert torch.equal(again.s, first["s"]), "a restored step is not started anew"
+    assert torch.equal(again.s, first["s"]), "a restored step is not initialized again"
 
 
 @pytest.mark.parametrize("bits", [2, 4])

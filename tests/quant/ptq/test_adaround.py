@@ -7,15 +7,15 @@ from torch import nn
 
 import models
 import quant
-from quant.core.quantizer import ObservedQuantizer
+from quant.core.observed import ObservedActivationQuantizer, ObservedWeightQuantizer
 from quant.ptq.adaround import SoftRounding, beta_at
 from quant.ptq.blocks import Run, blocks
 from quant.ptq.brecq import Learning, Scaling, drawn, learn, parts
 from tests.conftest import photos, spec, with_real_statistics
 
 
-def observed(bits: int, weight: torch.Tensor) -> ObservedQuantizer:
-    quantizer = ObservedQuantizer(bits, True, len(weight), "mse", 100.0, rounds=tuple(weight.shape))
+def observed(bits: int, weight: torch.Tensor) -> ObservedWeightQuantizer:
+    quantizer = ObservedWeightQuantizer(bits, len(weight), "mse", learned_rounding=tuple(weight.shape))
     quantizer(weight)
     quantizer.finish_observing()
     return quantizer.eval()
@@ -68,7 +68,7 @@ def test_a_new_range_forgets_the_offsets():
 @pytest.mark.parametrize("signed", [False, True])
 def test_a_scaling_moves_the_range_about_zero_with_lsqs_gradient(signed):
     x = torch.randn(4, 200) * 2 + 0.3
-    quantizer = ObservedQuantizer(3, False, None, "percentile", 99.0)
+    quantizer = ObservedActivationQuantizer(3, "percentile", 99.0)
     quantizer(x if signed else x.relu())
     quantizer.finish_observing()
     quantizer.eval()

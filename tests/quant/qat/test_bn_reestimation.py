@@ -1,4 +1,4 @@
-"""Batch norm's statistics found anew: those of the images, of the quantized net, and nothing else moves."""
+"""Batch norm's re-estimation: statistics are those of the images, of the quantized net, and nothing else moves."""
 
 import copy
 
@@ -37,7 +37,7 @@ def test_they_are_those_of_the_images_in_the_quantized_net(method):
         sums = [layer.geometry(source(x), layer.used_weight(), layer.bias) for x in (one, other)]
     expected = torch.stack([y.mean((0, 2, 3)) for y in sums]).mean(0)
     spread = torch.stack([y.var((0, 2, 3)) for y in sums]).mean(0)
-    quant.renorm(model, [one, other])
+    quant.reestimate_batch_norm(model, [one, other])
     assert torch.allclose(norm.running_mean, expected, atol=1e-4)
     assert torch.allclose(norm.running_var, spread, rtol=1e-3, atol=1e-4)
 
@@ -47,7 +47,7 @@ def test_nothing_else_moves_and_the_net_stays_exact_in_integers(method):
     model = a_net(method)
     model.train()(photos(16, 32))  # ranges of weights follow the last step
     before = copy.deepcopy(model.state_dict())
-    quant.renorm(model, [photos(16, 32)])
+    quant.reestimate_batch_norm(model, [photos(16, 32)])
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed
     assert all(name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for name in changed)
@@ -59,9 +59,9 @@ def test_nothing_else_moves_and_the_net_stays_exact_in_integers(method):
 
 def test_the_same_images_give_the_same_again():
     model = a_net("lsq")
-    quant.renorm(model, [photos(16, 32)])
+    quant.reestimate_batch_norm(model, [photos(16, 32)])
     first = copy.deepcopy(model.state_dict())
-    quant.renorm(model, [photos(16, 32)])
+    quant.reestimate_batch_norm(model, [photos(16, 32)])
     assert all(torch.equal(value, first[name]) for name, value in model.state_dict().items())
 
 
@@ -70,7 +70,7 @@ def test_ranges_of_weights_are_those_of_the_weights_as_they_are():
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(0.5)
-    quant.renorm(model, [photos(16, 32)])
+    quant.reestimate_batch_norm(model, [photos(16, 32)])
     for module in model.modules():
         if isinstance(module, quant.layers.QuantLayer) and module.weight_quantizer is not None:
             assert torch.allclose(module.weight_quantizer.high, module.weight.flatten(1).amax(1))
@@ -78,7 +78,7 @@ def test_ranges_of_weights_are_those_of_the_weights_as_they_are():
 
 def test_a_float_net_has_them_too():
     model = Residual(10)
-    quant.renorm(model, [photos(16, 32)])
+    quant.reestimate_batch_norm(model, [photos(16, 32)])
     norm, convolution = (
         next(m for m in model.modules() if isinstance(m, kind)) for kind in (nn.BatchNorm2d, nn.Conv2d)
     )

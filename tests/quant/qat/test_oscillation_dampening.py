@@ -1,11 +1,11 @@
-"""Damping: the gradient of its term against autograd, and that it does hold weights to their integers."""
+"""The gradient of the dampening term against autograd, and that it keeps weights at their integers."""
 
 import pytest
 import torch
 
 import quant
 from quant.graph.quant_layers import QuantLayer
-from quant.qat.oscillation_dampening import Damping, away
+from quant.qat.oscillation_dampening import Dampening, distance_to_grid
 from tests.conftest import photos, spec
 from tests.nets import plain
 from utils.errors import UserError
@@ -24,7 +24,7 @@ def a_net(method: str, bits: int = 3):
 def test_it_adds_the_gradient_of_the_term(method):
     model, layers = a_net(method)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    Damping(optimizer, model, 0.25, lambda: 0.5)
+    Dampening(optimizer, model, 0.25, lambda: 0.5)
     for layer in layers:
         layer.weight.grad = torch.ones_like(layer.weight)
     optimizer.step()
@@ -45,11 +45,11 @@ def test_it_starts_at_nothing_and_draws_weights_to_their_integers(method):
     model, layers = a_net(method)
     optimizer = torch.optim.SGD([layer.weight for layer in layers], lr=0.1)
     progress = 0.0
-    Damping(optimizer, model, 1.0, lambda: progress)
+    Dampening(optimizer, model, 1.0, lambda: progress)
 
     @torch.no_grad()
     def far() -> float:
-        return float(sum(away(layer).square().sum() for layer in layers))
+        return float(sum(distance_to_grid(layer).square().sum() for layer in layers))
 
     def step() -> None:
         for layer in layers:
