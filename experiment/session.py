@@ -171,7 +171,9 @@ class Session:
             quantize=lambda model: self.prepare(model, trainer),
             method=q.method,
             average=average.Average(optimizer, o.average) if o.average else None,
-            reestimate_batch_norm=lambda model: quant.reestimate_batch_norm(model, (images for images, _ in norm_batches)),
+            reestimate_batch_norm=lambda model: quant.reestimate_batch_norm(
+                model, (images for images, _ in norm_batches)
+            ),
             noise=noise,
             processes=processes,
             log=self.log,
