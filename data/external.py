@@ -12,8 +12,8 @@ from torch import Tensor
 
 from data.images import Dataset, Images
 from utils import external
-from utils.config import Section
 from utils.errors import UserError
+from utils.sections import Section
 
 
 class Options(Section):

@@ -15,10 +15,10 @@ from pydantic import Field
 
 from data.images import IMAGENET_MEAN, IMAGENET_STD, WORKERS, Dataset, Files, Images, first, statistics
 from data.sources import ROOT
-from utils.config import PathText, Section
 from utils.console import say, tracked
 from utils.errors import UserError
 from utils.picture import as_seen, square
+from utils.sections import PathText, Section
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
 MEMORY_BYTES = 2**31

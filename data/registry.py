@@ -9,7 +9,8 @@ from data.folders import FileOptions, FolderOptions, imagefolder, imagenet
 from data.images import Dataset
 from data.settings import DataSettings
 from data.sources import NoOptions, Root, cifar10, cifar100, digits, fake, fashion_mnist, svhn
-from utils.config import OWN, Section, part, validate_section, variants
+from utils.config import validate_section
+from utils.sections import OWN, Section, part, variants
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from utils.config import Section
+from utils.sections import Section
 
 
 class DataSettings(Section):

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import Dataset, Images, first, statistics
-from utils.config import PathText, Section
 from utils.errors import UserError
+from utils.sections import PathText, Section
 
 ROOT = "datasets"
 

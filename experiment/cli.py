@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from setting.names import TABLES
 from utils import config
-from utils.config import Section
+from utils.sections import Section
 
 S = TypeVar("S", bound=Section)
 

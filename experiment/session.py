@@ -22,6 +22,7 @@ from utils.errors import UserError
 from utils.runs import checkpoint, checkpointing
 from utils.runs.folder import resume_hint
 from utils.runs.log import RunLog, time_to_accuracy
+from utils.sections import part
 from utils.training import average, distill, optim, precision, schedule
 from utils.training.trainer import Trainer
 
@@ -153,7 +154,7 @@ class Session:
         optimizer = optim.build(o, self.model)
         noise = seed.Noise(r.seed, processes.rank, processes.device)
         if o.name in optim.BOOSTED:
-            boost = config.part(o, gradboost.Options).model_dump()
+            boost = part(o, gradboost.Options).model_dump()
             gradboost.GradBoost(optimizer, **boost, generator=noise.shared)
         few = data.first(self.dataset.train, q.bn_reestimation_images or q.calibration_images)
         norm_batches = self.batches(few, draw=data.Draw(r.seed, d.augment, self.dataset.flip))

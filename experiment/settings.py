@@ -16,7 +16,8 @@ from data import DataSettings
 from quant import SECTIONS as quant_sections
 from quant import QuantSettings
 from quant.methods import gradboost
-from utils.config import PathText, RunName, Section, rename, validate, variants
+from utils.config import rename, validate
+from utils.sections import PathText, RunName, Section, variants
 from utils.training import optim
 from utils.training.optim import OptimSettings
 

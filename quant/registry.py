@@ -11,8 +11,8 @@ from quant.core.settings import QuantSettings
 from quant.engines.base import Engine
 from quant.engines.runtimes import onnxruntime_engine, openvino_engine
 from quant.methods import dorefa, lsq, pact, ptq, statassist
-from utils.config import variants
 from utils.errors import UserError, choose
+from utils.sections import variants
 
 METHODS: dict[str, AnyMethod] = {
     "float": FLOAT,

@@ -12,9 +12,10 @@ from quant.engines.verify import exact_in_int8
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph
 from quant.registry import ENGINES, METHODS, SECTIONS, engine
-from utils.config import part, validate_section
+from utils.config import validate_section
 from utils.errors import UserError, choose, nearest
 from utils.runs import tensor_file
+from utils.sections import part
 
 AnyResolved = ResolvedQuant[Any]
 

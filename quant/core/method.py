@@ -8,7 +8,7 @@ from torch import nn
 
 from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
 from quant.core.settings import Options, ResolvedQuant
-from utils.config import Section
+from utils.sections import Section
 
 
 class NoOptions(Section):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from utils.config import Section
+from utils.sections import Section
 
 
 class BatchObserver(Section):

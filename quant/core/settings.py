@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field
 
-from utils.config import Bits, PathText, Section
+from utils.sections import Bits, PathText, Section
 
 
 class LayerBits(Section):

@@ -34,7 +34,7 @@ from quant.core.quantizer import ActivationQuantizer, DataInitializedActivationQ
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
-from utils.config import Bits
+from utils.sections import Bits
 
 
 class Options(BatchObserver, SignedEdges):

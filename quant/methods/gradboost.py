@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from utils.config import Section
+from utils.sections import Section
 
 
 class Options(Section):

@@ -24,8 +24,8 @@ from quant.core.observed import ObservedWeightQuantizer
 from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine
-from utils.config import Section
 from utils.errors import UserError
+from utils.sections import Section
 
 
 class Options(Section):

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from experiment import cli
-from utils.config import Section
 from utils.errors import UserError
+from utils.sections import Section
 
 
 class Settings(Section):

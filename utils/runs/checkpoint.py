@@ -18,9 +18,10 @@ from typing import Annotated, Any
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
-from utils.config import Section, validate
+from utils.config import validate
 from utils.errors import UserError
 from utils.runs import tensor_file
+from utils.sections import Section
 
 FORMAT = 4
 ALSO_READ = (3,)

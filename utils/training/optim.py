@@ -8,8 +8,8 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from utils.config import Section, part
 from utils.errors import UserError
+from utils.sections import Section, part
 from utils.training.schedule import MILESTONES
 
 
