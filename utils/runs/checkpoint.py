@@ -36,9 +36,7 @@ class CheckpointHeader(Section):
     epoch: NonNegativeInt
 
 
-def pack(
-    model: nn.Module, settings: dict, dataset, prepared: bool, epoch: int, training: dict | None = None
-) -> dict:
+def pack(model: nn.Module, settings: dict, dataset, prepared: bool, epoch: int, training: dict | None = None) -> dict:
     """The contents of a checkpoint. `dataset` gives class names, mean and std; `settings` are JSON-able values."""
     return {
         "format": FORMAT,

@@ -26,8 +26,8 @@ IGNORED_ON_RESUME = (
     *("note", "run.dir", "run.name", "run.resume", "run.checkpoint_minutes", "run.tensorboard"),
     *("data.workers", "data.on_error"),
 )
-"""Keys that may differ between a run and its continuation: the trained weights do not depend on them, or (on_error) only
-where training would have failed."""
+"""Keys that may differ between a run and its continuation: the trained weights do not depend on them, or (on_error)
+only where training would have failed."""
 MEASUREMENT_KEYS = ("run.engines",)
 """Keys of the final measurement: a finished run with other values of these is measured again, not trained again."""
 OLD_NAMES = {"fake_quant": "simulated"}
@@ -69,9 +69,7 @@ class RunFolder:
         if self.names_checkpoint:
             state, source = _first_readable([Path(self.resume)]), self.resume
             if "optimizer" not in (state.get("training") or {}) and state["epoch"] < self.epochs:
-                raise UserError(
-                    f"run.resume: {self.resume} holds no training to continue; model.weights takes weights"
-                )
+                raise UserError(f"run.resume: {self.resume} holds no training to continue; model.weights takes weights")
         elif self.resume == "auto" and self.is_finished():
             return Start(finished=True)
         elif self.resume == "never" or not self._is_interrupted():
