@@ -1,4 +1,4 @@
-"""Whole epochs of train.py beside the bare training step on tensors in memory, by turns in one process.
+"""Whole epochs of train.py beside the bare training step on tensors in memory, interleaved in one process.
 
     python -m benchmarks.epoch_throughput                                resnet20 on CIFAR-10-JPEG, batch 256, fp32
     python -m benchmarks.epoch_throughput --precision bf16 --only float "lsq 4/4" --repeats 5
@@ -37,13 +37,13 @@ def main() -> None:
     options = parser.parse_args()
     options.model, options.batch = "resnet20", 256
     memory.keep()
-    rows = [cells(name, *by_turns(name, options)) for name in options.only]
+    rows = [cells(name, *interleaved(name, options)) for name in options.only]
     machine = environment()
     print(f"\n{options.model}, CIFAR-10-JPEG, batch {options.batch}, {options.precision}; {machine['cpu']}, ", end="")
     print(f"torch {machine['torch']}, {machine['threads']} threads\n\n{markdown_table(HEADER, rows)}")
 
 
-def by_turns(name: str, options: argparse.Namespace) -> tuple[list[float], list[float]]:
+def interleaved(name: str, options: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Images per second of `repeats` epochs, and of the bare steps before, between and after them."""
     quant.compile_kernels()
     step = stepper(name, options)

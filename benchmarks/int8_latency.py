@@ -1,4 +1,4 @@
-"""INT8 latency beside ONNX Runtime's and OpenVINO's own quantization of the same float net, by turns in one process.
+"""INT8 latency beside ONNX Runtime's and OpenVINO's own quantization of the same float net, interleaved in one process.
 
     pip install -r requirements-deploy.txt nncf
     python -m benchmarks.int8_latency                                    the nine nets of setting/latency.json

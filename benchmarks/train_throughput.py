@@ -1,4 +1,4 @@
-"""Training steps per second: float, every method, torch's own quantization-aware training and Brevitas, by turns.
+"""Training steps per second: float, every method, torch's own quantization-aware training and Brevitas, interleaved.
 
     python -m benchmarks.train_throughput                                resnet20, batch 256, fp32
     python -m benchmarks.train_throughput --model mobilenet_v2 --precision bf16 --json out.json
@@ -60,7 +60,7 @@ def main() -> None:
         return
     steps = {name: stepper(name, options) for name in ("float", *options.only)}
     steps = {name: step for name, step in steps.items() if step is not None}
-    taken = by_turns(steps, options.repeats)
+    taken = interleaved(steps, options.repeats)
     rows = [row(name, taken, measured_memory(name), options.batch) for name in steps]
     machine = environment()
     print(f"{options.model}, 32 x 32, batch {options.batch}, {options.precision}{', plain' if options.plain else ''};")
@@ -91,8 +91,8 @@ def cells(found: dict, base: float) -> list[str]:
     return [found["name"], f"{found['ms']:.0f}", f"{found['images_per_second']:.0f}", ratio, *memory]
 
 
-def by_turns(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of a step, a mean a burst."""
+def interleaved(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of a step by name, the mean of each burst; bursts of all functions are interleaved."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         for _ in range(WARMUP):
@@ -107,7 +107,7 @@ def by_turns(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]
 
 
 def stepper(name: str, options: argparse.Namespace) -> Callable[[], None] | None:
-    """A training step of the net that this name stands for; None if its package is not here, or cannot."""
+    """A training step of the model of this name; None if its package is missing or does not support the options."""
     torch.manual_seed(0)
     form = {"form": "imagenet"} if options.model == "mobilenet_v2" else {}
     plain = models.build(options.model, 10, 32, form).to(memory_format=torch.channels_last).train()
@@ -151,7 +151,7 @@ def torch_ao(plain: nn.Module, images: Tensor) -> nn.Module:
 
 
 def brevitas(plain: nn.Module) -> nn.Module | None:
-    """Every convolution and linear layer but the first and last reads and holds 4 bits; ReLUs write 4 bits."""
+    """4-bit weights and inputs in every convolution and linear layer but the first and last; ReLUs write 4 bits."""
     try:
         import brevitas.nn as qnn
     except ImportError:
@@ -185,7 +185,7 @@ def brevitas(plain: nn.Module) -> nn.Module | None:
 
 
 def measured_memory(name: str) -> float:
-    """Of a process of its own."""
+    """Megabytes that a step adds, measured in a separate process."""
     command = [sys.executable, "-m", "benchmarks.train_throughput", *sys.argv[1:], "--memory-of", name]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1])
@@ -196,7 +196,7 @@ def memory_of(step: Callable[[], None]) -> float:
     for _ in range(WARMUP):
         step()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = status("VmRSS")
     step()
     return status("VmHWM") - before

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tests.quant.test_engines import full_range
 from torch import nn
 
 import models
 import quant
 from quant.engines.layerwise_check import forced
 from tests.conftest import KERNELS, photos, with_real_statistics
+from tests.helpers import full_range
 from utils import files
 from utils.table import text_table
 

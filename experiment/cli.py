@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from setting.names import TABLES
 from utils import config
+from utils.errors import UserError
 from utils.sections import Section
 
 S = TypeVar("S", bound=Section)
@@ -25,15 +26,15 @@ def main(
     default_file: str,
     settings_type: type[S],
     plan: Callable[[S, str], Job],
-    check_overrides: Callable[[S, list[str]], None] = lambda settings, keys: None,
+    find_conflict: Callable[[S, list[str]], str | None] = lambda settings, keys: None,
 ) -> None:
     """Run the script with this command line.
 
     description: what --help prints. default_file: the setting file that is read without -c.
     plan(settings, path of the setting file): refuses what cannot work and returns the job.
-    check_overrides(settings, keys given on the command line): refuses overrides that would have no effect.
+    find_conflict(settings, keys given on the command line): why such an override would have no effect, or None.
 
-    Raises UserError. Errors of `plan` are reported as errors of the setting file.
+    Raises UserError. Errors of the two functions are reported as errors of the setting file.
     """
     options = config.parser(description, default_file, TABLES).parse_intermixed_args(arguments)
     if options.list:
@@ -41,8 +42,11 @@ def main(
         return
     settings = config.load(settings_type, options.config, options.overrides)
     with config.blame(options.config):
+        conflict = find_conflict(settings, list(config.overrides(settings_type, options.overrides)))
+    if conflict:
+        raise UserError(f"command line: {conflict}")
+    with config.blame(options.config):
         job = plan(settings, options.config)
-    check_overrides(settings, list(config.overrides(settings_type, options.overrides)))
     if options.print_config:
         print(job.settings.model_dump_json(indent=2))
         return

@@ -66,12 +66,13 @@ def cells(sweep: dict[str, list | dict]) -> list[Cell]:
     return found
 
 
-def check_overrides(settings: TrainSettings, keys: list[str]) -> None:
-    """Refuse keys of the command line that a cell of the sweep replaces with its own value."""
+def find_conflict(settings: TrainSettings, keys: list[str]) -> str | None:
+    """Why one of these keys cannot be given on the command line: a cell of the sweep replaces it; None if none does."""
     for cell, key in itertools.product(cells(settings.sweep), keys):
         own = next((own for own in cell.overrides if _contains(own, key)), None)
         if own:
-            raise UserError(f"command line: {key}: cell {cell.name} of the sweep sets {own} itself")
+            return f"{key}: cell {cell.name} of the sweep sets {own} itself"
+    return None
 
 
 def _contains(key: str, other: str) -> bool:

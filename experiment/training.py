@@ -21,7 +21,7 @@ from utils.runs.interrupt import default_message, handle_signals
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
     """Run train.py with this command line."""
-    cli.main(arguments, description, "setting/train.json", TrainSettings, plan, sweep.check_overrides)
+    cli.main(arguments, description, "setting/train.json", TrainSettings, plan, sweep.find_conflict)
 
 
 def plan(settings: TrainSettings, setting_file: str) -> cli.Job:

@@ -1,4 +1,4 @@
-"""The tables whose names a setting may use: what --list prints, and what the JSON Schemas offer."""
+"""The tables whose names a setting can use. --list prints them, and the JSON Schemas offer them in an editor."""
 
 import data
 import models

@@ -1,4 +1,4 @@
-"""The latency table: on the screen, in files, as a picture."""
+"""The latency table: printed, written to files, and drawn."""
 
 from pathlib import Path
 
@@ -9,15 +9,18 @@ from utils.table import markdown_table, text_table
 HEADER = ["model", "params", "FLOPs", "@32", "MB", "MB INT8", "as built", "float"]
 DETAIL = ["model", "engine", "as built", "float", "INT8", "x as built", "x float"]
 CAPTION = (
-    "Milliseconds, median of {repeats} runs by turns, threads: {threads}; under an engine's name those of INT8, and "
-    "how many times faster than float that is. As built: the float net as it comes, eager, NCHW. Float: its best form "
-    "here, batch norm folded, channels_last, one TorchScript program, as INT8 is run. FLOPs: 2 x the "
+    "Milliseconds, median of {repeats} interleaved runs, threads: {threads}; under an engine's name those of INT8, and "
+    "how many times faster than float that is. As built: the float model unchanged, eager, NCHW. Float: its fastest "
+    "form here, batch norm folded, channels_last, one TorchScript program, as INT8 is run. FLOPs: 2 x the "
     "multiply-accumulates of convolutions and linear layers; @32: of convolutions alone, at 32 x 32."
 )
 
 
 def report(rows: list[dict], repeats: int, machine: dict, folder: Path) -> None:
-    """Print the rows of latency.py and write them to a folder: latency.json, .csv, .md, .png and environment.json."""
+    """Print the rows of experiment/latency.py; write latency.json, .csv, .md, .png and environment.json to a folder.
+
+    repeats: timed calls of each model. machine: utils.environment.environment().
+    """
     flags, first = " ".join(machine["cpu_flags"]), rows[0]
     head = f"{machine['cpu']} ({flags}), torch {machine['torch']}, batch {first['batch_size']}"
     caption = CAPTION.format(repeats=repeats, threads=first["threads"])
@@ -36,7 +39,7 @@ def report(rows: list[dict], repeats: int, machine: dict, folder: Path) -> None:
 
 
 def _by_model(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of a table with a row a model and a column an engine."""
+    """Header and cells of a table with a row for each model and a column for each engine."""
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     of_model = [rows[i : i + len(engines)] for i in range(0, len(rows), len(engines))]
     cells = [

@@ -10,11 +10,14 @@ BARS = (
     ("float_ms", "float, best form", "#6f8fb3"),
     ("int8_ms", "INT8", "#e07b39"),
 )
-"""Keys of a latency row, their names and colours."""
+"""(key of a latency row, its name in the legend, its colour)."""
 
 
 def curves(rows: list[dict], title: str, path: Path) -> None:
-    """Loss and top-1 accuracy by epoch, training and (where held out) validation; float epochs shaded."""
+    """Plot loss and top-1 accuracy by epoch, for training and (if there are any) validation images; shade float epochs.
+
+    rows: of metrics.csv. path: the PNG to write.
+    """
     if not rows:
         return
     from matplotlib.figure import Figure  # here: a second to import, and only the end of a run needs it
@@ -37,9 +40,10 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
 
 
 def latency(rows: list[dict], title: str, path: Path) -> None:
-    """Rows of latency.json: a panel an engine, bars of milliseconds by model, 10th to 90th percentile as whiskers.
+    """Plot rows of latency.json: a panel for each engine, bars of milliseconds by model, whiskers from the 10th to the
+    90th percentile.
 
-    Behind each INT8 bar stands its speed-up over the float net in its best form.
+    The number after each INT8 bar is its speed-up over the float model in its fastest form.
     """
     from matplotlib.figure import Figure
 
@@ -79,8 +83,11 @@ def _bars(axis, rows: list[dict]) -> None:
 
 
 def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
-    """Rows of latency.json that come from runs: top-1 against milliseconds and against size, in float and on each net's
-    fastest engine; a line joins those that nothing beats in both (the Pareto front)."""
+    """Plot top-1 accuracy against milliseconds and against MB, for the rows of latency.json that come from runs.
+
+    Each model has a point in float and one on its fastest engine. A line joins the Pareto front: the points that no
+    other point beats in both.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
@@ -105,7 +112,7 @@ def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
 
 
 def _points_of(rows: list[dict]) -> list[dict]:
-    """A point a net in float and one on its fastest engine, where their accuracy is known."""
+    """For each model a point in float and one on its fastest engine, where the accuracy is known."""
     points, engines = [], len({row["engine"] for row in rows})
     for same in (rows[i : i + engines] for i in range(0, len(rows), engines)):
         known = [row for row in same if row["int8_top1"] is not None]
@@ -120,7 +127,7 @@ def _points_of(rows: list[dict]) -> list[dict]:
 
 
 def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Those (cost, value) for which no other costs less and is worth as much, by cost."""
+    """The (cost, value) pairs, sorted by cost, for which no other costs at most as much and has as high a value."""
     front: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda p: (p[0], -p[1])):
         if not front or value > front[-1][1]:
@@ -135,7 +142,10 @@ def sweep(
     title: str,
     path: Path,
 ) -> None:
-    """Accuracy of a sweep's cells: a heat map over two axes, else points. groups: (labels, top-1 of each seed)."""
+    """Plot the accuracy of a sweep's cells: a heat map if there are two axes or more, else points.
+
+    groups: (labels by axis, top-1 of each seed). baseline: top-1 of the float model, or None.
+    """
     from matplotlib.figure import Figure
 
     rows = list(dict.fromkeys(", ".join(list(labels.values())[:-1]) for labels, _ in groups))

@@ -1,4 +1,4 @@
-"""Which layers cost how much: the result of quant.sensitivity as a table, as sensitivity.csv and as a picture."""
+"""How much accuracy each layer's quantization costs: quant.sensitivity as a table, sensitivity.csv and a picture."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ LOST, WON, HARM = "#e07b39", "#6f8fb3", "#8c6bb1"
 
 
 def text(found: dict) -> str:
-    """A row a layer, the most harmful first."""
+    """The table, a row for each layer, the most harmful first."""
     rows = [
         [
             row["layer"],
@@ -34,7 +34,8 @@ def write(found: dict, title: str, folder: Path) -> None:
 
 
 def picture(found: dict, title: str, path: Path) -> None:
-    """Bars a layer: its harm; and the points of top-1 that it costs alone, and that it wins back when it is float."""
+    """Plot bars for each layer: its harm; the points of top-1 lost if it alone is quantized, and regained if it
+    alone is float."""
     from matplotlib.figure import Figure  # here: a second to import
 
     rows = found["rows"]

@@ -47,9 +47,9 @@ def test_an_error_of_the_plan_names_the_setting_file(tmp_path):
         call(tmp_path, plan=refuse)
 
 
-def test_overrides_without_effect_are_refused_before_anything_runs(tmp_path):
-    def refuse(settings, keys):
-        raise UserError(f"command line: {keys}")
+def test_overrides_without_effect_are_refused_before_the_plan(tmp_path):
+    def refuse(settings, path):
+        raise UserError("not reached")
 
-    with pytest.raises(UserError, match=r"^command line: \['a'\]$"):
-        call(tmp_path, "a=3", check_overrides=refuse)
+    with pytest.raises(UserError, match=r"^command line: a is fixed$"):
+        call(tmp_path, "a=3", plan=refuse, find_conflict=lambda settings, keys: f"{keys[0]} is fixed")

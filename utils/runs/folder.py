@@ -26,8 +26,8 @@ IGNORED_ON_RESUME = (
     *("note", "run.dir", "run.name", "run.resume", "run.checkpoint_minutes", "run.tensorboard"),
     *("data.workers", "data.on_error"),
 )
-"""Keys that may differ between a run and its continuation: the trained weights do not depend on them, or (on_error) only
-where training would have failed."""
+"""Keys that may differ between a run and its continuation: the trained weights do not depend on them, or (on_error)
+only where training would have failed."""
 MEASUREMENT_KEYS = ("run.engines",)
 """Keys of the final measurement: a finished run with other values of these is measured again, not trained again."""
 OLD_NAMES = {"fake_quant": "simulated"}

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the program finishes the current step and saves first; its exit code tells which signal it was."""
+"""SIGTERM and Ctrl-C: the program finishes the current step and saves first; its exit code tells the signal."""
 
 import contextlib
 import signal
