@@ -1,0 +1,98 @@
+"""Checkpoints: what is refused in one line, and which weights are loaded."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from utils.errors import UserError
+from utils.runs import checkpoint, tensor_file
+
+DATASET = SimpleNamespace(classes=["a", "b"], mean=(0.5,) * 3, std=(0.25,) * 3)
+SETTINGS = {"model": {"name": "mine"}}
+
+
+def net(classes: int = 2) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, classes))
+
+
+@pytest.fixture
+def packed():
+    return checkpoint.pack(net(), SETTINGS, DATASET, False, 1)
+
+
+def saved(tmp_path, state: dict) -> str:
+    tensor_file.save(tmp_path / "a.pt", state)
+    return str(tmp_path / "a.pt")
+
+
+def test_what_is_packed_is_loaded(tmp_path, packed):
+    state = checkpoint.load(saved(tmp_path, packed))
+    assert state["settings"] == SETTINGS
+    model = net()
+    checkpoint.restore(model, state, "a.pt")
+    assert all(torch.equal(value, packed["model"][name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 2}, "written by an older version: train again"),
+        ({"format": 99}, r"format \d+ \(it says 99\)$"),
+        ({"format": None}, r"it says None\)$"),
+        ({"epoch": -1}, "epoch"),
+        ({"classes": []}, "classes"),
+        ({"std": [1.0, 1.0, 0.0]}, "std"),
+        ({"model": []}, "model is a list"),
+        ({"training": 3}, "training is a int"),
+        ({"settings": []}, "settings is a list"),
+        ({"settings": {"note": torch.zeros(1)}}, "not plain values"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(changes, message, tmp_path, packed):
+    path = saved(tmp_path, packed | changes)
+    with pytest.raises(UserError, match=message) as refused:
+        checkpoint.load(path)
+    assert str(refused.value).startswith(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_state_that_does_not_fit_its_model_is_refused(packed):
+    with pytest.raises(UserError, match="does not fit the model it names"):
+        checkpoint.restore(net(3), packed, "a.pt")
+
+
+def test_a_new_head_stays_random_where_that_is_allowed(tmp_path, packed):
+    path, model = saved(tmp_path, packed), net(5)
+    before = model[1].weight.clone()
+    with pytest.raises(UserError, match=r"1.weight is \(2, 4\) there, \(5, 4\) here"):
+        checkpoint.load_weights(model, path)
+    assert checkpoint.load_weights(model, path, allow_new_head=True) == "1"
+    assert torch.equal(model[0].weight, packed["model"]["0.weight"])
+    assert torch.equal(model[1].weight, before)
+    assert checkpoint.load_weights(net(), path, allow_new_head=True) is None, "the same classes: nothing is left out"
+
+
+def test_only_the_last_layer_may_differ_and_only_in_its_outputs(tmp_path):
+    other = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    path = saved(tmp_path, other.state_dict())
+    with pytest.raises(UserError, match="not weights of this model"):
+        checkpoint.load_weights(net(), path, allow_new_head=True)
+
+
+def test_weights_of_another_model_are_refused_by_name(tmp_path, packed):
+    path = saved(tmp_path, packed)
+    checkpoint.check_weights(net(), path, "mine")
+    with pytest.raises(UserError, match="a checkpoint of mine, not of other"):
+        checkpoint.check_weights(net(), path, "other")
+
+
+def test_names_must_fit_but_those_of_quantizers_may_be_there(tmp_path, packed):
+    more = packed["model"] | {"quantizer.scale": torch.ones(())}
+    with pytest.raises(UserError, match=r"it also has quantizer.scale \(1 names do not fit\)"):
+        checkpoint.check_weights(net(), saved(tmp_path, packed | {"model": more}))
+    checkpoint.check_weights(net(), saved(tmp_path, packed | {"model": more, "prepared": True}))
+    fewer = {name: value for name, value in packed["model"].items() if name != "0.bias"}
+    with pytest.raises(UserError, match=r"0.bias is missing \(1 names do not fit\)"):
+        checkpoint.check_weights(net(), saved(tmp_path, fewer))

@@ -1,0 +1,27 @@
+"""Files of tensors: reading one never runs code, and a damaged one is named."""
+
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.runs import tensor_file
+
+
+class Payload:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_checkpoints_never_run_code(tmp_path, capsys):
+    torch.save({"a": Payload()}, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match=r"bad.pt: not a readable checkpoint"):
+        tensor_file.load(str(tmp_path / "bad.pt"))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 half a zip"])
+def test_corrupt_checkpoints_are_named(tmp_path, content):
+    path = tmp_path / "bad.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bad.pt: not a readable checkpoint"):
+        tensor_file.load(str(path))
