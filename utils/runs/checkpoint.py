@@ -1,6 +1,7 @@
 """Checkpoints: a model's float or fake-quantized state and the settings that made it, never only an integer model.
 
-    format      4 (1 lacked a state for operators without weights, 2 the checksum; settings of 3 have every method's keys)
+    format      4 (1 lacked a state for operators without weights, 2 the checksum; settings of 3 have the keys of all
+                methods)
     settings    the resolved settings, as JSON-able values
     prepared    whether `model` is the state of a prepared (fake-quantized) model, or of the float one
     classes, mean, std
