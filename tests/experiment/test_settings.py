@@ -1,0 +1,107 @@
+"""Settings of earlier versions, and renamed keys, in every place where they are written."""
+
+import json
+
+import pytest
+
+import data
+import quant
+from experiment import training
+from experiment.settings import OPTIM_SECTIONS, RENAMED, TrainSettings, resolved, stored
+from tests.conftest import spec
+from utils import config
+from utils.errors import UserError
+
+OLD = {
+    "float_epochs": 1,
+    "step_init": "paper",
+    "act_clip": 1.0,
+    "weights": "sawb",
+    "alpha_init": "calibration",
+    "alpha_decay": 2e-4,
+    "signed_edges": "clip",
+    "grad_bits": 32,
+    "observer": None,
+    "percentile": 99.99,
+    "recipe": "plain",
+    "equalize": None,
+    "rounding": None,
+    "rounding_steps": None,
+    "drop": None,
+    "correct": None,
+    "norm_images": 0,
+    "damping": 0.0,
+}
+"""Keys that every quant section of format 3 has, at their defaults."""
+
+
+@pytest.mark.parametrize("method", quant.METHODS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "qadamw"])
+@pytest.mark.parametrize("dataset", ["digits", "cifar10", "imagefolder"])
+def test_settings_of_format_3_have_the_keys_of_all_methods_optimizers_and_datasets(method, optimizer, dataset):
+    observer = getattr(spec(method=method, weight_bits=4).options, "observer", None)
+    old = {
+        "data": {"name": dataset, "root": "datasets", "workers": 2, "on_error": "fail", "cache": "auto", "limit": 9},
+        "quant": OLD | {"method": method, "weight_bits": 4, "observer": observer, "reduce_range": False},
+        "optim": {"name": optimizer, "momentum": 0.9, "nesterov": True, "milestones": [0.5, 0.75], "mode": "intended"},
+    }
+    asked = {"data": {"name": dataset, "limit": 9}, "optim": {"name": optimizer}}
+    asked["quant"] = {"method": method, "weight_bits": 4, "reduce_range": False}
+    before = json.dumps(old)
+    assert stored(old, "last.pt").model_dump() == resolved(TrainSettings.model_validate(asked)).model_dump()
+    assert json.dumps(old) == before, "what is read stays as it is"
+
+
+def test_milestones_of_format_3_count_with_schedule_step():
+    found = stored({"optim": {"schedule": "step", "milestones": [0.3]}}, "last.pt")
+    assert found.optim.milestones == [0.3]
+
+
+def test_what_no_version_knew_is_refused_in_a_checkpoint_too():
+    with pytest.raises(UserError, match=r"^last.pt: quant.weight_bit: unknown key, did you mean weight_bits\?$"):
+        stored({"quant": {"weight_bit": 4}}, "last.pt")
+
+
+def test_what_is_stored_is_stored_the_same_again():
+    found = resolved(TrainSettings.model_validate({"quant": {"method": "ptq", "recipe": "best"}}))
+    assert stored(json.loads(found.model_dump_json()), "config.json") == found
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_renamed_keys_are_keys_of_today_and_the_old_names_are_gone(old, new):
+    keys = {f"quant.{key}" for kind in quant.SECTIONS.kinds.values() for key in kind.model_fields}
+    assert new in keys
+    assert old not in keys
+
+
+def test_renamed_keys_in_a_file_on_the_command_line_and_in_a_sweep(tmp_path, capsys):
+    path = tmp_path / "my.json"
+    sweep = {"quant.correct": ["none", "bias"], "how": {"a": {"quant.norm_images": 9}, "b": {"quant": {"damping": 1}}}}
+    path.write_text(json.dumps({"quant": {"method": "ptq", "equalize": True}, "sweep": sweep}))
+    found = config.load(TrainSettings, str(path), ["quant.equalize=false", "quant.correct=norm"])
+    assert (found.quant.cross_layer_equalization, found.quant.bias_correction) == (False, "norm")
+    assert list(found.sweep) == ["quant.bias_correction", "how"]
+    assert found.sweep["how"] == {
+        "a": {"quant.bn_reestimation_images": 9},
+        "b": {"quant": {"oscillation_dampening": 1}},
+    }
+    told = capsys.readouterr().err.splitlines()
+    assert f"{path}: quant.equalize is now quant.cross_layer_equalization" in told
+    assert "command line: quant.correct is now quant.bias_correction" in told
+    assert len(told) == len(set(told)) == 6
+
+
+def test_the_default_setting_takes_every_method_optimizer_and_dataset():
+    """It sets no key that another of them would refuse."""
+    for key, names in (("quant.method", quant.METHODS), ("optim.name", OPTIM_SECTIONS.kinds)):
+        for name in names:
+            config.load(TrainSettings, "setting/train.json", [f"{key}={name}"])
+    for name in data.DATASETS:
+        config.load(TrainSettings, "setting/train.json", [f"data.name={name}"])
+
+
+def test_a_mistake_on_the_command_line_is_named_as_such(capsys):
+    with pytest.raises(UserError, match=r"^command line: quant.step_init is read by lsq; quant.method is statassist$"):
+        training.main(["quant.step_init=mse", "--print-config"])
+    with pytest.raises(UserError, match=r"^command line: quant.method: unknown 'lqs'; .* \(nearest: lsq\)$"):
+        training.main(["quant.method=lqs", "--print-config"])
