@@ -95,9 +95,8 @@ def _kind(key: str, base: type[Section], own: type[Section], name: str, is_defau
     described = base.model_fields[key].description
     value = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] if name == OWN else Literal[name]
     field = Field(name, description=described) if is_default else Field(description=described)
-    return create_model(
-        f"{base.__name__} {'external' if name == OWN else name}", __base__=(own, base), **{key: (value, field)}
-    )
+    keys: dict[str, Any] = {key: (value, field)}
+    return create_model(f"{base.__name__} {'external' if name == OWN else name}", __base__=(own, base), **keys)
 
 
 S = TypeVar("S", bound=Section)

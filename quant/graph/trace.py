@@ -233,9 +233,7 @@ def _writes_to_its_input(node: fx.Node) -> bool:
     )
 
 
-def _refuse_shared_memory(
-    traced: fx.GraphModule, node: fx.Node, written: fx.Node, order: dict[fx.Node, int]
-) -> None:
+def _refuse_shared_memory(traced: fx.GraphModule, node: fx.Node, written: fx.Node, order: dict[fx.Node, int]) -> None:
     """Refuse an in-place operator on `written` if another tensor in the same memory is read later."""
     base = written
     while _is_view(traced, base):

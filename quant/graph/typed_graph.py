@@ -41,7 +41,11 @@ class TypedGraph:
         read = {self.roles[value] for value in node.all_input_nodes}
         if read == {"shape"}:
             return "shape"  # arithmetic with sizes
-        if node.target is operator.getitem and self.roles[as_node(node.args[0])] == "float" and isinstance(node.args[1], int):
+        if (
+            node.target is operator.getitem
+            and self.roles[as_node(node.args[0])] == "float"
+            and isinstance(node.args[1], int)
+        ):
             return "float"  # a part of a tuple that an operator returned, not of a tensor on a grid
         return self.operator(node).role
 
