@@ -41,11 +41,8 @@ class TypedGraph:
         read = {self.roles[value] for value in node.all_input_nodes}
         if read == {"shape"}:
             return "shape"  # arithmetic with sizes
-        if (
-            node.target is operator.getitem
-            and self.roles[as_node(node.args[0])] == "float"
-            and isinstance(node.args[1], int)
-        ):
+        part = node.target is operator.getitem and isinstance(node.args[1], int)
+        if part and self.roles[as_node(node.args[0])] == "float":
             return "float"  # a part of a tuple that an operator returned, not of a tensor on a grid
         return self.operator(node).role
 
@@ -59,6 +56,13 @@ class TypedGraph:
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             raise TypeError(f"{node.name} is not a convolution or linear layer")
         return layer
+
+    def name(self, node: fx.Node) -> str:
+        """The name of a node's row of the table. Raises ValueError where the table has none."""
+        found = self.names[node]
+        if found is None:
+            raise ValueError(f"{node.name} is not in the table of operators")
+        return found
 
     def operator(self, node: fx.Node) -> Operator:
         name = self.names.get(node)
