@@ -76,9 +76,12 @@ class Batches:
 class MemoryBatches(Batches):
     """Of Images. Augmented: a random crop of the image padded by 4 black pixels on each side, half of them mirrored."""
 
+    images: Images
+
     def __init__(self, images: Images, batch_size: int, mean, std, draw: Draw | None = None):
         super().__init__(images, batch_size, draw)
         pixels, self.augment = images.pixels, bool(draw and draw.augment)
+        self.mirrored_share = 0.5 if draw is not None and draw.flip else 0.0
         self.pixels = torch.nn.functional.pad(pixels, (0, 0, PAD, PAD, PAD, PAD)) if self.augment else pixels
         self.scale = 1 / (255 * torch.tensor(std))
         self.shift = -torch.tensor(mean) / torch.tensor(std)
@@ -87,7 +90,7 @@ class MemoryBatches(Batches):
         n = len(self.images)
         if self.augment:
             corners = torch.randint(0, 2 * PAD + 1, (2, n), generator=generator)
-            mirrored = torch.rand(n, generator=generator) < (0.5 if self.draw.flip else 0.0)
+            mirrored = torch.rand(n, generator=generator) < self.mirrored_share
         for index in steps:
             taken = self._crop(index, corners[:, index], mirrored[index]) if self.augment else self.pixels[index]
             values = taken.float().mul_(self.scale).add_(self.shift)
@@ -110,13 +113,14 @@ class FileBatches(Batches):
         from torchvision.transforms import v2  # here: seconds to import, and images in memory do without
 
         super().__init__(files, batch_size, draw)
-        augment = bool(draw and draw.augment)
+        augment, flip = (False, False) if draw is None else (draw.augment, draw.flip)
         crop = [v2.RandomResizedCrop(image_size)] if augment else [v2.CenterCrop(image_size)]
-        mirror = [v2.RandomHorizontalFlip()] if augment and draw.flip else []
+        mirror = [v2.RandomHorizontalFlip()] if augment and flip else []
         pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
         side = None if augment else evaluation_side(image_size)
         self.decoded = _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels]))
-        self.workers, self.named = files.workers, set()
+        self.workers = files.workers
+        self.named: set[str] = set()
 
     def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.images)

@@ -59,11 +59,11 @@ def imagefolder(
     fits = sum(map(len, every)) * 3 * image_size**2 <= MEMORY_BYTES  # decided alike whatever part or limit is asked for
     kept = fits if cache == "auto" else cache == "always"
     parts = [first(part, limit) for part in (every if train else every[-1:])]
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
     if kept:
-        parts = [_decode(part, image_size) for part in parts]
-        mean, std = statistics(parts[0].pixels)
-    return Dataset(parts[0] if train else None, parts[-1], classes, mean, std, flip=True)
+        decoded = [_decode(part, image_size) for part in parts]
+        mean, std = statistics(decoded[0].pixels)
+        return Dataset(decoded[0] if train else None, decoded[-1], classes, mean, std, flip=True)
+    return Dataset(parts[0] if train else None, parts[-1], classes, IMAGENET_MEAN, IMAGENET_STD, flip=True)
 
 
 def imagenet(
@@ -181,11 +181,12 @@ def _decode(files: Files, image_size: int) -> Images:
 
     def fill(i: int) -> str | None:
         try:
-            pixels[i] = square(open_image(files.paths[i]), image_size)
+            pixels[i] = numpy.asarray(square(open_image(files.paths[i]), image_size))
         except UserError as error:
             if files.on_error == "fail":
                 raise
             return str(error)
+        return None
 
     with ThreadPoolExecutor(max(files.workers, 1)) as pool:
         done = pool.map(fill, range(len(files)))

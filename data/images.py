@@ -59,6 +59,13 @@ class Dataset:
     flip: bool
     val: Images | Files | None = field(default=None)
 
+    @property
+    def training(self) -> Images | Files:
+        """The training images. Raises ValueError for a dataset that was loaded to be measured on."""
+        if self.train is None:
+            raise ValueError("the dataset was loaded without its training images")
+        return self.train
+
 
 def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation a channel of uint8 pixels [N, H, W, 3], on the scale [0, 1]."""
@@ -86,11 +93,12 @@ def split(dataset: Dataset, fraction: float) -> Dataset:
     """Hold out a fixed random share of the training images as the validation set."""
     if fraction == 0:
         return dataset
-    held = max(1, round(len(dataset.train) * fraction))
-    if held >= len(dataset.train):
-        raise UserError(f"data.val_fraction: {fraction} of {len(dataset.train)} images leaves none to train on")
-    order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(1))
-    return replace(dataset, train=dataset.train.take(order[held:]), val=dataset.train.take(order[:held]))
+    images = dataset.training
+    held = max(1, round(len(images) * fraction))
+    if held >= len(images):
+        raise UserError(f"data.val_fraction: {fraction} of {len(images)} images leaves none to train on")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
+    return replace(dataset, train=images.take(order[held:]), val=images.take(order[:held]))
 
 
 def check_classes(found: list[str], trained: list[str]) -> None:

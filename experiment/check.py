@@ -30,10 +30,9 @@ def check(settings: TrainSettings, name: str) -> TrainSettings:
         )
     if o.average and r.epochs == 0:
         raise UserError("optim.average: run.epochs=0 trains nothing")
-    engines = [q.engine] if r.engines is None else r.engines
     if q.method != "float":
-        check_engines(engines, "quant.engine" if r.engines is None else "run.engines")
-    run_settings = r.model_copy(update={"name": name, "engines": engines})
+        check_engines(settings.engines, "quant.engine" if r.engines is None else "run.engines")
+    run_settings = r.model_copy(update={"name": name, "engines": settings.engines})
     return settings.model_copy(update={"run": run_settings})
 
 

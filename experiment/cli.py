@@ -22,7 +22,7 @@ class Job:
 
 def main(
     arguments: list[str],
-    description: str,
+    description: str | None,
     default_file: str,
     settings_type: type[S],
     plan: Callable[[S, str], Job],

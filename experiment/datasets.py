@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import data
 from data import DataSettings
@@ -25,6 +25,6 @@ def load_test(d: DataSettings) -> data.Dataset:
     return data.load(d, train=False)
 
 
-def batch_maker(d: DataSettings, mean: list[float], std: list[float]) -> Callable:
+def batch_maker(d: DataSettings, mean: Sequence[float], std: Sequence[float]) -> Callable:
     """make(images, batch_size, draw=None): batches of the images, normalized with this mean and std."""
     return functools.partial(data.batches, mean=mean, std=std, image_size=d.image_size)

@@ -3,7 +3,7 @@
 import functools
 from pathlib import Path
 
-from torch import nn
+from torch import fx
 
 import data
 import models
@@ -56,11 +56,11 @@ def evaluate(settings: EvaluateSettings) -> None:
     files.write_text(folder / "evaluation_layers.txt", layers)
     print(f"{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
     print(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
-    if settings.sensitivity:
+    if settings.sensitivity and quant.is_prepared(model):
         found = quant.sensitivity(model, test)
         print(f"\n{sensitivity_table.text(found)}\n\nsensitivity.csv and sensitivity.png in {folder}")
         sensitivity_table.write(found, f"{trained.model.name} on {d.name}, {trained.quant.method}", folder)
-    if target:
+    if target and quant.is_prepared(model):
         export(model, target, export_info(state, trained, isinstance(dataset.test, data.Files)))
 
 
@@ -100,7 +100,7 @@ def export_info(state: dict, trained: TrainSettings, from_files: bool) -> dict:
     }
 
 
-def export(model: nn.Module, target: Path, info: dict) -> None:
+def export(model: fx.GraphModule, target: Path, info: dict) -> None:
     """Write the integer model, with `info`, to a file of EXPORTERS or to a folder."""
     size = info["image_size"]
     if target.suffix in EXPORTERS:

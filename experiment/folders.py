@@ -13,7 +13,7 @@ def run_folder(settings: TrainSettings) -> RunFolder:
     """The folder of a run with these checked settings."""
     sources = (settings.model.weights, settings.quant.teacher)
     return RunFolder(
-        path=Path(settings.run.dir) / settings.run.name,
+        path=settings.run.folder,
         settings=settings.model_dump(mode="json"),
         epochs=settings.run.epochs,
         resume=effective_resume(settings.run.resume),

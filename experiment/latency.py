@@ -6,10 +6,10 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 import models
@@ -37,7 +37,7 @@ class Subject:
 
     label: str
     float_model: nn.Module
-    prepared: nn.Module
+    prepared: fx.GraphModule
     image_size: int
 
 
@@ -71,7 +71,7 @@ def model_settings(entry: Entry) -> ModelSettings:
     return validate(ModelSettings, {"name": entry} if isinstance(entry, str) else entry, "models")
 
 
-def is_run(entry: Entry) -> bool:
+def is_run(entry: Entry) -> TypeGuard[str]:
     """Whether an entry names a checkpoint or the folder of a run."""
     return isinstance(entry, str) and (entry.endswith(".pt") or Path(entry).is_dir())
 
@@ -140,12 +140,11 @@ def build(entry: Entry, image_size: int, num_classes: int, trust: bool) -> Subje
         torch.manual_seed(0)
         prepared = plain = models.build(asked.name, num_classes, image_size, asked.options)
         label = " ".join([asked.name, *(f"{key}={value}" for key, value in asked.options.items())])
-    if not quant.is_prepared(prepared):
-        prepared = calibrated_on_noise(plain, image_size)
-    return Subject(label, plain.eval(), prepared.eval(), image_size)
+    integer = prepared if quant.is_prepared(prepared) else calibrated_on_noise(plain, image_size)
+    return Subject(label, plain.eval(), integer.eval(), image_size)
 
 
-def calibrated_on_noise(plain: nn.Module, image_size: int) -> nn.Module:
+def calibrated_on_noise(plain: nn.Module, image_size: int) -> fx.GraphModule:
     """A float model quantized to 8 bits. Also gives `plain` itself the batch norm statistics of random images."""
     noise = torch.randn(8, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -213,7 +212,7 @@ def float_facts(plain: nn.Module, image_size: int, batch_size: int) -> dict[str,
     }
 
 
-def call(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+def call(model: Callable[[Tensor], Tensor], images: Tensor) -> Callable[[], Tensor]:
     """A function without arguments that runs the model on these images."""
 
     def run_once() -> Tensor:

@@ -43,7 +43,7 @@ def measure(
     size: {"params", "macs"} of the float model.
     """
     folder, ends_in_float = log.folder, quant.ends_in_float(quant.resolve(settings.quant), settings.run.epochs)
-    result, layers = quant.measure(model, settings.run.engines, test_batches, ends_in_float)
+    result, layers = quant.measure(model, settings.engines, test_batches, ends_in_float)
     title = f"{settings.model.name} on {settings.data.name}, {settings.quant.method}"
     files.write_text(folder / "layers.txt", layers)
     plot.curves(log.rows, title, folder / "curves.png")

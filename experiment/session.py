@@ -24,6 +24,7 @@ from utils.runs.folder import resume_hint
 from utils.runs.log import RunLog, time_to_accuracy
 from utils.sections import part
 from utils.training import average, distill, optim, precision, schedule
+from utils.training.precision import Precision
 from utils.training.trainer import Trainer
 
 MANY_MACS = 1e12
@@ -38,11 +39,14 @@ class Session:
     All processes of a run have a Session each; the first alone writes, converts and measures.
     """
 
+    dataset: data.Dataset
+    """Set by load_dataset."""
+    model: nn.Module
+    """Set by build_model; each later step leaves it as trained or quantized so far."""
+
     def __init__(self, settings: TrainSettings, folder: Path, processes: Processes, state: dict | None = None):
         self.settings, self.folder, self.processes, self.state = settings, folder, processes, state
         self.log = RunLog(folder, settings.run.epochs, processes.is_main, settings.run.tensorboard)
-        self.dataset: data.Dataset | None = None
-        self.model: nn.Module | None = None
         self.size: dict[str, int] = {}
         """{"params", "macs"} of the float model."""
 
@@ -95,7 +99,7 @@ class Session:
             start_from_weights(self.model, asked.weights, allow_new_head=self.settings.run.epochs > 0)
         params, macs = complexity(self.model, image_size)
         self.size = {"params": params, "macs": macs}
-        images = len(self.dataset.train)
+        images = len(self.dataset.training)
         say(f"{asked.name}: {params:,} parameters, {macs:,} MACs; {images:,} training images, {self.processes}")
         if self.quant_spec.method != "float" and self.quant_spec.reduce_range:
             say("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
@@ -125,7 +129,7 @@ class Session:
 
     def compile_or_interpret(self) -> None:
         """Compile the quantizers if this run is long enough to gain from it."""
-        if worth_compiling(self.settings, self.size["macs"], len(self.dataset.train)):
+        if worth_compiling(self.settings, self.size["macs"], len(self.dataset.training)):
             quant.compile_kernels()
         else:
             quant.interpret_kernels()  # an earlier cell of the sweep may have compiled them
@@ -134,8 +138,8 @@ class Session:
         """Train: float epochs, then fake-quantized ones. Leaves the best epoch's model, or the last epoch's."""
         settings, processes = self.settings, self.processes
         if settings.run.epochs > 0:
-            data.check_training(len(self.dataset.train), settings.data.batch_size, processes.world_size)
-        self.model = self.model.to(processes.device, memory_format=torch.channels_last)
+            data.check_training(len(self.dataset.training), settings.data.batch_size, processes.world_size)
+        self.model = self.model.to(processes.device).to(memory_format=torch.channels_last)
         trainer = self.trainer()
         if self.state and self.state["prepared"]:
             trainer.to_quantized()
@@ -156,7 +160,7 @@ class Session:
         if o.name in optim.BOOSTED:
             boost = part(o, gradboost.Options).model_dump()
             gradboost.GradBoost(optimizer, **boost, generator=noise.shared)
-        few = data.first(self.dataset.train, q.bn_reestimation_images or q.calibration_images)
+        few = data.first(self.dataset.training, q.bn_reestimation_images or q.calibration_images)
         norm_batches = self.batches(few, draw=data.Draw(r.seed, d.augment, self.dataset.flip))
         trainer = Trainer(
             model=self.model,
@@ -193,7 +197,7 @@ class Session:
         """(data, quant, optim, run) of the settings."""
         return self.settings.data, self.quant_spec, self.settings.optim, self.settings.run
 
-    def choose_precision(self) -> str:
+    def choose_precision(self) -> Precision:
         """ "fp32" or "bf16": a continued run keeps the precision that it began with."""
         d, r = self.settings.data, self.settings.run
         known = ((self.state or {}).get("training") or {}).get("precision")
@@ -203,7 +207,7 @@ class Session:
         """This process's share of the augmented training images."""
         d, processes = self.settings.data, self.processes
         draw = data.Draw(self.settings.run.seed, d.augment, self.dataset.flip, processes.rank, processes.world_size)
-        return self.batches(self.dataset.train, d.batch_size, draw)
+        return self.batches(self.dataset.training, d.batch_size, draw)
 
     def val_batches(self):
         """This process's share of the validation images; None if there are none."""
@@ -229,7 +233,7 @@ class Session:
             quant.Dampening(trainer.optimizer, prepared, quant.dampening(q), lambda: trainer.progress)
         return prepared
 
-    def pack(self, arithmetic: str, model: nn.Module, epoch: int, training: dict) -> dict:
+    def pack(self, arithmetic: Precision, model: nn.Module, epoch: int, training: dict) -> dict:
         """The contents of a checkpoint during training."""
         training, prepared = training | {"precision": arithmetic}, quant.is_prepared(model)
         return checkpoint.pack(model, self.settings.model_dump(), self.dataset, prepared, epoch, training)
@@ -244,11 +248,11 @@ class Session:
             return
         if quant.equalizes(spec):
             say(f"channels of {quant.equalize(self.model)} pairs of layers equalized")
-        self.model = quant.prepare(self.model, spec)
-        sample = self.batches(data.first(self.dataset.train, spec.calibration_images))
-        quant.calibrate(self.model, (images for images, _ in sample))
+        self.model = prepared = quant.prepare(self.model, spec)
+        sample = self.batches(data.first(self.dataset.training, spec.calibration_images))
+        quant.calibrate(prepared, (images for images, _ in sample))
         if self.processes.is_main:
-            quant.refine(self.model, (images for images, _ in sample), spec)
+            quant.refine(prepared, (images for images, _ in sample), spec)
 
     def finish(self) -> None:
         """Save the final model, measure it on the test images and report."""
@@ -288,7 +292,7 @@ def selection_images(dataset: data.Dataset, spec: quant.ResolvedQuant) -> tuple:
     quant.target_drop has none left to be measured on.
     """
     count = spec.calibration_images
-    held_out = data.first(dataset.val, count) if dataset.val else data.first(dataset.train, count, after=count)
+    held_out = data.first(dataset.val, count) if dataset.val else data.first(dataset.training, count, after=count)
     if spec.target_drop is not None and not len(held_out):
         raise UserError(f"quant.calibration_images: {count} leave no training images to measure quant.target_drop on")
-    return data.first(dataset.train, count), held_out
+    return data.first(dataset.training, count), held_out

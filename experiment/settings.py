@@ -6,6 +6,7 @@ together, and settings of earlier versions are brought up to date.
 """
 
 import copy
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, create_model
@@ -83,6 +84,13 @@ class RunSettings(Section):
     engines: list[str] | None = None
     """Engines measured when training ends; null: quant.engine alone."""
 
+    @property
+    def folder(self) -> Path:
+        """dir / name. Raises ValueError for settings whose name has not been filled in (experiment/check.py)."""
+        if self.name is None:
+            raise ValueError("run.name has not been filled in")
+        return Path(self.dir) / self.name
+
 
 class TrainSettings(Section):
     """setting/train.json and its kin: one training run, or a sweep of them."""
@@ -96,6 +104,11 @@ class TrainSettings(Section):
     run: RunSettings = RunSettings()
     sweep: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field({})
     """A run for every combination: {"quant.act_bits": [2, 4]}, or names with the keys they stand for."""
+
+    @property
+    def engines(self) -> list[str]:
+        """The engines that are measured when training ends."""
+        return [self.quant.engine] if self.run.engines is None else self.run.engines
 
     @classmethod
     def rename(cls, values: dict) -> list[str]:

@@ -27,7 +27,7 @@ def load_teacher(
     data.check_classes(dataset.classes, state["classes"])
     if trained.data.image_size != image_size:
         raise UserError(f"quant.teacher: {path} was trained on images of {trained.data.image_size} pixels")
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
     affine = data.renormalized((dataset.mean, dataset.std), (state["mean"], state["std"]))
     gain, shift = (values.to(device) for values in affine)
 

@@ -15,7 +15,7 @@ from experiment.settings import TrainSettings
 from utils import config, device, distributed, files
 from utils.console import log_to, quiet, say
 from utils.distributed import Processes
-from utils.runs.folder import check_no_single_run, read_summary, resume_hint
+from utils.runs.folder import RunFolder, Start, check_no_single_run, read_summary, resume_hint
 from utils.runs.interrupt import default_message, handle_signals
 
 
@@ -66,16 +66,19 @@ def train(settings: TrainSettings, processes: Processes) -> None:
     folder = run_folder(settings)
     with contextlib.ExitStack() as stack:
         stack.enter_context(default_message(f"stopped; {resume_hint(folder.path, settings.run.resume)}"))
-        start = None
-        if processes.is_main:
-            files.make_folder(folder.path.parent, "run.dir")
-            stack.enter_context(files.locked(folder.path))
-            start = open_folder(folder, settings)
-            stack.enter_context(log_to(folder.path / "run.log"))
-        start = processes.broadcast_object(start)
+        start = processes.from_main(lambda: _open(folder, settings, stack))
         if not start.finished:
             Session(settings, folder.path, processes, start.state).run()
             return
         say(f"{folder.path} is finished; run.resume=never trains it again\n")
         if processes.is_main:
             say(quant.accuracy_table(read_summary(folder.path)))
+
+
+def _open(folder: RunFolder, settings: TrainSettings, stack: contextlib.ExitStack) -> Start:
+    """Make the folder ready, lock it, and log to its run.log, until the stack is left."""
+    files.make_folder(folder.path.parent, "run.dir")
+    stack.enter_context(files.locked(folder.path))
+    start = open_folder(folder, settings)
+    stack.enter_context(log_to(folder.path / "run.log"))
+    return start

@@ -42,7 +42,7 @@ class Row:
 
 
 BOTH = ("cifar", "imagenet")
-VARIANT = {"variant": ("torchvision", "reference")}
+VARIANT: dict[str, tuple[str, ...]] = {"variant": ("torchvision", "reference")}
 FIVE_POOLS = {"cifar": 32, "imagenet": 32}
 
 MODELS = {

@@ -105,7 +105,7 @@ def _in_form(net: Net, form: str) -> Net:
 
 
 def _with_relu(model: nn.Module) -> nn.Module:
-    replace(model.features, nn.Hardswish, nn.ReLU)
+    replace(model.get_submodule("features"), nn.Hardswish, nn.ReLU)
     return model
 
 
@@ -184,8 +184,9 @@ class ReferenceMobileNetV3(nn.Module):
 def _initialise(module: nn.Module) -> None:
     """As the reference does: its linear layers are those of SE. Children come before parents."""
     if isinstance(module, SqueezeExcite):
-        for layer in (module.factor[1], module.factor[3]):
-            nn.init.normal_(layer.weight, 0, 0.01)
+        for layer in module.factor:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, 0, 0.01)
     elif isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:

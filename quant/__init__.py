@@ -4,6 +4,7 @@ A new method is one file and a row in METHODS, quant/registry.py.
 """
 
 from collections.abc import Collection, Iterable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -81,7 +82,8 @@ def choose_layers(model: nn.Module, spec: ResolvedQuant, sample: Collection, hel
     return {name: {"weight_bits": bits} for name, bits in chosen.items() if bits in allowed}  # others have them anyway
 
 
-def is_prepared(model: nn.Module) -> bool:
+def is_prepared(model: nn.Module) -> TypeGuard[fx.GraphModule]:
+    """Whether `prepare` has put quantizers in."""
     return bool(quantizers(model))
 
 
@@ -95,11 +97,13 @@ def measure(model: nn.Module, engine_names: list[str], batches: Collection, with
 
     Returns the result of analysis/compare.py and the layer tables of the engines as text; a float model has neither.
     """
-    engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
-    result = compare(model, engines, tracked(batches, len(batches), "measuring", "batches"), with_float)
+    shown = tracked(batches, len(batches), "measuring", "batches")
+    if not is_prepared(model):
+        return compare(model, {}, shown, with_float), "float: nothing is quantized\n"
+    engines = {name: convert(model, name) for name in engine_names}
     tables = [f"{report_line(model, twin)}\n\n{report_table(model, twin)}\n" for twin in engines.values()]
-    none = "no engine: nothing was converted\n" if is_prepared(model) else "float: nothing is quantized\n"
-    return result, "\n".join(tables) or none
+    result = compare(model, engines, shown, with_float)
+    return result, "\n".join(tables) or "no engine: nothing was converted\n"
 
 
 __all__ = [

@@ -9,6 +9,7 @@ from torch import nn
 from quant.core.method import FLOAT, AnyMethod
 from quant.core.settings import CommonSettings, LayerBits, QuantSettings, ResolvedQuant
 from quant.engines.verify import exact_in_int8
+from quant.graph.node_view import target
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph
 from quant.registry import ENGINES, METHODS, SECTIONS, engine
@@ -145,7 +146,7 @@ def rescales(spec: AnyResolved) -> bool:
 def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
     """Raise UserError unless each pattern of quant.layers matches a convolution or linear layer of a float model."""
     traced = trace(model)
-    names = [node.target for node, role in TypedGraph(traced).roles.items() if role == "layer"]
+    names = [target(node) for node, role in TypedGraph(traced).roles.items() if role == "layer"]
     for pattern in patterns:
         if not names:
             raise UserError(f"quant.layers: {pattern!r} matches no layer; the model has none that can be quantized")

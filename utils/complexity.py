@@ -14,7 +14,7 @@ def complexity(model: nn.Module, image_size: int, kinds: tuple[type[nn.Module], 
     """
     macs = 0
 
-    def count(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def count(module: nn.Conv2d | nn.Linear, inputs: tuple, output: torch.Tensor) -> None:
         nonlocal macs
         macs += module.weight[0].numel() * output.numel()
 

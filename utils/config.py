@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import ValidationError, create_model
 
@@ -25,11 +25,11 @@ LARGEST, DEEPEST = 2**20, 32
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"command line: {message}; --help tells what there is")
 
 
-def parser(description: str, default: str, choices: Iterable[str]) -> argparse.ArgumentParser:
+def parser(description: str | None, default: str, choices: Iterable[str]) -> argparse.ArgumentParser:
     """The command line that all scripts share; `choices` are what --list can list."""
     cli = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("-c", "--config", default=default, metavar="FILE", help=f"setting file (default: {default})")
@@ -123,7 +123,8 @@ def validate(kind: type[S], values: dict, source: str, overridden: Collection[st
 
 def validate_section(section: str, kinds: Variants, values: dict, source: str = "") -> Any:
     """The values of a single section as one of its kinds."""
-    holder = create_model("Holder", __base__=Section, **{section: (Annotated[Section, kinds], ...)})
+    keys: dict[str, Any] = {section: (Annotated[Section, kinds], ...)}
+    holder = create_model("Holder", __base__=Section, **keys)
     return getattr(validate(holder, {section: values}, source), section)
 
 
@@ -166,7 +167,7 @@ def _finite(text: str) -> float:
     return float(text) if abs(float(text)) < float("inf") else _refuse(text)
 
 
-def _refuse(word: str) -> None:
+def _refuse(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number")
 
 

@@ -35,15 +35,19 @@ def quiet() -> None:
     _log.setLevel(logging.CRITICAL)
 
 
+class _MessageFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Ignore a full disk."""
+
+
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Also append every message to this file, with the time, and the reason if an exception ends the block.
 
     A full disk is ignored.
     """
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _MessageFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
-    handler.handleError = lambda record: None
     _log.addHandler(handler)
     try:
         yield

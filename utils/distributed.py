@@ -8,9 +8,9 @@ nothing here communicates.
 import contextlib
 import datetime
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -64,6 +64,13 @@ class Processes:
             return value
         values = [value]
         dist.broadcast_object_list(values, device=self.device)
+        return values[0]
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What make() returns in the first process, which alone calls it; in every process."""
+        values: list[Any] = [make() if self.is_main else None]
+        if self.world_size > 1:
+            dist.broadcast_object_list(values, device=self.device)
         return values[0]
 
     def barrier(self) -> None:

@@ -31,7 +31,7 @@ def _cpu() -> tuple[str, list[str]]:
     info = Path("/proc/cpuinfo")
     if not info.is_file():
         return platform.processor() or platform.machine(), []
-    values = {}
+    values: dict[str, str] = {}
     for line in info.read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")
         values.setdefault(key.strip().lower(), value.strip())

@@ -14,7 +14,7 @@ from typing import Any
 from utils.errors import UserError
 
 
-def write_whole(path: Path, write: Callable[[Path], None], keep: Path | None = None) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
     """Let `write` fill a temporary file beside `path`, bring it to disk, then rename it to `path`.
 
     keep: the name under which the file that was `path` stays; at every moment `path` or `keep` is whole.

@@ -43,4 +43,5 @@ def score(model, batches, device: torch.device) -> Score:
 
 def of_all(own: Score, processes: Processes) -> Score:
     """The totals of all processes."""
-    return Score(*processes.sum(astuple(own)))
+    images, correct1, correct5, loss_sum = processes.sum(astuple(own))
+    return Score(int(images), int(correct1), int(correct5), loss_sum)

@@ -95,9 +95,10 @@ def _kind(key: str, base: type[Section], own: type[Section], name: str, is_defau
     described = base.model_fields[key].description
     value = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")] if name == OWN else Literal[name]
     field = Field(name, description=described) if is_default else Field(description=described)
+    keys: dict[str, Any] = {key: (value, field)}
     title = f"{base.__name__} {'external' if name == OWN else name}"
     extra = {"extra": own.model_config["extra"]}  # or that of the common keys would count
-    return create_model(title, __base__=(own, base), __cls_kwargs__=extra, **{key: (value, field)})
+    return create_model(title, __base__=(own, base), __cls_kwargs__=extra, **keys)
 
 
 S = TypeVar("S", bound=Section)

@@ -28,7 +28,7 @@ def write_tables(folder: Path, rows: list[Row], baseline: dict | None, title: st
         text += [_list(rows, axes)]
     files.write_text(folder / "table.md", "\n".join(text) + "\n")
     groups = [(labels, [figure(s)[1] for s in summaries]) for labels, summaries in _gathered(rows, axes)]
-    plot.sweep(groups, axes, baseline and baseline["top1"], title, folder / "table.png")
+    plot.sweep(groups, axes, None if baseline is None else baseline["top1"], title, folder / "table.png")
 
 
 def figure(summary: dict) -> tuple[str, float]:

@@ -65,7 +65,7 @@ def megabytes_at_bits(model: nn.Module) -> float:
     size = 0
     for layer, _, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
         size += layer_bytes(layer, source, norm)
-        counted |= {*layer.modules(), norm}
+        counted |= {*layer.modules(), *([] if norm is None else [norm])}
     for module in set(model.modules()) - counted:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         size += sum(tensor.nbytes for tensor in own if tensor.is_floating_point())

@@ -29,12 +29,14 @@ runs.
 """
 
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from quant.core import kernels
 from quant.core.activation import IDENTITY, ClampedAffine
+from quant.core.batch_norm import running_statistics
 from quant.core.kernels import run
 
 
@@ -97,6 +99,8 @@ class Rounding:
         per_t = self.share / self.learned[0].detach()
         if of_offset is None:
             return (of_log_t * per_t,)
+        if self.origin is None:
+            raise ValueError("a rounding with a learned offset needs its origin")
         return (of_log_t - self.origin * of_offset) * per_t, of_offset * self.share
 
 
@@ -137,10 +141,11 @@ class Straight(torch.autograd.Function):
         return gradient * ctx.n, None, None
 
 
-def fits(x: Tensor, norm: nn.Module | None, activation: ClampedAffine) -> bool:
+def fits(norm: nn.Module, x: Tensor, activation: ClampedAffine) -> TypeGuard[nn.BatchNorm2d]:
     """Whether norm_rounded applies: a batch norm in training, a large channels_last tensor, compiled kernels."""
-    plain = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
-    if not (kernels.compiled() and plain and norm.training and activation.is_clamp):
+    if not (type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None):
+        return False
+    if not (kernels.compiled() and norm.training and activation.is_clamp):
         return False
     return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and x.numel() >= kernels.SMALL
 
@@ -158,12 +163,16 @@ class Normed:
 
 @torch.no_grad()
 def normed(x: Tensor, norm: nn.BatchNorm2d) -> Normed:
-    """Measure the statistics of a batch and update the running ones, as F.batch_norm does."""
+    """Measure the statistics of a batch and update the running ones, as F.batch_norm does. norm: one that `fits`."""
+    running_mean, running_variance = running_statistics(norm)
+    batches, momentum = norm.num_batches_tracked, norm.momentum
+    if batches is None or momentum is None:
+        raise ValueError("the kernels know no batch norm that counts no batches or averages over all of them")
     mean, variance, least, greatest = run(kernels.statistics, _positions(x))
     count = x.numel() // x.shape[1]
-    norm.num_batches_tracked.add_(1)
-    norm.running_mean.lerp_(mean, norm.momentum)
-    norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+    batches.add_(1)
+    running_mean.lerp_(mean, momentum)
+    running_variance.lerp_(variance * (count / (count - 1)), momentum)
     deviation = (variance + norm.eps).sqrt()
     a = norm.weight / deviation
     b = norm.bias - a * mean

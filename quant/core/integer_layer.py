@@ -26,9 +26,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant.core.activation import ChannelAffine, ClampedAffine
+from quant.core.batch_norm import BatchNorm, running_statistics
 from quant.core.grid import Grid
 
 EXACT = 2.0**24
@@ -42,16 +43,16 @@ below 512."""
 
 @dataclass(frozen=True)
 class Geometry:
-    """The parameters of a convolution; stride, padding and dilation None for a linear layer."""
+    """The parameters of a convolution; stride, padding and dilation are empty for a linear layer."""
 
-    stride: tuple[int, int] | None = None
-    padding: tuple[int, int] | None = None
-    dilation: tuple[int, int] | None = None
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
     groups: int = 1
 
     @property
     def linear(self) -> bool:
-        return self.stride is None
+        return not self.stride
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.linear:
@@ -75,13 +76,20 @@ class IntegerLayer:
     lo: int
     hi: int
 
+    @property
+    def output_grid(self) -> Grid:
+        """y. Raises ValueError where the output is float."""
+        if self.y is None:
+            raise ValueError("a layer whose output is float has no output grid")
+        return self.y
+
     def accumulator_scale(self) -> Tensor:
         """s_x s_c, fp32 [O]: the scale of the integer sums."""
         return self.x.scale * self.scale
 
     def multiplier(self) -> Tensor:
         """m_c = s_x s_c / s_y, fp32 [O]."""
-        return self.accumulator_scale() / self.y.scale
+        return self.accumulator_scale() / self.output_grid.scale
 
     def off_ties(self) -> bool:
         """Whether no multiplier needs a denominator above DENOMINATOR, and biases are small enough to add in fp32."""
@@ -119,7 +127,8 @@ def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias
     if count is None:
         return geometry(n.double(), weight.double()).add_(bias).float()
     inputs, weights = n.tensor_split(count, -1 if geometry.linear else 1), weight.tensor_split(count, 1)
-    sums = sum(geometry(x, w).double() for x, w in zip(inputs, weights, strict=True))
+    parts = (geometry(x, w).double() for x, w in zip(inputs, weights, strict=True))
+    sums = sum(parts, n.new_zeros((), dtype=torch.float64))
     return sums.add_(bias).float()
 
 
@@ -142,7 +151,7 @@ def absorb(
     weight: Tensor,
     grid: Grid,
     bias: Tensor | None,
-    norm: nn.Module | None,
+    norm: BatchNorm | None,
     x: Grid,
     y: Grid | None,
     activation: ClampedAffine,
@@ -189,12 +198,13 @@ def integer_bounds(y: Grid, activation: ClampedAffine) -> tuple[int, int]:
     return int(lo), int(hi)
 
 
-def _norm(norm: nn.Module, bias: Tensor) -> tuple[Tensor, Tensor]:
+def _norm(norm: BatchNorm, bias: Tensor) -> tuple[Tensor, Tensor]:
     """(g, beta + (bias - mean) g) of a batch norm in eval, in fp64."""
-    gain = 1 / torch.sqrt(norm.running_var.double() + norm.eps)
+    mean, variance = running_statistics(norm)
+    gain = 1 / torch.sqrt(variance.double() + norm.eps)
     if norm.weight is not None:
         gain = gain * norm.weight.double()
-    shift = (bias - norm.running_mean.double()) * gain
+    shift = (bias - mean.double()) * gain
     return gain, shift if norm.bias is None else shift + norm.bias.double()
 
 

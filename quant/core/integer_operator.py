@@ -40,19 +40,26 @@ class IntegerOperator:
         """Centred output integers, fp32, of centred input integers; float values where there is no output grid."""
         return self.arithmetic(self, *n)
 
+    @property
+    def output_grid(self) -> Grid:
+        """y. Raises ValueError where the output is float."""
+        if self.y is None:
+            raise ValueError(f"{self.name}: an operator whose output is float has no output grid")
+        return self.y
+
     def divisor(self) -> Tensor:
         """t, fp32: the divisor of a product or an average."""
-        return self.y.scale / torch.stack([grid.scale for grid in self.x]).prod()
+        return self.output_grid.scale / torch.stack([grid.scale for grid in self.x]).prod()
 
     def clamped(self, n: Tensor) -> Tensor:
-        zero_point = int(self.y.zero_point)
+        zero_point = int(self.output_grid.zero_point)
         return n.clamp_(self.lo - zero_point, self.hi - zero_point)
 
     def table(self) -> Tensor:
         """The lookup table of a function: centred output integers, fp32, for each input integer from q_min up."""
         x = self.x[0]
         every = torch.arange(x.q_min, x.q_max + 1.0, device=x.scale.device) - int(x.zero_point)
-        return self.clamped(self.y.centred(self.run(x.value(every))))
+        return self.clamped(self.output_grid.centred(self.run(x.value(every))))
 
 
 Arithmetic = Callable[..., Tensor]
@@ -72,7 +79,7 @@ def integer_operator(
 
 
 def add(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
-    return op.clamped(op.y.centred(op.x[0].value(p) + op.x[1].value(q)))
+    return op.clamped(op.output_grid.centred(op.x[0].value(p) + op.x[1].value(q)))
 
 
 def mul(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:

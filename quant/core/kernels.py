@@ -11,7 +11,7 @@ taken one image at a time: its values stay in the cache, cores share the images,
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,11 +19,17 @@ from torch import Tensor
 from utils.console import say
 
 Number = Tensor | float
+N = TypeVar("N", Tensor, float)
+"""Numbers that are either all tensors or all Python floats, which torch's operators ask for."""
+B = TypeVar("B", Tensor, float)
 SMALL = 2**15
 """Number of elements below which a call of a compiled kernel costs more than it saves."""
 VARIANTS = 64
 """How many compiled variants of a kernel there may be: types, numbers of axes, learned tensors, activations."""
-FUSED = {"realize_reads_threshold": 1000, "realize_opcount_threshold": 1000}
+FUSED: dict[str, str | int | bool | Callable[..., Any]] = {
+    "realize_reads_threshold": 1000,
+    "realize_opcount_threshold": 1000,
+}
 """Compiler options: never write intermediate results to memory, however often they are used. By default the compiler
 does so after four uses or thirty operators, in fp32, and norm_sums takes at least twice as long."""
 _compiled: dict[Callable, Callable] = {}
@@ -59,7 +65,7 @@ def _plain(argument: Any) -> Any:
     return float(argument) if isinstance(argument, Tensor) and not argument.ndim else argument
 
 
-def to_integers(u: Tensor, inverse: Number, least: Number, most: Number) -> Tensor:
+def to_integers(u: Tensor, inverse: Number, least: N, most: N) -> Tensor:
     return (u * inverse).round_().clamp_(least, most)
 
 
@@ -74,15 +80,15 @@ def learning_terms(
     g: Tensor,
     v: Tensor,
     passing: Tensor,
-    bottom: Number,
-    top: Number,
+    bottom: B,
+    top: B,
     inside: bool,
     ends: tuple[Number, Number] | None,
     offset: bool,
     inverse: Number,
     scale: Number,
-    least: Number,
-    most: Number,
+    least: N,
+    most: N,
 ) -> tuple[Tensor, ...]:
     """g t d v_hat / d t of each element, for offset 0; and where an offset is learned, g d v_hat / d offset.
 
@@ -96,7 +102,7 @@ def learning_terms(
     return (of_log_t, g - felt) if offset else (of_log_t,)
 
 
-def forward(v: Tensor, inverse: Number, scale: Number, least: Number, most: Number) -> Tensor:
+def forward(v: Tensor, inverse: Number, scale: Number, least: N, most: N) -> Tensor:
     """v_hat"""
     return to_integers(v.float(), inverse, least, most).mul_(scale).to(v.dtype)
 
@@ -126,7 +132,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return near + mean, variance.clamp(min=0), x.amin(1).amin(0), x.amax(1).amax(0)
 
 
-def norm_forward(x: Tensor, a: Tensor, b: Tensor, *to_v_hat: Number) -> Tensor:
+def norm_forward(x: Tensor, a: Tensor, b: Tensor, *to_v_hat: Any) -> Tensor:
     """v_hat of v = a x + b"""
     return forward(x.float() * a + b, *to_v_hat).to(x.dtype)
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 from torch import nn
 
 from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
 from quant.core.settings import Options, ResolvedQuant
+from utils.errors import UserError
 from utils.sections import Section
 
 
@@ -21,11 +22,11 @@ class Method(Generic[Options]):
 
     options: type[Options]
     """The keys of the quant section that this method reads beside the common ones."""
-    weight: Callable[[ResolvedQuant[Options], int, Shape], WeightQuantizer] | None
+    weight: Callable[[ResolvedQuant[Options], int, Shape], WeightQuantizer]
     """(spec, bits, shape) -> the quantizer of a weight tensor of that shape, whose axis 0 is the output channels."""
-    activation: Callable[[ResolvedQuant[Options], int, bool], ActivationQuantizer] | None
+    activation: Callable[[ResolvedQuant[Options], int, bool], ActivationQuantizer]
     """(spec, bits, signed) -> the quantizer of inputs of hidden layers."""
-    residual: Callable[[ResolvedQuant[Options], int, bool], ActivationQuantizer] | None
+    residual: Callable[[ResolvedQuant[Options], int, bool], ActivationQuantizer]
     """(spec, bits, signed) -> that of all else: the image, inputs of additions and pools, the last layer's input."""
     float_epochs: Callable[[Options, int], int]
     """(options, epochs) -> how many epochs of the run come before prepare."""
@@ -48,11 +49,15 @@ class Method(Generic[Options]):
 AnyMethod = Method[Any]
 
 
-FLOAT: Method[NoOptions] = Method(
+def _no_quantizer(spec: ResolvedQuant[NoOptions], bits: int, of: Shape | bool) -> NoReturn:
+    raise UserError("quant.method: float quantizes nothing")
+
+
+FLOAT = Method(
     options=NoOptions,
-    weight=None,
-    activation=None,
-    residual=None,
+    weight=_no_quantizer,
+    activation=_no_quantizer,
+    residual=_no_quantizer,
     float_epochs=lambda options, epochs: epochs,
     weight_bits=range(0),
     act_bits=range(0),

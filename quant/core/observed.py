@@ -19,6 +19,10 @@ class ObservedRange(Quantizer):
     low, high: buffers, fp32 [] or [channels]. observed: whether they have been set.
     """
 
+    low: Tensor
+    high: Tensor
+    observed: Tensor
+
     def __init__(self, bits: int, channels: int | None, observer: str, percentile: float):
         super().__init__(bits)
         shape = () if channels is None else (channels,)
@@ -73,6 +77,8 @@ class ObservedWeightQuantizer(ObservedRange, WeightQuantizer):
     learned_rounding: the shape of the weight whose rounding is learned (ptq/adaround.py), or None. `offset`, a buffer,
     int8 of that shape, is then added to the nearest integer of each weight.
     """
+
+    offset: Tensor | None
 
     def __init__(
         self,

@@ -61,7 +61,9 @@ class Sampled(MinMax):
     samples = True
 
     def __init__(self, percentile: float):
-        self.share, self.sample, self.range = percentile / 100, [], None
+        self.share = percentile / 100
+        self.sample: list[Tensor] = []
+        self.range: Range | None = None
 
     def update(self, x: Tensor, low: Tensor, high: Tensor, observed: bool) -> Range | None:
         least, greatest = extremes(x, low)

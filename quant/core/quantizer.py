@@ -35,6 +35,7 @@ class Quantizer(nn.Module):
 
     weight_decay = 0.0
     note = ""
+    enabled: Tensor
 
     def __init__(self, bits: int):
         super().__init__()
@@ -121,7 +122,7 @@ class ActivationQuantizer(Quantizer):
 
     def forward_normed(self, x: Tensor, norm: nn.Module | None, activation: ClampedAffine) -> Tensor:
         """forward(norm(x), activation), with fewer passes over memory where compiled kernels allow it."""
-        if norm is None or not (fits(x, norm, activation) and self.enabled and self.is_calibrated()):
+        if norm is None or not (fits(norm, x, activation) and self.enabled and self.is_calibrated()):
             return self(x if norm is None else norm(x), activation)
         with torch.autocast(x.device.type, enabled=False):
             found = normed(x, norm)
@@ -152,6 +153,8 @@ class DataInitialized(Quantizer):
     A subclass sets the value in `initialize(x)`, x detached and fp32. `started`, a buffer, tells whether that has
     happened.
     """
+
+    started: Tensor
 
     def __init__(self, bits: int, started: bool):
         super().__init__(bits)

@@ -59,5 +59,7 @@ def best_clip(x: Tensor, q_min: int, q_max: int, per_channel: bool = False) -> T
 
     observer, nothing = OBSERVERS["mse"](100.0), x.new_zeros(len(x) if per_channel else ())
     observer.update(rows, nothing, nothing, False)
-    low, high = observer.finish(error)
-    return torch.maximum(-low, high)
+    found = observer.finish(error)
+    if found is None:
+        raise ValueError("no values to find a clip for")
+    return torch.maximum(-found[0], found[1])

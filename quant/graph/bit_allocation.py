@@ -21,6 +21,7 @@ from torch import fx, nn
 
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.settings import LayerBits, ResolvedQuant
+from quant.graph.node_view import inputs, target
 from quant.graph.op_table import RELU
 from quant.graph.typed_graph import TypedGraph, data_inputs
 
@@ -76,7 +77,7 @@ class BitAllocation:
 
     def __init__(self, graph: TypedGraph, spec: ResolvedQuant):
         self.graph, self.role, self.spec = graph, graph.roles, spec
-        fused: set[fx.Node] = set()
+        fused: set[fx.Node | None] = set()
         self.chains: list[Chain] = []
         for node in graph.nodes:
             computes = not graph.preserves_qparams(node) and self.role[node] not in ("output", "shape")
@@ -158,7 +159,7 @@ class BitAllocation:
         """What the setting says of this layer by name; of several patterns that match, the last."""
         own = LayerBits()
         for pattern, bits in self.spec.layers.items():
-            if fnmatch.fnmatchcase(chain.head.target, pattern):
+            if fnmatch.fnmatchcase(target(chain.head), pattern):
                 said = LayerBits(weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS) if bits == "float" else bits
                 own = own.model_copy(update=said.model_dump(exclude_none=True))
         return own
@@ -181,9 +182,9 @@ class BitAllocation:
         return self.signs[node]
 
     def _signed(self, node: fx.Node) -> bool:
-        inputs = node.args if self.role[node] == "binary" else data_inputs(node)
+        values = inputs(node) if self.role[node] == "binary" else data_inputs(node)
         follows = self.role[node] in ("binary", "pass", "average")
-        return self.graph.signed(node, [self.signed(value) for value in inputs] if follows else [])
+        return self.graph.signed(node, [self.signed(value) for value in values] if follows else [])
 
     def _quantizes(self) -> bool:
         return self.spec.act_bits != FLOAT_BITS
@@ -198,16 +199,18 @@ class BitAllocation:
             end = norm or end
         if self.role[head] not in ("image", "activation"):
             act = self._only_user(end, "activation")
-            if act and self.role[head] != "layer" and self.graph.activation(act).gain != 1:
-                act = None  # only weights can absorb its line
+            affine = None if act is None else self.graph.activation(act)
+            if affine is not None and affine.gain != 1 and self.role[head] != "layer":
+                act = None  # only weights can absorb its gain
             end = act or end
         return Chain(head, end, norm, act)
 
     def _activation(self, chain: Chain) -> ClampedAffine:
         """Its activation; or the bounds beyond which the only function that reads it is constant, or a ReLU behind
         pools and reshapes, which might as well be in front of them."""
-        if chain.act is not None:
-            return self.graph.activation(chain.act)
+        fused = None if chain.act is None else self.graph.activation(chain.act)
+        if fused is not None:
+            return fused
         if self._ends_in_relu(chain):
             return RELU
         function = self._only_user(chain.end, "function")
@@ -264,7 +267,8 @@ class BitAllocation:
 
 def _reached(start: fx.Node, step: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
     """All nodes that repeated steps from `start` lead to, without it."""
-    found, waiting = set(), [start]
+    found: set[fx.Node] = set()
+    waiting = [start]
     while waiting:
         new = set(step(waiting.pop())) - found
         found |= new

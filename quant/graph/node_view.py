@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from quant.core.activation import ClampedAffine
 
-HEIGHT_AND_WIDTH = ([2, 3], [-2, -1])
+HEIGHT_AND_WIDTH = ({2, 3}, {-2, -1})
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,31 @@ class NodeView:
     def others(self) -> list[Any]:
         """All arguments of a function or method but the first."""
         return [] if self.module is not None else [*self.node.args[1:], *self.node.kwargs.values()]
+
+
+def target(node: fx.Node) -> str:
+    """The name of the module, Parameter or method that a node reads or calls."""
+    if not isinstance(node.target, str):
+        raise TypeError(f"{node.name} calls a function, which is no name")
+    return node.target
+
+
+def as_node(argument: object) -> fx.Node:
+    """An argument of a call that is known to be a tensor or the quantizer of one."""
+    if not isinstance(argument, fx.Node):
+        raise TypeError(f"{argument!r} is not a node of the graph")
+    return argument
+
+
+def first_input(node: fx.Node) -> fx.Node | None:
+    """The tensor that a call passes first, or None where its first argument is something else."""
+    first = node.args[0] if node.args else None
+    return first if isinstance(first, fx.Node) else None
+
+
+def inputs(node: fx.Node) -> list[fx.Node]:
+    """The tensors that a call passes by position."""
+    return [value for value in node.args if isinstance(value, fx.Node)]
 
 
 def why_layer_is_float(view: NodeView) -> str:
@@ -76,7 +101,7 @@ def has_plain_arguments(view: NodeView) -> bool:
 
 def is_mean_over_height_and_width(view: NodeView) -> bool:
     axes = view.argument(1, "dim")
-    return has_plain_arguments(view) and isinstance(axes, list | tuple) and sorted(axes) in HEIGHT_AND_WIDTH
+    return has_plain_arguments(view) and isinstance(axes, list | tuple) and set(axes) in HEIGHT_AND_WIDTH
 
 
 def pads_zeros(view: NodeView) -> bool:

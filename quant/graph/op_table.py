@@ -236,6 +236,7 @@ FLOAT_OPERATOR = Operator(role="float")
 OUT_OF_PLACE: dict[Callable | str, Callable | str] = {
     target: target.removesuffix("_") if isinstance(target, str) else row.function
     for row in OPERATORS.values()
+    if row.function is not None
     for target in row.in_place
 }
 """The out-of-place form of each in-place function and method."""

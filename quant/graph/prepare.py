@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,9 +11,10 @@ from quant.core.activation import IDENTITY
 from quant.core.contract import check_activation_quantizer, check_weight_quantizer
 from quant.core.integer_operator import function
 from quant.core.method import AnyMethod
-from quant.core.quantizer import ActivationQuantizer, Quantizer, WeightQuantizer
+from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.graph.bit_allocation import FLOAT_BITS, INTEGER_ROLES, BitAllocation, Decision, Edge
+from quant.graph.node_view import as_node, inputs, target
 from quant.graph.op_table import OUT_OF_PLACE
 from quant.graph.quant_layers import TENSOR, Correction, FunctionCall, QuantLayer, QuantOperator, share_output
 from quant.graph.trace import trace
@@ -40,16 +42,24 @@ def prepare(model: nn.Module, spec: ResolvedQuant, method: AnyMethod) -> fx.Grap
     return traced
 
 
+class _Source(NamedTuple):
+    """The quantizer on whose grid a value lies: its name, how it quantizes, and whether the value can be negative."""
+
+    name: str
+    edge: Edge
+    signed: bool
+
+
 class _Editor:
     """Edits the graph, chain by chain in topological order."""
 
     def __init__(self, typed: TypedGraph, spec: ResolvedQuant, method: AnyMethod):
         self.typed, self.traced, self.graph = typed, typed.module, typed.module.graph
         self.spec, self.method = spec, method
-        self.source: dict[fx.Node, tuple[str, Edge, bool]] = {}  # value -> its quantizer's name, edge, signed
+        self.source: dict[fx.Node, _Source] = {}
         self.checked: set = set()
         self.second: dict[tuple[fx.Node, Edge], fx.Node] = {}
-        self.shared: dict[str, Quantizer] = {}
+        self.shared: dict[str, ActivationQuantizer] = {}
 
     def put(self, decision: Decision) -> None:
         head = decision.chain.head
@@ -64,18 +74,18 @@ class _Editor:
 
     def _put_layer(self, decision: Decision) -> None:
         chain, written = decision.chain, decision.written
-        name = chain.head.target
-        layer = self._layer(name, decision)
+        name = target(chain.head)
+        layer = self._layer(decision)
         _replace(self.traced, name, layer)
-        x = self._as_wanted(chain.head.args[0], decision.read)
+        x = self._as_wanted(as_node(chain.head.args[0]), decision.read)
         with self.graph.inserting_before(chain.head):
             source = self._source(x)
-            norm = chain.norm and self.graph.get_attr(chain.norm.target)
-            node = self.graph.call_module(name, (x, source and self.graph.get_attr(source[0]), norm))
+            norm = chain.norm and self.graph.get_attr(target(chain.norm))
+            node = self.graph.call_module(name, (x, source and self.graph.get_attr(source.name), norm))
         written_as = self._output(name, layer, decision) if written.bits != FLOAT_BITS else None
         self._take_place(node, [chain.act if written.bits != FLOAT_BITS else None, chain.norm, chain.head])
         if written_as is not None:  # else an activation of a float output stays a node of its own
-            self.source[node] = (written_as, written, decision.signed)
+            self.source[node] = _Source(written_as, written, decision.signed)
 
     def _output(self, name: str, module: QuantLayer | QuantOperator, decision: Decision) -> str:
         """Give a module its output's quantizer and its activation; returns the quantizer's name."""
@@ -83,25 +93,25 @@ class _Editor:
         if decision.shared is None:
             module.output = self._quantizer(decision.written, decision.signed)
             return f"{name}.output"
-        share_output(module, self._shared(decision))
+        share_output(module, self._shared(decision.shared, decision))
         return decision.shared
 
-    def _shared(self, decision: Decision) -> Quantizer:
-        if decision.shared not in self.shared:
-            self.shared[decision.shared] = self._quantizer(decision.written, decision.signed)
-            self.shared[decision.shared].members = decision.members
-            self.traced.add_submodule(decision.shared, self.shared[decision.shared])
-        return self.shared[decision.shared]
+    def _shared(self, name: str, decision: Decision) -> ActivationQuantizer:
+        if name not in self.shared:
+            self.shared[name] = self._quantizer(decision.written, decision.signed)
+            self.shared[name].members = decision.members
+            self.traced.add_submodule(name, self.shared[name])
+        return self.shared[name]
 
     def _take_place(self, new: fx.Node, old: list[fx.Node | None]) -> None:
         """Replace nodes, given from last to first, by a new one."""
-        old = [node for node in old if node is not None]
-        old[0].replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-        for node in old:
+        replaced = [node for node in old if node is not None]
+        replaced[0].replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        for node in replaced:
             self.graph.erase_node(node)
 
-    def _layer(self, name: str, decision: Decision) -> QuantLayer:
-        layer, bits, gradient = self.traced.get_submodule(name), decision.weight_bits, None
+    def _layer(self, decision: Decision) -> QuantLayer:
+        layer, bits, gradient = self.typed.layer(decision.chain.head), decision.weight_bits, None
         weight = None if bits == FLOAT_BITS else self._weight_quantizer(bits, layer.weight)
         if decision.hidden and min(bits, decision.read.bits) < FLOAT_BITS:
             gradient = self.method.gradient(self.spec)
@@ -123,34 +133,34 @@ class _Editor:
 
     def _put_operator(self, decision: Decision) -> None:
         chain, written, head = decision.chain, decision.written, decision.chain.head
-        values = [self._as_wanted(value, decision.read) for value in _tensors(head)]
+        values = [self._as_wanted(value, decision.read) for value in inputs(head)]
         row, name = self.typed.operator(head), f"operators.{head.name}"
-        run = _out_of_place(self.traced.get_submodule(head.target)) if head.op == "call_module" else _function_of(head)
-        module = QuantOperator(self.typed.names[head], row.arithmetic or function, run, IDENTITY)
+        run = _out_of_place(self.traced.get_submodule(target(head))) if head.op == "call_module" else _function_of(head)
+        module = QuantOperator(self.typed.name(head), row.arithmetic or function, run, IDENTITY)
         self.traced.add_submodule(name, module)
         with self.graph.inserting_before(head):
             sources = [self._source(value) for value in values]
-            given = [source and self.graph.get_attr(source[0]) for source in sources]
+            given = [source and self.graph.get_attr(source.name) for source in sources]
             node = self.graph.call_module(name, (tuple(values), tuple(given)))
         written_as = self._output(name, module, decision) if written.bits != FLOAT_BITS else None
         self._take_place(node, [chain.act if written.bits != FLOAT_BITS else None, head])
         if written_as is not None:
-            self.source[node] = (written_as, written, decision.signed)
+            self.source[node] = _Source(written_as, written, decision.signed)
 
     def _as_wanted(self, value: fx.Node, edge: Edge) -> fx.Node:
         """The value as its reader needs it: itself, or a second quantizer's output if its grid is wider or meant for
         other readers."""
         source = self._source(value)
-        if source is None or (edge.bits >= source[1].bits and not self._foreign(edge, source[1])):
+        if source is None or (edge.bits >= source.edge.bits and not self._foreign(edge, source.edge)):
             return value
-        edge = Edge(min(edge.bits, source[1].bits), edge.hidden)
+        edge = Edge(min(edge.bits, source.edge.bits), edge.hidden)
         if (value, edge) not in self.second:
             name = f"quantizers.{value.name.removeprefix('quantizers_')}_to_{edge.bits}"
             name = name if edge.hidden else f"{name}_residual"
-            self.traced.add_submodule(name, self._quantizer(edge, source[2]))
+            self.traced.add_submodule(name, self._quantizer(edge, source.signed))
             with self.graph.inserting_after(value):
                 self.second[value, edge] = self.graph.call_module(name, (value,))
-            self.source[self.second[value, edge]] = (name, edge, source[2])
+            self.source[self.second[value, edge]] = _Source(name, edge, source.signed)
         return self.second[value, edge]
 
     def _foreign(self, wanted: Edge, found: Edge) -> bool:
@@ -163,41 +173,38 @@ class _Editor:
         value, written = decision.chain.end, decision.written
         name = decision.shared or f"quantizers.{value.name}"
         if decision.shared:
-            self._shared(decision)
+            self._shared(decision.shared, decision)
         else:
             self.traced.add_submodule(name, self._quantizer(written, decision.signed))
         with self.graph.inserting_after(value):
             node = self.graph.call_module(name, (value,))
         value.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node)
-        self.source[node] = (name, written, decision.signed)
+        self.source[node] = _Source(name, written, decision.signed)
 
-    def _source(self, value: fx.Node) -> tuple[str, Edge, bool] | None:
+    def _source(self, value: fx.Node) -> _Source | None:
         """The quantizer whose grid a value lies on, also behind nodes that preserve it."""
         if value in self.source or not self.typed.preserves_qparams(value):
             return self.source.get(value)
-        sources = [self._source(one) for one in data_inputs(value)]
-        if None in sources or len({name for name, _, _ in sources}) > 1:
+        values = data_inputs(value)
+        sources = [source for source in map(self._source, values) if source is not None]
+        if len(sources) < len(values) or len({source.name for source in sources}) > 1:
             return None
-        name, edge, _ = sources[0]
-        return name, edge, self.typed.roles[value] != "activation" and any(signed for _, _, signed in sources)
-
-
-def _tensors(node: fx.Node) -> list[fx.Node]:
-    return [value for value in node.args if isinstance(value, fx.Node)]
+        signed = self.typed.roles[value] != "activation" and any(source.signed for source in sources)
+        return sources[0]._replace(signed=signed)
 
 
 def _out_of_place(module: nn.Module) -> nn.Module:
     """The module, or a copy that leaves its input alone: quantizers keep what they return for the backward pass."""
     if not getattr(module, "inplace", False):
         return module
-    module = copy.copy(module)
-    module.inplace = False
-    return module
+    same: Any = copy.copy(module)
+    same.inplace = False
+    return same
 
 
 def _function_of(node: fx.Node) -> Callable[..., Tensor]:
     """What a function or method node does to those of its arguments that are tensors."""
-    called = getattr(torch.Tensor, node.target) if node.op == "call_method" else node.target
+    called = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
     args = tuple(TENSOR if isinstance(value, fx.Node) else value for value in node.args)
     return FunctionCall(called, args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {}))
 

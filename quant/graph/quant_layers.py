@@ -15,14 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from quant.core.activation import IDENTITY, ChannelAffine, ClampedAffine
+from quant.core.batch_norm import BatchNorm
 from quant.core.grid import Grid
 from quant.core.integer_layer import Geometry, IntegerLayer, absorb
 from quant.core.integer_operator import Arithmetic, IntegerOperator, integer_operator
-from quant.core.quantizer import Quantizer
+from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 
 
 class Correction(nn.Module):
     """gain y + shift: what puts back what rounding took from the statistics of a layer's output (ptq/bias_correction.py)."""
+
+    gain: Tensor
+    shift: Tensor
 
     def __init__(self, channels: int, linear: bool):
         super().__init__()
@@ -39,8 +43,8 @@ class Correction(nn.Module):
 
     @torch.no_grad()
     def behind(
-        self, weight: Tensor, bias: Tensor | None, norm: nn.Module | None
-    ) -> tuple[Tensor, Tensor | None, nn.Module | None]:
+        self, weight: Tensor, bias: Tensor | None, norm: BatchNorm | None
+    ) -> tuple[Tensor, Tensor | None, BatchNorm | None]:
         """Weight, bias and batch norm of a layer that has the line in its norm, or in itself."""
         if norm is None:
             shift = self.shift if bias is None else bias * self.gain + self.shift
@@ -68,7 +72,7 @@ class QuantLayer(nn.Module):
     def __init__(
         self,
         layer: nn.Conv2d | nn.Linear,
-        weight_quantizer: Quantizer | None,
+        weight_quantizer: WeightQuantizer | None,
         gradient: nn.Module | None,
         correction: Correction | None,
         limit: int,
@@ -77,41 +81,43 @@ class QuantLayer(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
         self.geometry = geometry_of(layer)
         self.weight_quantizer, self.gradient, self.correction = weight_quantizer, gradient, correction
-        self.output: Quantizer | None = None
+        self.output: ActivationQuantizer | None = None
         self.activation: ClampedAffine = IDENTITY
         self.limit = limit
 
-    def forward(self, x: Tensor, source: Quantizer | None, norm: nn.Module | None) -> Tensor:
-        if not self.training and self.runs_in_integers(source):
+    def forward(self, x: Tensor, source: ActivationQuantizer | None, norm: BatchNorm | None) -> Tensor:
+        if source is not None and not self.training and self.runs_in_integers(source):
             with torch.autocast(x.device.type, enabled=False):  # sums in bf16 would not be exact
                 layer = self.integer(source.grid(), norm)
                 n = layer(layer.x.centred(x.float()))
                 return n if layer.y is None else layer.y.value_(n)
         return self.simulate(x, norm)
 
-    def simulate(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+    def simulate(self, x: Tensor, norm: BatchNorm | None) -> Tensor:
         """The fake-quantized computation in float."""
         weight = self.used_weight()
-        if self.output is None or self.corrects():
+        if self.output is None or self.active_correction() is not None:
             y = self.in_float(x, weight, norm)
             return y if self.output is None else self.output(y)
         return self.output.forward_normed(self._summed(x, weight), norm, self.activation)
 
-    def frozen(self, norm: nn.Module | None) -> "FloatLayer":
+    def frozen(self, norm: BatchNorm | None) -> "FloatLayer":
         """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
         weight, bias = self.used_weight().detach(), self.bias
-        if self.corrects():
-            weight, bias, norm = self.correction.behind(weight, bias, norm)
+        correction = self.active_correction()
+        if correction is not None:
+            weight, bias, norm = correction.behind(weight, bias, norm)
         return FloatLayer(self.geometry, weight, bias, norm, self.activation)
 
-    def in_float(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
+    def in_float(self, x: Tensor, weight: Tensor, norm: BatchNorm | None) -> Tensor:
         """Its output before its quantizer, with these weights."""
         return self.activation(self.before_activation(x, weight, norm))
 
-    def before_activation(self, x: Tensor, weight: Tensor, norm: nn.Module | None) -> Tensor:
+    def before_activation(self, x: Tensor, weight: Tensor, norm: BatchNorm | None) -> Tensor:
         y = self._summed(x, weight)
         y = y if norm is None else norm(y)
-        return self.correction(y) if self.corrects() else y
+        correction = self.active_correction()
+        return y if correction is None else correction(y)
 
     def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
         y = self.geometry(x, weight, self.bias)
@@ -120,17 +126,22 @@ class QuantLayer(nn.Module):
     def used_weight(self) -> Tensor:
         return self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
 
-    def corrects(self) -> bool:
-        return self.correction is not None and bool(self.weight_quantizer.enabled)
+    def active_correction(self) -> Correction | None:
+        """The correction while the weight quantizer is enabled, else None: it belongs to the quantized weights."""
+        if self.correction is None or self.weight_quantizer is None or not self.weight_quantizer.enabled:
+            return None
+        return self.correction
 
-    def runs_in_integers(self, source: Quantizer | None) -> bool:
+    def runs_in_integers(self, source: ActivationQuantizer | None) -> bool:
         """Whether weights and input are on integer grids, and those quantizers are enabled."""
         needed = [source, self.weight_quantizer, *([] if self.output is None else [self.output])]
         return all(q is not None and bool(q.enabled) for q in needed)
 
     @torch.no_grad()
-    def integer(self, x: Grid, norm: nn.Module | None) -> IntegerLayer:
+    def integer(self, x: Grid, norm: BatchNorm | None) -> IntegerLayer:
         """The integer layer, for inputs on the grid x."""
+        if self.weight_quantizer is None:
+            raise ValueError("a layer whose weights are float has no integer form")
         grid = self.weight_quantizer.grid()
         q = self.weight_quantizer.to_int(self.weight.float())
         y = None if self.output is None else self.output.grid()
@@ -148,7 +159,7 @@ class FloatLayer:
     geometry: Geometry
     weight: Tensor
     bias: Tensor | None
-    norm: nn.Module | None
+    norm: BatchNorm | None
     activation: ClampedAffine
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -166,12 +177,12 @@ class QuantOperator(nn.Module):
     def __init__(self, name: str, arithmetic: Arithmetic, run: Callable[..., Tensor], activation: ClampedAffine):
         super().__init__()
         self.name, self.arithmetic, self.run, self.activation = name, arithmetic, run, activation
-        self.output: Quantizer | None = None
+        self.output: ActivationQuantizer | None = None
 
-    def forward(self, values: Sequence[Tensor], sources: Sequence[Quantizer | None]) -> Tensor:
+    def forward(self, values: Sequence[Tensor], sources: Sequence[ActivationQuantizer | None]) -> Tensor:
         if self.training or not self.runs_in_integers(sources):
             return self.simulate(*values)
-        grids = [source.grid() for source in sources]
+        grids = [source.grid() for source in sources if source is not None]
         operator = self.integer(grids)
         n = operator(*(grid.centred(x.float()) for grid, x in zip(grids, values, strict=True)))
         return n if operator.y is None else operator.y.value(n)
@@ -183,7 +194,7 @@ class QuantOperator(nn.Module):
     def in_float(self, *values: Tensor) -> Tensor:
         return self.activation(self.run(*values))
 
-    def runs_in_integers(self, sources: Sequence[Quantizer | None]) -> bool:
+    def runs_in_integers(self, sources: Sequence[ActivationQuantizer | None]) -> bool:
         needed = [*sources, *([] if self.output is None else [self.output])]
         return all(q is not None and bool(q.enabled) for q in needed)
 
@@ -219,7 +230,7 @@ class _Tensor(enum.Enum):
 TENSOR = _Tensor.TENSOR
 
 
-def share_output(module: QuantLayer | QuantOperator, quantizer: Quantizer) -> None:
+def share_output(module: QuantLayer | QuantOperator, quantizer: ActivationQuantizer) -> None:
     """Let a quantizer that lives elsewhere in the model, under a name of its own, be the module's output."""
     module.__dict__["output"] = quantizer
 
@@ -227,4 +238,6 @@ def share_output(module: QuantLayer | QuantOperator, quantizer: Quantizer) -> No
 def geometry_of(layer: nn.Conv2d | nn.Linear) -> Geometry:
     if isinstance(layer, nn.Linear):
         return Geometry()
-    return Geometry(tuple(layer.stride), tuple(layer.padding), tuple(layer.dilation), layer.groups)
+    if isinstance(layer.padding, str):
+        raise ValueError(f"padding {layer.padding!r} is not a number of zeros")
+    return Geometry(tuple(layer.stride), layer.padding, tuple(layer.dilation), layer.groups)

@@ -6,12 +6,13 @@ later readers of that tensor are redirected to the operator's result.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TypeGuard
 
 import torch.nn.functional as F
 from torch import fx, nn
 
-from quant.graph.node_view import NodeView
+from quant.graph.node_view import NodeView, as_node, first_input, target
 from quant.graph.op_table import OPERATORS, module_operator, name_of, operator_name
 from utils.errors import UserError
 
@@ -19,7 +20,7 @@ NORM_ACT = "BatchNormAct2d"
 """timm's module of a batch norm and an activation."""
 LEAVES = {NORM_ACT, *(name for row in OPERATORS.values() for name in row.module_names)}
 """Modules of other libraries that have a meaning here: torch.fx does not trace into them."""
-DROPOUTS: dict[Callable, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
+DROPOUTS: dict[object, type[nn.Dropout] | type[nn.Dropout2d]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
 IN_PLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv"}
 """Python's operators that write to their first argument; torch's functions that do so end in an underscore."""
 
@@ -117,27 +118,33 @@ def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, 
     """
     if node.op != "call_module":
         return
-    both = traced.get_submodule(node.target)
-    if type(both).__name__ == NORM_ACT:
+    path = target(node)
+    both = traced.get_submodule(path)
+    if isinstance(both, nn.BatchNorm2d) and type(both).__name__ == NORM_ACT:
         inside = [name for name, module in both.named_children() if not isinstance(module, nn.Identity)]
-        apart[node.target] = [f"{node.target}.{name}" for name in inside]
+        apart[path] = [f"{path}.{name}" for name in inside]
         norm = nn.BatchNorm2d(both.num_features, both.eps, both.momentum, both.affine, both.track_running_stats)
         norm._parameters, norm._buffers, norm.training = both._parameters, both._buffers, both.training
         for name, module in both.named_children():
             norm.add_module(name, module)
-        parent, _, child = node.target.rpartition(".")
+        parent, _, child = path.rpartition(".")
         setattr(traced.get_submodule(parent), child, norm)
     last = node
-    for name in apart.get(node.target, ()):
-        with traced.graph.inserting_after(last):
-            after = traced.graph.call_module(name, (last,))
-        last.replace_all_uses_with(after, delete_user_cb=lambda user, new=after: user is not new)
-        last = after
+    for name in apart.get(path, ()):
+        last = _call_behind(traced, last, name)
+
+
+def _call_behind(traced: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
+    """Call a module on what a node returns; all other readers of the node read the module's output."""
+    with traced.graph.inserting_after(node):
+        call = traced.graph.call_module(name, (node,))
+    node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+    return call
 
 
 def _without_identity(traced: fx.GraphModule, node: fx.Node) -> None:
     """nn.Identity returns its input: its readers read the input."""
-    if node.op == "call_module" and type(traced.get_submodule(node.target)) is nn.Identity:
+    if node.op == "call_module" and type(traced.get_submodule(target(node))) is nn.Identity:
         node.replace_all_uses_with(node.all_input_nodes[0])
         traced.graph.erase_node(node)
 
@@ -145,7 +152,7 @@ def _without_identity(traced: fx.GraphModule, node: fx.Node) -> None:
 def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
     """Tracing froze self.training into F.dropout; a module follows train() and eval()."""
     if node.op == "call_function" and node.target in DROPOUTS:
-        rate = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        rate = NodeView(node).argument(1, "p", 0.5)
         name = f"{node.name}_module"
         traced.add_submodule(name, DROPOUTS[node.target](rate))
         node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
@@ -154,18 +161,22 @@ def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
 def _shuffle_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
     """reshape(n, g, c / g, h, w), transpose(1, 2), reshape(n, c, h, w), written with the tensor's own sizes n, h and w,
     is a channel shuffle."""
-    last = node if _calls(node, "reshape") and len(node.args) == 5 else None
-    swap = last and last.args[0]
-    swap = swap.args[0] if swap and _calls(swap, "contiguous") else swap
-    first = swap.args[0] if swap and _calls(swap, "transpose") and sorted(swap.args[1:]) == [1, 2] else None
-    if first is None or not (_calls(first, "reshape") and len(first.args) == 6):
+    if not (_calls(node, "reshape") and len(node.args) == 5):
+        return
+    swap = node.args[0]
+    swap = swap.args[0] if _calls(swap, "contiguous") else swap
+    if not (_calls(swap, "transpose") and swap.args[1:] in ((1, 2), (2, 1))):
+        return
+    first = swap.args[0]
+    if not (_calls(first, "reshape") and len(first.args) == 6):
         return
     x, n, groups, _, height, width = first.args
-    sizes = [_size_of(size, x) for size in (n, height, width, last.args[1], *last.args[3:])]
+    sizes = [_size_of(size, x) for size in (n, height, width, node.args[1], *node.args[3:])]
     if sizes != [0, 2, 3, 0, 2, 3] or not isinstance(groups, int):
         return
-    traced.add_submodule(f"{last.name}_shuffle", nn.ChannelShuffle(groups))
-    last.op, last.target, last.args, last.kwargs = "call_module", f"{last.name}_shuffle", (x,), {}
+    name = f"{node.name}_shuffle"
+    traced.add_submodule(name, nn.ChannelShuffle(groups))
+    node.op, node.target, node.args, node.kwargs = "call_module", name, (x,), {}
     traced.graph.eliminate_dead_code(_may_have_effects)
 
 
@@ -173,18 +184,20 @@ def _may_have_effects(node: fx.Node) -> bool:
     return node.op not in ("call_function", "call_method") or name_of(node).endswith("_")
 
 
-def _calls(node: fx.Node, name: str) -> bool:
+def _calls(node: object, name: str) -> TypeGuard[fx.Node]:
+    """Whether an argument is what a function or method of that name returns."""
     return isinstance(node, fx.Node) and node.op in ("call_function", "call_method") and name_of(node) == name
 
 
-def _size_of(node: fx.Node, x: fx.Node) -> int | None:
-    """i, if a node is x.size(i), x.size()[i] or x.shape[i]."""
-    if _calls(node, "size") and node.args[0] is x and len(node.args) == 2:
-        return node.args[1]
-    sizes = node.args[0] if _calls(node, "getitem") else None
-    whole = _calls(sizes, "size") and len(sizes.args) == 1
-    of_x = (whole or _calls(sizes, "getattr")) and sizes.args[0] is x
-    return node.args[1] if of_x and (whole or sizes.args[1] == "shape") else None
+def _size_of(size: object, x: object) -> object:
+    """i, if an argument is x.size(i), x.size()[i] or x.shape[i]; else None."""
+    if _calls(size, "size") and size.args[0] is x and len(size.args) == 2:
+        return size.args[1]
+    if not _calls(size, "getitem"):
+        return None
+    shape, i = size.args
+    whole = (_calls(shape, "size") and shape.args == (x,)) or (_calls(shape, "getattr") and shape.args == (x, "shape"))
+    return i if whole else None
 
 
 def _as_reshape(node: fx.Node) -> None:
@@ -203,14 +216,15 @@ def _axis_by_position(node: fx.Node) -> None:
 def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
     """Redirect the later readers of a tensor that a node overwrites to the node."""
     if node.op == "call_module":
-        in_place = getattr(traced.get_submodule(node.target), "inplace", False)
+        in_place = getattr(traced.get_submodule(target(node)), "inplace", False)
     else:
         in_place = node.kwargs.get("inplace", False) or _writes_to_its_input(node)
-    if in_place and node.args and isinstance(node.args[0], fx.Node):
-        _refuse_shared_memory(traced, node, order)
-        for user in list(node.args[0].users):
+    written = first_input(node)
+    if in_place and written is not None:
+        _refuse_shared_memory(traced, node, written, order)
+        for user in list(written.users):
             if order[user] > order[node]:
-                user.replace_input_with(node.args[0], node)
+                user.replace_input_with(written, node)
 
 
 def _writes_to_its_input(node: fx.Node) -> bool:
@@ -219,11 +233,11 @@ def _writes_to_its_input(node: fx.Node) -> bool:
     )
 
 
-def _refuse_shared_memory(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
-    """Refuse an in-place operator if another tensor in the memory that it overwrites is read later."""
-    written = base = node.args[0]
+def _refuse_shared_memory(traced: fx.GraphModule, node: fx.Node, written: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Refuse an in-place operator on `written` if another tensor in the same memory is read later."""
+    base = written
     while _is_view(traced, base):
-        base = base.args[0]
+        base = as_node(base.args[0])
     for other in (base, *_views(traced, base, order, node)):
         if other is not written and any(order[user] > order[node] for user in other.users):
             raise UserError(
@@ -242,10 +256,10 @@ def _views(traced: fx.GraphModule, base: fx.Node, order: dict[fx.Node, int], unt
 
 def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node may return the memory of its first argument."""
-    if not (node.args and isinstance(node.args[0], fx.Node)):
+    if first_input(node) is None:
         return False
     if node.op == "call_module":
-        module = traced.get_submodule(node.target)
+        module = traced.get_submodule(target(node))
         return isinstance(module, nn.Unflatten) or module_operator(module).is_view
     name = operator_name(NodeView(node))
     return name is not None and OPERATORS[name].is_view

@@ -6,7 +6,7 @@ from collections import Counter
 from torch import fx, nn
 
 from quant.core.activation import ClampedAffine
-from quant.graph.node_view import NodeView, why_layer_is_float
+from quant.graph.node_view import NodeView, as_node, target, why_layer_is_float
 from quant.graph.op_table import (
     FLOAT_OPERATOR,
     OPERATORS,
@@ -41,13 +41,28 @@ class TypedGraph:
         read = {self.roles[value] for value in node.all_input_nodes}
         if read == {"shape"}:
             return "shape"  # arithmetic with sizes
-        if node.target is operator.getitem and self.roles[node.args[0]] == "float" and isinstance(node.args[1], int):
+        part = node.target is operator.getitem and isinstance(node.args[1], int)
+        if part and self.roles[as_node(node.args[0])] == "float":
             return "float"  # a part of a tuple that an operator returned, not of a tensor on a grid
         return self.operator(node).role
 
     def submodule(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls, or None if it calls a function or a method."""
-        return self.module.get_submodule(node.target) if node.op == "call_module" else None
+        return self.module.get_submodule(target(node)) if node.op == "call_module" else None
+
+    def layer(self, node: fx.Node) -> nn.Conv2d | nn.Linear:
+        """The convolution or linear layer that a node of role layer calls."""
+        layer = self.submodule(node)
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            raise TypeError(f"{node.name} is not a convolution or linear layer")
+        return layer
+
+    def name(self, node: fx.Node) -> str:
+        """The name of a node's row of the table. Raises ValueError where the table has none."""
+        found = self.names[node]
+        if found is None:
+            raise ValueError(f"{node.name} is not in the table of operators")
+        return found
 
     def operator(self, node: fx.Node) -> Operator:
         name = self.names.get(node)

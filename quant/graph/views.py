@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from quant.core.quantizer import Quantizer
+from quant.core.batch_norm import BatchNorm
+from quant.core.quantizer import ActivationQuantizer, Quantizer
+from quant.graph.node_view import as_node, target
 from quant.graph.quant_layers import QuantLayer, QuantOperator
 
 
@@ -16,8 +18,8 @@ class LayerView(NamedTuple):
 
     layer: QuantLayer
     x: fx.Node
-    source: Quantizer | None
-    norm: nn.Module | None
+    source: ActivationQuantizer | None
+    norm: BatchNorm | None
 
     def quantizers(self) -> list[Quantizer]:
         """Those of its weights and of its input, which other readers of the same value share."""
@@ -29,32 +31,48 @@ class OperatorView(NamedTuple):
 
     operator: QuantOperator
     values: tuple[fx.Node, ...]
-    sources: tuple[Quantizer | None, ...]
+    sources: tuple[ActivationQuantizer | None, ...]
 
 
 def layer_view(modules: Mapping[str, nn.Module], node: fx.Node) -> LayerView | None:
     """A node of a prepared graph as a layer; None if it is none. modules: those of the model, by name."""
-    layer = modules.get(node.target) if node.op == "call_module" else None
+    layer = modules.get(target(node)) if node.op == "call_module" else None
     if not isinstance(layer, QuantLayer):
         return None
     x, source, norm = node.args
-    return LayerView(layer, x, source and modules[source.target], norm and modules[norm.target])
+    return LayerView(layer, as_node(x), _quantizer(modules, source), _batch_norm(modules, norm))
 
 
 def operator_view(modules: Mapping[str, nn.Module], node: fx.Node) -> OperatorView | None:
     """A node of a prepared graph as an operator without weights; None if it is none."""
-    operator = modules.get(node.target) if node.op == "call_module" else None
+    operator = modules.get(target(node)) if node.op == "call_module" else None
     if not isinstance(operator, QuantOperator):
         return None
-    values, sources = node.args
-    return OperatorView(operator, tuple(values), tuple(source and modules[source.target] for source in sources))
+    values, sources = (argument for argument in node.args if isinstance(argument, tuple))
+    return OperatorView(operator, tuple(map(as_node, values)), tuple(_quantizer(modules, source) for source in sources))
+
+
+def _quantizer(modules: Mapping[str, nn.Module], argument: object) -> ActivationQuantizer | None:
+    """The activation quantizer that the graph passes to a layer or operator, or None."""
+    module = None if argument is None else modules[target(as_node(argument))]
+    if module is not None and not isinstance(module, ActivationQuantizer):
+        raise TypeError(f"{type(module).__name__} is not an activation quantizer")
+    return module
+
+
+def _batch_norm(modules: Mapping[str, nn.Module], argument: object) -> BatchNorm | None:
+    """The batch norm that the graph passes to a layer, or None."""
+    module = None if argument is None else modules[target(as_node(argument))]
+    if module is not None and not isinstance(module, BatchNorm):
+        raise TypeError(f"{type(module).__name__} is not a batch norm")
+    return module
 
 
 def layers(prepared: fx.GraphModule) -> dict[str, LayerView]:
     """The layers of a prepared model by name, in topological order."""
     modules = dict(prepared.named_modules())
-    views = ((node.target, layer_view(modules, node)) for node in prepared.graph.nodes)
-    return {name: view for name, view in views if view is not None}
+    views = ((node, layer_view(modules, node)) for node in prepared.graph.nodes)
+    return {target(node): view for node, view in views if view is not None}
 
 
 def quantizers(prepared: nn.Module) -> dict[str, Quantizer]:

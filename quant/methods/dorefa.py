@@ -47,6 +47,8 @@ class Options(BatchObserver, SignedEdges):
 class BoundedActivation(DataInitializedActivationQuantizer):
     """c Q_k(clip(a / c, 0, 1)), or between -c and c where a can be negative; c is 1, or found from data."""
 
+    c: Tensor
+
     def __init__(self, bits: int, signed: bool, c: float | str):
         given = c != "calibration"
         super().__init__(bits, started=given)

@@ -63,7 +63,7 @@ class GradBoost:
         optimizer.register_step_pre_hook(lambda *_: self.boost(optimizer))
         optimizer.register_state_dict_post_hook(lambda _, state: state | {"gradboost": self.state(optimizer)})
         optimizer.register_load_state_dict_pre_hook(lambda _, state: self._load(optimizer, state))
-        optimizer.gradboost = self
+        optimizer.gradboost = self  # type: ignore[attr-defined]  # optimizers have no place for what is attached to them
 
     @torch.no_grad()
     def boost(self, optimizer: torch.optim.Optimizer) -> None:
@@ -74,10 +74,10 @@ class GradBoost:
                 self._boost(moving, group)
 
     def _boost(self, parameters: list[Tensor], group: dict) -> None:
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         seen = gradients
         if self.coupled and group["weight_decay"]:
-            seen = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+            seen = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
         sizes = torch._foreach_abs(seen)
         kept = [self._kept(p, size) for p, size in zip(parameters, sizes, strict=True)]
         hi, lo = [k["hi"] for k in kept], [k["lo"] for k in kept]

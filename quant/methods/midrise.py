@@ -20,11 +20,12 @@ from utils.errors import UserError
 
 def refuse_too_wide(spec: ResolvedQuant[Any], method: str, instead: str) -> None:
     """Raise UserError for weight bits whose odd integers exceed int8, or the smaller range of reduce_range."""
-    asked = {"quant.weight_bits": spec.weight_bits}
-    asked |= {"quant.first_last_bits": spec.first_last_bits} if spec.first_last_bits not in ("same", 8) else {}
+    asked: dict[str, int | None] = {"quant.weight_bits": spec.weight_bits}
+    if spec.first_last_bits != "same" and spec.first_last_bits != 8:
+        asked["quant.first_last_bits"] = spec.first_last_bits
     asked |= {f"quant.layers.{name}.weight_bits": b.weight_bits for name, b in spec.layers.items() if b != "float"}
     for key, bits in asked.items():
-        if bits not in (None, 32) and 2**bits - 1 > spec.weight_limit:
+        if bits is not None and bits != 32 and 2**bits - 1 > spec.weight_limit:
             limit = (
                 "int8 ends at 127" if bits == 8 else f"weights must stay within +-{spec.weight_limit} (reduce_range)"
             )
@@ -47,6 +48,8 @@ class TanhWeights(WeightQuantizer):
     The gradient flows through tanh and max, and straight through Q_k. max is over the tensor as in the paper, or
     (per_channel) over each output channel.
     """
+
+    scale: Tensor
 
     def __init__(self, bits: int, per_channel: bool):
         super().__init__(bits)
@@ -84,6 +87,8 @@ class SignWeights(WeightQuantizer):
 
     arXiv 1606.06160, equations 7 and 8. E is updated at each training step.
     """
+
+    E: Tensor
 
     def __init__(self, channels: int | None):
         super().__init__(1)

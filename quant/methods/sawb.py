@@ -34,6 +34,8 @@ SAWB = {
 class Sawb(WeightQuantizer):
     """alpha_w: fp32 [] or [channels], updated at each training step. limit: the largest integer."""
 
+    alpha_w: Tensor
+
     def __init__(self, bits: int, channels: int | None, limit: int):
         super().__init__(bits)
         self.midrise = 2**bits - 1 <= limit

@@ -6,9 +6,10 @@ from typing import Any
 from experiment.settings import EvaluateSettings, LatencySettings, TrainSettings
 from setting.names import TABLES
 from utils.files import write_json
+from utils.sections import Section
 
 FOLDER = Path(__file__).parent
-KINDS = {"train": TrainSettings, "evaluate": EvaluateSettings, "latency": LatencySettings}
+KINDS: dict[str, type[Section]] = {"train": TrainSettings, "evaluate": EvaluateSettings, "latency": LatencySettings}
 
 
 def schemas() -> dict[str, dict]:

@@ -124,8 +124,7 @@ class CheckpointSaver:
     def load_best(self, model: nn.Module) -> None:
         """Load the weights of best.pt into the model. Every process must call it."""
         path = str(self.folder / BEST)
-        state = checkpoint.load(path) if self.processes.is_main else None
-        checkpoint.restore(model, self.processes.broadcast_object(state), path)
+        checkpoint.restore(model, self.processes.from_main(lambda: checkpoint.load(path)), path)
 
     def _write(self, name: str, state: dict, keep: Path | None = None) -> bool:
         """Whether the file was written. A full disk does not end the run; the earlier file stays."""

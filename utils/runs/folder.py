@@ -68,6 +68,7 @@ class RunFolder:
 
     def find_start(self) -> Start:
         """Where this run starts. Raises UserError if the folder holds an interrupted run with other settings."""
+        source: str | Path
         if self.names_checkpoint:
             state, source = _first_readable([Path(self.resume)]), self.resume
             if "optimizer" not in (state.get("training") or {}) and state["epoch"] < self.epochs:

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from utils.console import Progress, say
 from utils.errors import UserError
@@ -56,7 +57,7 @@ class RunLog:
     def record(self, stage: str, score: Score, val_score: Score | None, lr: float, candidate: bool) -> bool:
         """Store and print an epoch. Returns whether it is a candidate and the best so far on the validation images."""
         self.epoch_seconds += time.monotonic() - self.epoch_started
-        row = {"epoch": len(self.rows) + 1, "stage": stage}
+        row: dict[str, Any] = {"epoch": len(self.rows) + 1, "stage": stage}
         row |= {f"train_{key}": value for key, value in score.summary().items()}
         row |= {f"val_{key}": value for key, value in val_score.summary().items()} if val_score else {}
         row |= {"lr": lr, "seconds": self.epoch_seconds, "images_per_second": score.images / self.epoch_seconds}
@@ -76,7 +77,9 @@ class RunLog:
     def _write(self, row: dict) -> None:
         try:
             write_csv(self.folder / "metrics.csv", self.rows)
-            for key, value in row.items() if self.events else ():
+            if self.events is None:
+                return
+            for key, value in row.items():
                 if key not in ("epoch", "stage"):
                     self.events.add_scalar(key.replace("_", "/", 1), value, row["epoch"])
         except OSError as error:
@@ -85,7 +88,8 @@ class RunLog:
 
 def time_to_accuracy(rows: list[dict]) -> str:
     """After how much training each level was first reached: '70 % after 1.2 min, 80 % after 2.5 min'; or ''."""
-    found, seconds = {}, 0.0
+    found: dict[int, float] = {}
+    seconds = 0.0
     for row in rows:
         seconds += row["seconds"]
         for level in LEVELS:

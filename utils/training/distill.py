@@ -22,10 +22,13 @@ def loss(label_smoothing: float, teacher: Callable[[Tensor], Tensor] | None, sha
     def of_labels(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
+    if teacher is None:
+        return of_labels
+
     def taught(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
             wanted = F.log_softmax(teacher(images).float() / temperature, 1)
         distance = F.kl_div(F.log_softmax(logits / temperature, 1), wanted, reduction="batchmean", log_target=True)
         return (1 - share) * of_labels(images, logits, labels) + share * temperature**2 * distance
 
-    return of_labels if teacher is None else taught
+    return taught

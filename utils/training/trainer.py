@@ -60,7 +60,7 @@ class Trainer:
     done: float = 0.0
     """Epochs done, whole ones and a fraction."""
     ddp_model: nn.Module | None = None
-    """The model, wrapped so that its gradients are averaged over all processes."""
+    """What `wrapped` made for the model as it is now, or None."""
 
     @property
     def progress(self) -> float:
@@ -71,12 +71,18 @@ class Trainer:
         self.ddp_model = None  # its hooks are on the float model's parameters
         self.model, self.quantized = self.quantize(self.model), True
 
+    def wrapped(self) -> nn.Module:
+        """The model that trains: one that averages gradients over all processes, made when first asked for."""
+        if self.ddp_model is None:
+            self.ddp_model = self.processes.ddp(self.model)
+        return self.ddp_model
+
     def run(self, at: Position) -> None:
         """Train from `at` to the end of the last epoch and save it. Raises OSError if it cannot be saved."""
         for epoch in range(at.epoch, self.epochs):
             if epoch == self.quantize_from and not self.quantized:
                 self.to_quantized()
-            self.ddp_model = self.ddp_model or self.processes.ddp(self.model)
+            self.wrapped()
             optim.check_covers(self.optimizer, self.model)
             with defer_signals():  # a signal ends the run after a step, or once the epoch is saved
                 self._finish_epoch(epoch, self._train(epoch, at))
@@ -101,7 +107,7 @@ class Trainer:
 
         Raises UserError if the loss is NaN or infinite, before the optimizer steps, and Interrupted after a signal.
         """
-        self.ddp_model.train()
+        self.wrapped().train()
         batches, score, device = self.train_batches, at.score, self.processes.device
         steps = zip(range(at.step, len(batches)), batches.epoch(epoch, at.step), strict=True)
         done = at.step * batches.batch_size
@@ -126,7 +132,7 @@ class Trainer:
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss. Under bf16 convolutions run in bfloat16; quantizers turn autocast off for themselves."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.ddp_model(images)
+            logits = self.wrapped()(images)
         return logits, self.loss_of(images, logits.float(), labels)
 
     def _step(self, loss: Tensor) -> None:

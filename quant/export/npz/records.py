@@ -96,7 +96,7 @@ def put_float_layer(arrays: Arrays, source: QuantLayer, layer: FloatLayer) -> di
         (codes, step), bits = _codes(source), source.weight_quantizer.bits
         made |= {"bits": bits, "step": step, "codes": arrays.put("weights", pack(codes.numpy(), bits))}
         scale = source.weight_quantizer.grid().scale.expand(len(layer.weight))
-        in_weight = source.corrects() and layer.norm is None  # else the correction is in the norm
+        in_weight = source.active_correction() is not None and layer.norm is None  # else the correction is in the norm
         made["scale"] = arrays.put("scales", scale * source.correction.gain if in_weight else scale)
     made["bias"] = None if layer.bias is None else arrays.put("floats", layer.bias)
     return made | {"norm": None if layer.norm is None else put_norm(arrays, layer.norm)}

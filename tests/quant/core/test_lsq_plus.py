@@ -121,7 +121,7 @@ def test_after_a_batch_norm_in_one_pass(activation):
         quantizer.zero_grad()
         inside = x.clone().requires_grad_()
         if fused:
-            assert fake_quantize.fits(inside, norm, activation)
+            assert fake_quantize.fits(norm, inside, activation)
             y = quantizer.forward_normed(inside, norm, activation)
         else:
             y = quantizer(norm(inside), activation)
