@@ -45,9 +45,8 @@ def load(name: str, image_size: int, limit: int | None, train: bool, options: di
 def _check_pixels(pixels: Tensor, image_size: int, name: str) -> None:
     if pixels.dtype is not torch.uint8 or pixels.shape[1:] != (image_size, image_size, 3):
         kind = str(pixels.dtype).removeprefix("torch.")
-        raise UserError(
-            f"data.name: {name} returned pixels {kind} {list(pixels.shape)}, not uint8 [N, {image_size}, {image_size}, 3]"
-        )
+        wanted = f"uint8 [N, {image_size}, {image_size}, 3]"
+        raise UserError(f"data.name: {name} returned pixels {kind} {list(pixels.shape)}, not {wanted}")
 
 
 def check_trusted(name: str, trust: bool, remedy: str = "trust=true, if it comes from a friend") -> None:

@@ -248,14 +248,16 @@ def test_weights_alone_do_not_take_the_place_of_a_training(tmp_path, monkeypatch
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")} == before
 
 
-@pytest.mark.parametrize("cure", ["data.workers=0", "data.on_error=skip"])
-def test_what_a_message_tells_to_do_does_not_make_it_another_run(cure, interrupted, capsys):
-    _, command = interrupted
-    capsys.readouterr()
-    training.main([*command, cure])
-    assert "continuing in epoch 1, step 3" in capsys.readouterr().out
-    training.main(command)
-    assert "is finished" in capsys.readouterr().out
+@pytest.mark.parametrize("cure", [{"workers": 0}, {"on_error": "skip"}])
+def test_what_a_message_tells_to_do_does_not_make_it_another_run(cure, interrupted, tmp_path):
+    folder, _ = interrupted
+    state = tensor_file.load(str(folder / "last.pt"))
+    of_files = {"name": "imagefolder", "root": "mine", "workers": 2, "on_error": "fail"}
+    there = state["settings"] | {"data": of_files}
+    tensor_file.save(tmp_path / "last.pt", state | {"settings": there})
+    assert RunFolder(tmp_path, there | {"data": of_files | cure}, epochs=3).find_start().state is not None
+    with pytest.raises(UserError, match=r"has other settings \(data.root: \"mine\" there, \"yours\" here\)"):
+        RunFolder(tmp_path, there | {"data": of_files | cure | {"root": "yours"}}, epochs=3).find_start()
 
 
 @pytest.mark.parametrize("setting", ["optim.lr=0.1", "optim.lr=0.2"], ids=["the same", "another"])
@@ -330,10 +332,10 @@ def test_a_checkpoint_from_elsewhere_does_not_take_the_place_of_a_run(interrupte
     assert (tmp_path / "other.1" / "last.pt").read_bytes() == before
 
 
-@pytest.mark.parametrize("training", [None, {"log": 3}, {"log": {"rows": []}, "optimizer": {}, "step": 1, "score": []}])
-def test_a_checkpoint_without_its_training_is_refused_in_a_line(training, interrupted, tmp_path):
+@pytest.mark.parametrize("saved", [None, {"log": 3}, {"log": {"rows": []}, "optimizer": {}, "step": 1, "score": []}])
+def test_a_checkpoint_without_its_training_is_refused_in_a_line(saved, interrupted, tmp_path):
     folder, command = interrupted
-    state = tensor_file.load(str(folder / "last.pt")) | {"training": training}
+    state = tensor_file.load(str(folder / "last.pt")) | {"training": saved}
     tensor_file.save(tmp_path / "odd.pt", state)
     with pytest.raises(UserError, match=r"holds no training to continue") as refused:
         training.main([*command[:-1], "run.name=other", f"run.resume={tmp_path / 'odd.pt'}"])

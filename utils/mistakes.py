@@ -11,7 +11,7 @@ from utils.sections import Section, Variants
 
 
 def one_line(kind: type[Section], error: Any, source: str, overridden: Collection[str]) -> str:
-    """What is wrong with a setting of this kind, by pydantic's error: file, key, what is wrong, the nearest right thing.
+    """pydantic's error about a setting of this kind as file, key, what is wrong, the nearest right thing.
 
     source: the file, or nothing. overridden: dotted keys from the command line, which is named instead of the file.
     """
