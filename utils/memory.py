@@ -16,7 +16,7 @@ MAX_KEPT = 2**25
 larger threshold (malloc.c: half of HEAP_MAX_SIZE)."""
 
 
-def keep() -> None:
+def keep_freed() -> None:
     """From now on, keep freed memory in the process.
 
     Does nothing if the C library is not glibc, or if environment variables MALLOC_* configure it.

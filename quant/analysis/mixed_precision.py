@@ -65,7 +65,7 @@ class Candidate:
     bits: int
     quantizer: Quantizer
     bytes: int
-    harm: float = 0.0
+    kl_divergence: float = 0.0
 
 
 Candidates = dict[str, list[Candidate]]

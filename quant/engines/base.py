@@ -66,10 +66,7 @@ class Engine:
         return (FLOAT32_KERNEL,)
 
     def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
-        """The layer on this kernel:
-
-        an operator native -> native, or native -> float if the layer has no output grid.
-        """
+        """The layer on this kernel: an operator native -> native; native -> float without an output grid."""
         return layer
 
     def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:

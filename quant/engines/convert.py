@@ -36,10 +36,10 @@ def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
 class _Converter:
     """Visits the nodes of the prepared graph in order and builds the engine's graph.
 
-    converted: prepared node -> its node in the new graph. grid: prepared node -> the grid of its value, or None
-    (float). dequantized: prepared node -> a node of the new graph with its value in float, made when one is first
-    needed. interleaved: channel shuffle -> the two inputs of the concatenation before it. The pair becomes one
-    operator.
+    converted: prepared node -> its node in the new graph.
+    grid: prepared node -> the grid of its value, or None if the value is float.
+    dequantized: prepared node -> the node of the new graph with its value in float, created when first needed.
+    interleaved: channel shuffle -> the inputs of the concatenation before it; the two become one operator.
     """
 
     def __init__(self, prepared: fx.GraphModule, engine: Engine):

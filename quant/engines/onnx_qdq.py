@@ -85,9 +85,9 @@ class QdqEngine(Engine):
         return lambda x: requantize(torch.relu(x))
 
     def conversions_around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator]:
-        """Re-quantize after each pass-through operator:
+        """Re-quantize after each pass-through operator.
 
-        runtimes fuse only between a Quantize and a Dequantize of its own.
+        Runtimes only fuse an operator that has a Dequantize and a Quantize to itself.
         """
         return (lambda x: x), self.quantize(grid)
 

@@ -9,22 +9,20 @@ Known properties of the kernels, all measured, and how this folder deals with th
 - fbgemm's depthwise kernels add products in 16 bits and saturate on full-range data. If the number of channels is not a
   multiple of 8, they are exact but many times slower. Depthwise layers therefore run on oneDNN.
 - Without VNNI, oneDNN's dense kernels saturate, too. So no kernel is trusted: engines/verify.py tries the candidates
-for
-  a layer at full range on this CPU, and the first exact one is used. The last candidate is fp32 arithmetic.
+  for a layer at full range on this CPU, and the first exact one is used. The last candidate is fp32 arithmetic.
 - Kernels clamp at 0 and 255 only. A grid of fewer than 8 bits is stored shifted, with its q_max at 255, so that
   saturation is its upper clamp. A fused ReLU is the lower clamp if the zero point is q_min. Any other clamp is a
   separate operator on plain uint8.
 - An engine is fixed when a weight is packed, but element-wise operators read the global engine when they run. See
   running().
 - Kernels scale, add the bias and round in different orders. With a the integer sum, B the integer bias, b = B m the
-float
-  bias and fl() rounding to fp32: qnnpack computes round((a + B) m) + z, as core/integer_layer.py does; fbgemm
+  float bias and fl() rounding to fp32: qnnpack computes round((a + B) m) + z, as core/integer_layer.py does; fbgemm
   round((a + fl(b / m)) m) + z; oneDNN round(fl(fl(fl(a m) + b) + z)). If no multiplier is near a tie
   (core/integer_layer.py), all of them give the same integers. Otherwise fbgemm is off by one step for one sum in a
   million, and oneDNN for ten. There oneDNN only computes the exact sums, and the rest is done here. Logits are computed
   from exact sums on every engine but qnnpack.
-- torch's x86 engine chooses between fbgemm and oneDNN. So does this one: oneDNN, or fbgemm if a multiplier is near a
-tie.
+- torch's x86 engine chooses between fbgemm and oneDNN. So does this one: oneDNN, or fbgemm if a multiplier is near
+  a tie.
 """
 
 import contextlib
