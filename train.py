@@ -12,5 +12,5 @@ from utils import memory
 from utils.errors import run
 
 if __name__ == "__main__":
-    memory.keep()
+    memory.keep_freed()
     run(functools.partial(main, description=__doc__))

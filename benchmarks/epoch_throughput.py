@@ -1,11 +1,11 @@
-"""Whole epochs of train.py beside the bare training step on tensors in memory, interleaved in one process.
+"""Compare whole epochs of train.py with the bare training step on tensors in memory, interleaved in one process.
 
     python -m benchmarks.epoch_throughput                                resnet20 on CIFAR-10-JPEG, batch 256, fp32
     python -m benchmarks.epoch_throughput --precision bf16 --only float "lsq 4/4" --repeats 5
 
-An epoch is one of train.py, as its metrics.csv times it: images taken from memory, augmented and normalised, trained on
-and scored. The bare step is that of benchmarks/train_throughput.py: the same net, images that never change.
-The ratio compares an epoch with the mean of the steps just before and just after it.
+An epoch is one of train.py, as timed in its metrics.csv: images are read from memory, augmented, normalised, trained on
+and scored. The bare step is that of benchmarks/train_throughput.py: the same model on images that never change. The
+ratio compares an epoch with the mean of the bare steps just before and just after it.
 """
 
 import argparse
@@ -33,10 +33,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=["float", "lsq 4/4"], choices=["float", *OURS])
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=50, help="of the bare step, between two epochs")
+    parser.add_argument("--steps", type=int, default=50, help="bare steps between two epochs")
     options = parser.parse_args()
     options.model, options.batch = "resnet20", 256
-    memory.keep()
+    memory.keep_freed()
     rows = [cells(name, *interleaved(name, options)) for name in options.only]
     machine = environment()
     print(f"\n{options.model}, CIFAR-10-JPEG, batch {options.batch}, {options.precision}; {machine['cpu']}, ", end="")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def interleaved(name: str, options: argparse.Namespace) -> tuple[list[float], list[float]]:
-    """Images per second of `repeats` epochs, and of the bare steps before, between and after them."""
+    """Images per second of each of `repeats` epochs, and of the bare steps before, between and after them."""
     quant.compile_kernels()
     step = stepper(name, options)
     with tempfile.TemporaryDirectory() as folder:
@@ -80,8 +80,8 @@ def cells(name: str, epochs: list[float], bare: list[float]) -> list[str]:
         found / ((before + after) / 2) for found, (before, after) in zip(epochs, itertools.pairwise(bare), strict=True)
     ]
     ratio = timing.spread(ratios)
-    middle = [f"{statistics.median(values):.0f}" for values in (epochs, bare)]
-    return [name, *middle, f"{ratio.median:.3f} ({ratio.p10:.3f}-{ratio.p90:.3f})"]
+    medians = [f"{statistics.median(values):.0f}" for values in (epochs, bare)]
+    return [name, *medians, f"{ratio.median:.3f} ({ratio.p10:.3f}-{ratio.p90:.3f})"]
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""INT8 latency beside ONNX Runtime's and OpenVINO's own quantization of the same float net, interleaved in one process.
+"""Compare INT8 latency with the quantization tools of ONNX Runtime and OpenVINO, interleaved in one process.
 
     pip install -r requirements-deploy.txt nncf
-    python -m benchmarks.int8_latency                                    the nine nets of setting/latency.json
+    python -m benchmarks.int8_latency                                    the nine models of setting/latency.json
     python -m benchmarks.int8_latency --models resnet18 --json out.json
 
-Columns: our engines in torch; `onnxruntime` and `openvino`, which run the ONNX file that we write; their own tools:
-onnxruntime.quantization.quantize_static (QDQ, uint8, a scale a channel) and nncf.quantize. All are calibrated on noise.
-Ratios are of medians burst by burst, of whichever engine of either side is the fastest over all: median (10th to 90th
-percentile).
+Columns: our engines in torch; `onnxruntime` and `openvino`, which run the ONNX file that we write; and the tools of
+these packages, onnxruntime.quantization.quantize_static (QDQ, uint8, one scale per channel) and nncf.quantize, on the
+same float model. All are calibrated on noise. A ratio compares the fastest engine of each side: for each burst, the
+ratio of the two medians; over all bursts, the median (10th to 90th percentile).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import quant
 from experiment import latency
 from experiment.settings import LatencySettings
-from quant.engines.onnx_sessions import compiled, onnxruntime_session
+from quant.engines.onnx_sessions import onnxruntime_session, openvino_model_session
 from utils import config, files, timing
 from utils.environment import environment
 from utils.table import markdown_table
@@ -38,7 +38,7 @@ REPEATS = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", help="names; default: those of setting/latency.json")
+    parser.add_argument("--models", nargs="*", help="model names; default: those of setting/latency.json")
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -71,8 +71,8 @@ def measure(entry: str | dict, image_size: int, repeats: int) -> dict:
     calls: dict[str, Callable] = {}
     for name in OURS:
         model = quant.convert(subject.prepared, name)
-        given = images.contiguous(memory_format=model.engine.layout)
-        calls[name] = latency.call(model.frozen(given), given)
+        engine_images = images.contiguous(memory_format=model.engine.layout)
+        calls[name] = latency.call(model.compile_for(engine_images), engine_images)
     calls |= {name: latency.call(run, images) for name, run in peers(subject.float_model, images).items()}
     taken = timing.samples(calls, 20, repeats, lambda n: None)
     bursts = {name: _bursts(times) for name, times in taken.items()}
@@ -87,6 +87,7 @@ def measure(entry: str | dict, image_size: int, repeats: int) -> dict:
 
 
 def _bursts(times: list[float]) -> list[float]:
+    """The median of each burst."""
     return [statistics.median(times[i : i + timing.BURST]) for i in range(0, len(times), timing.BURST)]
 
 
@@ -96,7 +97,7 @@ def _ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]
 
 
 def peers(plain: nn.Module, images: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The float net, quantized by the tools that come with ONNX Runtime and OpenVINO."""
+    """The float model, quantized by the tools of ONNX Runtime and OpenVINO."""
     threads = torch.get_num_threads()
     noise = [torch.randn(images.shape).numpy() for _ in range(8)]
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -109,7 +110,7 @@ def peers(plain: nn.Module, images: Tensor) -> dict[str, Callable[[Tensor], Tens
         written.save(str(file))
         return {
             "quantize_static": onnxruntime_session(_quantize_static(file, noise), images.shape, threads),
-            "nncf": compiled(_nncf(file, noise), images.shape, threads),
+            "nncf": openvino_model_session(_nncf(file, noise), images.shape, threads),
         }
 
 
@@ -127,7 +128,7 @@ def _quantize_static(file: Path, noise: list[numpy.ndarray]) -> bytes:
 
     clean, made = file.with_name("clean.onnx"), file.with_name("int8.onnx")
     shape_inference.quant_pre_process(str(file), str(clean))
-    uint8 = quantization.QuantType.QUInt8  # three times as fast on x86 as the default, int8
+    uint8 = quantization.QuantType.QUInt8  # three times as fast on x86 as int8, the default
     quantization.quantize_static(str(clean), str(made), Reader(), per_channel=True, activation_type=uint8)
     return made.read_bytes()
 

@@ -1,10 +1,10 @@
-"""Kill training processes with SIGKILL at random moments, saves included; resumed, do they end where they would have?
+"""Kill training processes with SIGKILL at random moments and check that resumed runs give the same result.
 
     python -m benchmarks.kill_and_resume --kills 5 [--json FILE]
 
-For each method: one run that nobody stops, and one that is killed so many times and started again by the same command.
-Half of the kills wait for a moment in which a checkpoint is being written. At the end all tensors of last.pt and
-best.pt, and the accuracies in summary.json, must be the same to the bit.
+For each method, one run is not interrupted, and another is killed several times and started again by the same command.
+Half of the kills wait until a checkpoint is being written. At the end, all tensors of last.pt and best.pt, and the
+accuracies in summary.json, must be equal bit for bit.
 """
 
 import argparse
@@ -52,23 +52,25 @@ def main() -> None:
 
 
 def compared(keys: list[str], folder: Path, kills: int, moments: random.Random) -> dict:
-    """Of one method: how many kills, how many of them while a checkpoint was being written, and what differs."""
-    whole, killed = folder / "whole", folder / "killed"
+    """The row of one method: kills, kills while a checkpoint was being written, and the tensors that differ."""
+    uninterrupted, killed = folder / "uninterrupted", folder / "killed"
     began = time.monotonic()
-    finish(whole, keys)
+    finish(uninterrupted, keys)
     seconds, saving = time.monotonic() - began, 0
     for i in range(kills):
         saving += kill(killed, keys, moments, in_a_save=i % 2 == 1)
     finish(killed, keys)
     count, wrong = 0, []
     for file in ("last.pt", "best.pt"):
-        compared_here, wrong_here = different(whole / "run" / file, killed / "run" / file)
+        compared_here, wrong_here = different(uninterrupted / "run" / file, killed / "run" / file)
         count, wrong = count + compared_here, wrong + wrong_here
-    accuracy = [json.loads((where / "run" / "summary.json").read_text())["accuracy"] for where in (whole, killed)]
+    accuracy = [
+        json.loads((where / "run" / "summary.json").read_text())["accuracy"] for where in (uninterrupted, killed)
+    ]
     wrong += [] if accuracy[0] == accuracy[1] else ["accuracy"]
     shutil.rmtree(killed)
     return {
-        "seconds whole": round(seconds),
+        "seconds uninterrupted": round(seconds),
         "kills": kills,
         "in a save": saving,
         "tensors": count,
@@ -85,10 +87,10 @@ def finish(folder: Path, keys: list[str]) -> None:
 
 
 def kill(folder: Path, keys: list[str], moments: random.Random, in_a_save: bool) -> bool:
-    """Start the run, let it get somewhere, kill it. Whether a checkpoint was being written."""
-    run, before = folder / "run", steps_said(folder / "run")
+    """Start the run, wait until it makes progress, and kill it. Returns whether a checkpoint was being written."""
+    run, before = folder / "run", log_lines(folder / "run")
     process = subprocess.Popen(command(folder, keys), stdout=subprocess.DEVNULL)
-    while steps_said(run) == before and process.poll() is None:  # until this process says its first line
+    while log_lines(run) == before and process.poll() is None:  # until this process writes its first line
         time.sleep(0.01)
     time.sleep(moments.uniform(0.2, 1.2))
     while in_a_save and not [*run.glob(".last.*.pt")] and process.poll() is None:
@@ -99,13 +101,13 @@ def kill(folder: Path, keys: list[str], moments: random.Random, in_a_save: bool)
     return bool([*run.glob(".last.*.pt")])
 
 
-def steps_said(run: Path) -> int:
+def log_lines(run: Path) -> int:
     log = run / "run.log"
     return len(log.read_text().splitlines()) if log.is_file() else 0
 
 
 def different(one: Path, other: Path) -> tuple[int, list[str]]:
-    """How many tensors two checkpoints have, and which are not the same bits."""
+    """(number of tensors in two checkpoints, names of those that are not equal bit for bit)."""
     first, second = (flat(torch.load(path, weights_only=True)) for path in (one, other))
     names = {**first, **second}
     wrong = [n for n in names if n not in first or n not in second or not torch.equal(first[n], second[n])]
@@ -113,6 +115,7 @@ def different(one: Path, other: Path) -> tuple[int, list[str]]:
 
 
 def flat(value, name: str = "") -> dict[str, torch.Tensor]:
+    """All tensors in nested dicts and lists, by their path."""
     if isinstance(value, torch.Tensor):
         return {name: value}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

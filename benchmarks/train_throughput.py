@@ -1,13 +1,13 @@
-"""Training steps per second: float, every method, torch's own quantization-aware training and Brevitas, interleaved.
+"""Compare training steps: float, every method, torch's own quantization-aware training, and Brevitas, interleaved.
 
     python -m benchmarks.train_throughput                                resnet20, batch 256, fp32
     python -m benchmarks.train_throughput --model mobilenet_v2 --precision bf16 --json out.json
-    python -m benchmarks.train_throughput --plain                        our quantizers without a compiler
+    python -m benchmarks.train_throughput --plain                        our quantizers without compiled kernels
 
-All train the same net on the same images in memory, by the same plain loop with SGD: float is the net as torch has it.
-Ratios are of step times burst by burst: median (10th to 90th percentile). Memory is what a step adds to the process at
-its peak. torch.ao is FX graph mode with its fused moving-average fake-quantizers, which take fp32 alone; Brevitas
-(pip install brevitas) has 4-bit weights and activations, if it is there.
+All train the same model on the same images in memory, in the same plain SGD loop; `float` is the unquantized model. A
+ratio compares step times burst by burst: median (10th to 90th percentile). Memory is what a step adds to the process at
+its peak. torch.ao is FX graph mode with fused moving-average fake-quantizers, which support fp32 only. Brevitas (pip
+install brevitas), if installed, has 4-bit weights and activations.
 """
 
 import argparse
@@ -38,7 +38,7 @@ OURS = {
     for method, bits in (("lsq", 4), ("lsq", 2), ("pact", 4), ("dorefa", 4), ("statassist", 4), ("statassist", 8))
 }
 PEERS = ("torch.ao 8/8", "Brevitas 4/4")
-HEADER = ["", "ms a step", "images/s", "step over float's", "MB a step", "MB over float's"]
+HEADER = ["", "ms per step", "images/s", "time / float", "MB per step", "MB / float"]
 BURST, WARMUP = 2, 3
 
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--plain", action="store_true", help="without a compiler")
+    parser.add_argument("--plain", action="store_true", help="do not compile the kernels of our quantizers")
     parser.add_argument("--only", nargs="*", default=[*OURS, *PEERS])
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
@@ -75,11 +75,11 @@ def main() -> None:
 
 def row(name: str, taken: dict[str, list[float]], megabytes: float, batch: int) -> dict:
     ratio = timing.spread([a / b for a, b in zip(taken[name], taken["float"], strict=True)])
-    middle = statistics.median(taken[name])
+    median = statistics.median(taken[name])
     return {
         "name": name,
-        "ms": middle,
-        "images_per_second": 1e3 * batch / middle,
+        "ms": median,
+        "images_per_second": 1e3 * batch / median,
         "ratio": [ratio.median, ratio.p10, ratio.p90],
         "megabytes": megabytes,
     }
@@ -92,7 +92,7 @@ def cells(found: dict, base: float) -> list[str]:
 
 
 def interleaved(steps: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of a step by name, the mean of each burst; bursts of all functions are interleaved."""
+    """Milliseconds per step: for each function, one mean per burst."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         for _ in range(WARMUP):
@@ -107,7 +107,7 @@ def interleaved(steps: dict[str, Callable], repeats: int) -> dict[str, list[floa
 
 
 def stepper(name: str, options: argparse.Namespace) -> Callable[[], None] | None:
-    """A training step of the model of this name; None if its package is missing or does not support the options."""
+    """The training step of a row; None if its package is not installed or does not support the precision."""
     torch.manual_seed(0)
     form = {"form": "imagenet"} if options.model == "mobilenet_v2" else {}
     plain = models.build(options.model, 10, 32, form).to(memory_format=torch.channels_last).train()
@@ -185,14 +185,14 @@ def brevitas(plain: nn.Module) -> nn.Module | None:
 
 
 def measured_memory(name: str) -> float:
-    """Megabytes that a step adds, measured in a separate process."""
+    """`memory_of` a step, measured in a separate process."""
     command = [sys.executable, "-m", "benchmarks.train_throughput", *sys.argv[1:], "--memory-of", name]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout.splitlines()[-1])
 
 
 def memory_of(step: Callable[[], None]) -> float:
-    """Megabytes that a step adds to this process at its peak (Linux)."""
+    """The peak memory in MB that a step adds to this process (Linux only)."""
     for _ in range(WARMUP):
         step()
     ctypes.CDLL(None).malloc_trim(0)
@@ -203,6 +203,7 @@ def memory_of(step: Callable[[], None]) -> float:
 
 
 def status(key: str) -> float:
+    """A value of /proc/self/status, in MB."""
     return int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
 
 

@@ -1,12 +1,12 @@
-"""Forced equality of every operator of every net of the zoo, on every engine: minutes, so no part of the tests.
+"""Check every operator of every model of the table on every engine, layer by layer. Takes minutes, so it is not a test.
 
     python -m benchmarks.zoo_equality
     python -m benchmarks.zoo_equality --models mobilenet_v3_small vgg11 --json out.json
 
-Each net in each of its forms, with each of its options, is quantized to 8 bits twice: with weights and images that fill
-their ranges (random batch norms with negative and zero gamma), and with the statistics of photographs. Every operator
-of an engine is given the simulation's own inputs; a row counts operators, the most steps one is off, and how many of
-all values differ.
+Each model, in each of its forms and with each of its options, is quantized to 8 bits twice: with weights and images
+that cover their whole ranges (random batch norms with negative and zero gamma), and with the statistics of photographs.
+Every operator of an engine gets the inputs that the simulation computed. A row shows the number of operators, the
+largest difference in steps, and how many of all values differ.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from torch import nn
 
 import models
 import quant
-from quant.engines.layerwise_check import forced
+from quant.engines.layerwise_check import check_layerwise
 from tests.conftest import KERNELS, photos, with_real_statistics
 from tests.helpers import full_range
 from utils import files
 from utils.table import text_table
 
 ENGINES = [name for name in KERNELS if name != "reference"]
-HEADER = ["net", "data", "engine", "operators", "most steps", "differing", "of values", "bit-equal logits %"]
+HEADER = ["model", "data", "engine", "operators", "most steps", "differing", "of values", "bit-equal logits %"]
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def measure(name: str, options: dict[str, str]) -> Iterator[tuple]:
         if data == "full range":
             images = torch.rand(2, 3, size, size).mul_(2).sub_(1).contiguous(memory_format=torch.channels_last)
             full_range(model)
-            tame(model)
+            limit_growth(model)
         else:
             images = photos(2, size)
             with_real_statistics(model, images)
@@ -75,8 +75,11 @@ def measure(name: str, options: dict[str, str]) -> Iterator[tuple]:
 
 
 @torch.no_grad()
-def tame(model: nn.Module) -> None:
-    """Weights that leave values as large as they are: the same integers, and the deepest nets do not overflow fp32."""
+def limit_growth(model: nn.Module) -> None:
+    """Scale the weights so that values do not grow from layer to layer: deep models would overflow fp32.
+
+    The weights' integers stay the same.
+    """
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             layer.weight.mul_((3 / layer.weight[0].numel()) ** 0.5)
@@ -88,9 +91,9 @@ def on_engines(label: str, data: str, model: nn.Module, images: torch.Tensor) ->
     with torch.inference_mode():
         simulated = prepared.eval()(images)
     for engine in ENGINES:
-        gc.collect()  # the graph of the engine before is a cycle, and has all its weights
+        gc.collect()  # graphs are reference cycles: the previous engine's still holds its weights
         integer = quant.convert(prepared, engine)
-        found = forced(prepared, integer, images).values()
+        found = check_layerwise(prepared, integer, images).values()
         equal = 100 * float((integer(images) == simulated).all(1).float().mean())
         steps, differing = int(max(f.steps for f in found)), sum(f.differing for f in found)
         yield label, data, engine, len(found), steps, differing, sum(f.elements for f in found), equal

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data.folders import open_image, square
+from data.folders import open_image, resize_and_crop
 from data.images import Files, Images
 from utils.console import say
 from utils.errors import UserError
-from utils.seed import mixed
+from utils.seed import derive_seed
 
 PAD = 4
 RETRIES = 3
@@ -38,7 +38,7 @@ class Draw:
     world: int = 1
 
     def generator(self, epoch: int) -> torch.Generator:
-        return torch.Generator().manual_seed(mixed(self.seed, epoch))
+        return torch.Generator().manual_seed(derive_seed(self.seed, epoch))
 
 
 class Batches:
@@ -175,7 +175,7 @@ class _Decoded(torch.utils.data.Dataset):
             if self.files.on_error == "skip":
                 return str(error)
             raise
-        image = image if self.side is None else square(image, self.side)
+        image = image if self.side is None else resize_and_crop(image, self.side)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.transform(image), int(self.files.labels[i])

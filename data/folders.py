@@ -17,7 +17,7 @@ from data.images import IMAGENET_MEAN, IMAGENET_STD, WORKERS, Dataset, Files, Im
 from data.sources import ROOT
 from utils.console import say, tracked
 from utils.errors import UserError
-from utils.picture import as_seen, square
+from utils.picture import resize_and_crop, upright_rgb
 from utils.sections import PathText, Section
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
@@ -97,7 +97,7 @@ def open_image(path: Path) -> Image.Image:
     """An image file as RGB, as people see it."""
     try:
         with Image.open(path) as image:
-            return as_seen(image)
+            return upright_rgb(image)
     except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, DecompressionBombError, ... by its format
         raise UserError(f"{path}: not a readable image ({error})") from None
 
@@ -181,7 +181,7 @@ def _decode(files: Files, image_size: int) -> Images:
 
     def fill(i: int) -> str | None:
         try:
-            pixels[i] = numpy.asarray(square(open_image(files.paths[i]), image_size))
+            pixels[i] = numpy.asarray(resize_and_crop(open_image(files.paths[i]), image_size))
         except UserError as error:
             if files.on_error == "fail":
                 raise

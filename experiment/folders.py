@@ -32,7 +32,7 @@ def open_folder(folder: RunFolder, settings: TrainSettings) -> Start:
         folders.check_no_sweep(folder.path)
         folder.move_aside()
     files.make_folder(folder.path, "run.dir")
-    files.remove_parts(folder.path)
+    files.remove_temporary_files(folder.path)
     folder.copy_checkpoint()
     (folder.path / folders.SUMMARY).unlink(missing_ok=True)  # this run is not finished
     write_settings(folder.path, settings)

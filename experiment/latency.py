@@ -171,12 +171,12 @@ def measure(
     images = torch.randn(batch_size, 3, size, size)
     channels_last = images.contiguous(memory_format=torch.channels_last)
     integer = {name: quant.convert(subject.prepared, name) for name in engines}
-    forms = quant.fold(plain).forms(channels_last)
+    forms = quant.float_baseline(plain).torchscript_variants(channels_last)
     calls = {"as built": call(plain, images)} | {form: call(run, channels_last) for form, run in forms.items()}
     for name, model in integer.items():
         engine_images = images.contiguous(memory_format=model.engine.layout)
-        calls[name] = call(model.frozen(engine_images), engine_images)
-    times = timing.take_turns(calls, warmup, repeats, progress)
+        calls[name] = call(model.compile_for(engine_images), engine_images)
+    times = timing.time_interleaved(calls, warmup, repeats, progress)
     best = min(forms, key=lambda form: times[form].median)
     common = float_facts(plain, size, batch_size)
     return [

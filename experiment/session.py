@@ -247,12 +247,12 @@ class Session:
         if spec.method == "float" or quant.is_prepared(self.model):
             return
         if quant.equalizes(spec):
-            say(f"channels of {quant.equalize(self.model)} pairs of layers equalized")
+            say(f"channels of {quant.equalize_cross_layer(self.model)} pairs of layers equalized")
         self.model = prepared = quant.prepare(self.model, spec)
         sample = self.batches(data.first(self.dataset.training, spec.calibration_images))
         quant.calibrate(prepared, (images for images, _ in sample))
         if self.processes.is_main:
-            quant.refine(prepared, (images for images, _ in sample), spec)
+            quant.run_ptq_pipeline(prepared, (images for images, _ in sample), spec)
 
     def finish(self) -> None:
         """Save the final model, measure it on the test images and report."""

@@ -1,8 +1,9 @@
-"""Plain float nets, with no trace of quantization. A new one is a function in its family's file and a row here.
+"""The table of models. They are plain float models that know nothing of quantization.
 
-A factory takes (num_classes, form, **its own options) and returns an nn.Module. The form is "cifar" (for images of
-about 32 x 32) or "imagenet"; which of them a model has stands in its row, and "auto" takes the one that fits the
-image size. A name with a colon is a model of another library, or one's own: models/external.py.
+To add one, write a factory in the file of its family and a row here. A factory takes (num_classes, form, **options) and
+returns an nn.Module. `form` is "cifar" (for images of about 32 x 32) or "imagenet". Each row lists the forms that the
+model has; the setting "auto" chooses one by image size. A name with a colon is a model of another library or a user's
+own: models/external.py.
 """
 
 from collections.abc import Callable
@@ -31,14 +32,16 @@ from utils.external import is_external
 
 @dataclass(frozen=True)
 class Row:
+    """A model of the table: its factory, its forms, and what it accepts."""
+
     factory: Callable[..., nn.Module]
     forms: tuple[str, ...]
     options: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Its own options and their choices."""
+    """The model's own options and the values that each may have."""
     image_size: int | None = None
-    """The only image size that fits it; None: any."""
-    least: dict[str, int] = field(default_factory=dict)
-    """The smallest image size, of each form that has one."""
+    """The only image size that it accepts; None: any."""
+    min_image_size: dict[str, int] = field(default_factory=dict)
+    """Form -> the smallest image size that it accepts. A form that is not listed accepts any."""
 
 
 BOTH = ("cifar", "imagenet")
@@ -65,21 +68,21 @@ MODELS = {
     "shufflenet_v2_x1_0": Row(shufflenet_v2_x1_0, BOTH),
     "shufflenet_v2_x1_5": Row(shufflenet_v2_x1_5, BOTH),
     "shufflenet_v2_x2_0": Row(shufflenet_v2_x2_0, BOTH),
-    "alexnet": Row(alexnet, BOTH, least={"cifar": 7, "imagenet": 63}),
-    "vgg11": Row(vgg11, BOTH, VARIANT, least=FIVE_POOLS),
-    "vgg13": Row(vgg13, BOTH, VARIANT, least=FIVE_POOLS),
-    "vgg16": Row(vgg16, BOTH, VARIANT, least=FIVE_POOLS),
-    "vgg19": Row(vgg19, BOTH, VARIANT, least=FIVE_POOLS),
-    "vgg11_bn": Row(vgg11_bn, BOTH, VARIANT, least=FIVE_POOLS),
-    "vgg13_bn": Row(vgg13_bn, BOTH, VARIANT, least=FIVE_POOLS),
-    "vgg16_bn": Row(vgg16_bn, BOTH, VARIANT, least=FIVE_POOLS),
-    "vgg19_bn": Row(vgg19_bn, BOTH, VARIANT, least=FIVE_POOLS),
+    "alexnet": Row(alexnet, BOTH, min_image_size={"cifar": 7, "imagenet": 63}),
+    "vgg11": Row(vgg11, BOTH, VARIANT, min_image_size=FIVE_POOLS),
+    "vgg13": Row(vgg13, BOTH, VARIANT, min_image_size=FIVE_POOLS),
+    "vgg16": Row(vgg16, BOTH, VARIANT, min_image_size=FIVE_POOLS),
+    "vgg19": Row(vgg19, BOTH, VARIANT, min_image_size=FIVE_POOLS),
+    "vgg11_bn": Row(vgg11_bn, BOTH, VARIANT, min_image_size=FIVE_POOLS),
+    "vgg13_bn": Row(vgg13_bn, BOTH, VARIANT, min_image_size=FIVE_POOLS),
+    "vgg16_bn": Row(vgg16_bn, BOTH, VARIANT, min_image_size=FIVE_POOLS),
+    "vgg19_bn": Row(vgg19_bn, BOTH, VARIANT, min_image_size=FIVE_POOLS),
     "svhn_cnn": Row(svhn_cnn, ("cifar",), image_size=40),
 }
 
 
 def check(name: str, options: dict[str, Any], image_size: int) -> None:
-    """Raise UserError unless `name` is a model for such images and `options` are options it has."""
+    """Raise UserError unless `name` is a model that accepts images of this size, and these options."""
     if is_external(name):
         factory(name)
         return
@@ -91,19 +94,20 @@ def check(name: str, options: dict[str, Any], image_size: int) -> None:
             raise UserError(f"model.{key}: {name} has no such option" + (f", did you mean {hint}?" if hint else ""))
         choose(dict.fromkeys(known[key]), value, f"model.{key} of {name}")
     if row.image_size not in (None, image_size):
-        raise UserError(f"model.name: {name} takes images of {row.image_size} pixels, not of {image_size}")
+        raise UserError(f"model.name: {name} accepts images of {row.image_size} pixels, not of {image_size}")
     form = _form(row, options, image_size)
-    least = row.least.get(form, 1)
-    if image_size < least:
+    smallest = row.min_image_size.get(form, 1)
+    if image_size < smallest:
         raise UserError(
-            f"model.name: {name} takes images of {least} pixels or more in its {form} form, not of {image_size}"
+            f"model.name: {name} accepts images of {smallest} pixels or more in its {form} form, not of {image_size}"
         )
 
 
 def build(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
-    """A freshly initialised float net for images of image_size x image_size; num_classes None: any number, for a trial.
+    """Build a newly initialised float model for images [N, 3, image_size, image_size].
 
-    Raises UserError if another library's or one's own model cannot be had, or cannot classify such images.
+    num_classes None: any number of classes, to check a model before the data is known. Raises UserError if the name or
+    an option is wrong, or if a third-party or user's model cannot be built or cannot classify such images.
     """
     if is_external(name):
         return build_external(name, num_classes, image_size, options)

@@ -1,15 +1,16 @@
-"""AlexNet in the form of arXiv 1404.5997: torchvision's definition, and the same for small images."""
+"""AlexNet as in arXiv 1404.5997: torchvision's definition, and a form for small images."""
 
 from torch import nn
 
 
 def alexnet(num_classes: int, form: str) -> nn.Module:
-    """torchvision's, with its dropout of 0.5; 61,100,840 parameters for 1000 classes.
+    """torchvision's model, with its dropout of 0.5; 61,100,840 parameters for 1000 classes.
 
-    The cifar form starts with a 3 x 3 convolution of stride 1 and has no first max-pool. Its 7 x 7 map at 32 x 32 is
-    pooled to 6 x 6, in windows that overlap, so that the linear layers stay as they are: 54.6 of its 57.0 M parameters.
+    The cifar form starts with a 3 x 3 convolution of stride 1 and has no first max-pool. For 32 x 32 images, its last
+    feature map is 7 x 7 and is pooled to 6 x 6 in overlapping windows, as the unchanged linear layers require. They
+    have 54.6 of the 57.0 M parameters.
     """
-    from torchvision.models import alexnet as torchvision_alexnet  # here: seconds to import
+    from torchvision.models import alexnet as torchvision_alexnet  # imported here because it takes seconds
 
     model = torchvision_alexnet(num_classes=num_classes)
     if form == "cifar":

@@ -1,11 +1,11 @@
-"""Models that are not in the table: torchvision's, timm's, one's own.
+"""Models that are not in the table: those of torchvision, of timm, and the user's own.
 
     torchvision:resnet50            any classification model of torchvision.models
-    timm:mobilenetv2_100            any model of timm, when it is installed
-    package.module:factory          whatever is importable, returns an nn.Module and takes num_classes (if it can)
+    timm:mobilenetv2_100            any model of timm, if it is installed
+    package.module:factory          any importable function that returns an nn.Module
 
-Further keys of the setting's model section go to the model's function as they are. Nothing is evaluated: a name is
-imported and called.
+The function is called with num_classes, if it has such a parameter, and with the other keys of the setting's model
+section. The name is only imported, never evaluated as code.
 """
 
 import inspect
@@ -22,14 +22,18 @@ from utils.external import is_external, is_own
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
-    """The function behind a name with a colon. Raises UserError if there is none."""
+    """The function that a name with a colon denotes. Raises UserError if there is none."""
     source, _, member = name.partition(":")
     return SOURCES.get(source, lambda member: external.member(source, member, "model.name"))(member)
 
 
-def check_trusted(name: str, trust: bool, remedy: str = "trust=true, if it comes from a friend") -> None:
-    """Raise UserError where a file, not the user, names a function that is neither a model of a table nor the user's
-    (utils/external.py)."""
+def check_trusted(name: str, trust: bool, remedy: str = "set trust=true if you trust its origin") -> None:
+    """Raise UserError if `name`, read from a checkpoint, denotes a function that is not safe to call.
+
+    A checkpoint could name any function of Python, of an installed package or of this project, with any arguments. It
+    would be called before its result turns out not to be a model. Safe are the models of the table, of torchvision and
+    timm, and functions in the user's own packages (utils/external.py). `trust` skips the check.
+    """
     source = name.partition(":")[0]
     if trust or not is_external(name) or source in SOURCES or is_own(source, house="models"):
         return
@@ -37,7 +41,7 @@ def check_trusted(name: str, trust: bool, remedy: str = "trust=true, if it comes
 
 
 def build_external(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
-    """Call the function behind a name. Raises UserError, in one line, if what comes out cannot classify such images."""
+    """Call the function that a name denotes. Raises UserError if its result cannot classify images of this size."""
     make = factory(name)
     takes, needs = _takes(make, "num_classes")
     if needs or (takes and num_classes is not None):
@@ -52,14 +56,14 @@ def build_external(name: str, num_classes: int | None, image_size: int, options:
 
 
 def check_output(model: nn.Module, name: str, num_classes: int | None, image_size: int) -> None:
-    """Raise UserError unless the model takes such images and gives that many logits (None: any number of them)."""
+    """Raise UserError unless the model maps images of this size to num_classes logits (None: to any number)."""
     training = {m: m.training for m in model.modules()}
     try:
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:
         raise UserError(
-            f"model {name}: cannot take images of {image_size} x {image_size}: {external.one_line(error)}"
+            f"model {name}: does not accept images of {image_size} x {image_size}: {external.one_line(error)}"
         ) from error
     finally:
         for module, was in training.items():
@@ -67,12 +71,12 @@ def check_output(model: nn.Module, name: str, num_classes: int | None, image_siz
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 2 or num_classes not in (None, shape[1]):
         what = f"{shape[1]} classes" if len(shape) == 2 else f"{type(logits).__name__} {shape or ''}".strip()
-        wanted = f"the data has {num_classes} classes" if num_classes else "logits [N, classes] belong"
-        raise UserError(f"model {name}: gives {what} where {wanted}")
+        expected = f"but the data has {num_classes} classes" if num_classes else "instead of logits [N, classes]"
+        raise UserError(f"model {name}: returns {what} {expected}")
 
 
 def _torchvision(member: str) -> Callable[..., nn.Module]:
-    from torchvision import models  # here: seconds to import
+    from torchvision import models  # imported here because it takes seconds
 
     choose(dict.fromkeys(models.list_models(module=models)), member, "model.name: torchvision")
     return lambda **options: models.get_model(member, weights=None, **options)
@@ -93,11 +97,11 @@ SOURCES = {"torchvision": _torchvision, "timm": _timm}
 
 
 def _takes(function: Callable, argument: str) -> tuple[bool, bool]:
-    """Whether a function takes an argument of that name, and whether it cannot do without."""
+    """(whether a function accepts an argument of that name, whether it requires it)."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False, False
-    named = parameters.get(argument)
-    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return named is not None or any_name, named is not None and named.default is named.empty
+    parameter = parameters.get(argument)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return parameter is not None or takes_any, parameter is not None and parameter.default is parameter.empty

@@ -1,8 +1,8 @@
-"""A net for 32 x 32 images that trains fast on a CPU: few layers of wide 3 x 3 convolutions.
+"""A model for 32 x 32 images that trains fast on a CPU: few layers of wide 3 x 3 convolutions.
 
 In the spirit of the fast CIFAR-10 recipes (Page's ResNet-9, DAWNBench; Jordan, arXiv 2404.00498): CPUs run wide
-convolutions near their peak, while narrow ones, norms and activations wait for memory. ReLU in place of GELU, and batch
-norm and ReLU in front of the pools, where they fuse with the convolution in integers.
+convolutions near their peak speed, while narrow ones, norms and activations wait for memory. It uses ReLU instead of
+GELU. Batch norm and ReLU come before the pools, so that the integer model can fuse them with the convolution.
 
 | part   | layers                                        | map     |
 | stem   | 3 x 3 to 32                                   | 32 x 32 |
@@ -25,7 +25,7 @@ class FastNet(nn.Module):
         groups = [(32, 64), (64, 128), (128, 128)]
         self.groups = nn.Sequential(*(nn.Sequential(*_unit(a, b), nn.MaxPool2d(2), *_unit(b, b)) for a, b in groups))
         self.fc = nn.Linear(128, num_classes)
-        nn.init.normal_(self.fc.weight, 0, 0.01)  # small logits at the start, for the high rates of a short run
+        nn.init.normal_(self.fc.weight, 0, 0.01)  # small initial logits, for the high learning rates of short runs
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:

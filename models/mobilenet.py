@@ -12,20 +12,21 @@ CIFAR = [(t, c, n, 2 if c == 160 else 1) for t, c, n, s in IMAGENET]
 
 
 def mobilenet_v2(num_classes: int, form: str, activation: str = "relu6") -> nn.Module:
-    """The cifar form keeps the stem's stride of 2 and only one other: a map of 8 x 8 at the end and 252 M MACs.
+    """torchvision's model. activation: relu6 (the paper's) or relu.
 
-    The imagenet form at 32 x 32 ends at 1 x 1 and has 6.1 M MACs. `activation`: relu6 (the paper's) or relu.
+    The cifar form keeps the stem's stride of 2 and only one other. For 32 x 32 images, its last feature map is 8 x 8
+    and it has 252 M MACs. The imagenet form ends at 1 x 1 for such images and has 6.1 M MACs.
     """
-    from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2  # here: seconds to import
+    from torchvision.models import mobilenet_v2 as torchvision_mobilenet_v2  # imported here because it takes seconds
 
     stages = CIFAR if form == "cifar" else IMAGENET
     model = torchvision_mobilenet_v2(num_classes=num_classes, inverted_residual_setting=[list(s) for s in stages])
-    replace(model, nn.ReLU6, ACTIVATIONS[activation])
+    replace_activations(model, nn.ReLU6, ACTIVATIONS[activation])
     return model
 
 
-def replace(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
-    """Put activations of another class in the place of all of one class, in place."""
+def replace_activations(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
+    """Replace all activations of class `old` in a model by new(inplace=True). Changes the model itself."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, old):
@@ -33,7 +34,10 @@ def replace(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> Non
 
 
 class ProjectedResidual(nn.Module):
-    """Expansion, depthwise, projection; a shortcut wherever the stride is 1, with a convolution if widths differ."""
+    """Expansion, depthwise and projection convolution.
+
+    With stride 1 also a shortcut, with a convolution if widths differ.
+    """
 
     def __init__(self, c_in: int, c_out: int, expansion: int, stride: int):
         super().__init__()
@@ -54,6 +58,8 @@ class ProjectedResidual(nn.Module):
 
 
 class ProjectedMobileNetV2(nn.Module):
+    """See mobilenet_v2_projected."""
+
     def __init__(self, num_classes: int):
         super().__init__()
         layers, c_in = [*conv_bn(3, 32, 3), nn.ReLU6(inplace=True)], 32
@@ -69,13 +75,15 @@ class ProjectedMobileNetV2(nn.Module):
 
 
 def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """A convolution that keeps the size at stride 1, and a batch norm."""
     return [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out)]
 
 
 def mobilenet_v2_projected(num_classes: int, form: str) -> nn.Module:
-    """The MobileNetV2 of many CIFAR-10 repositories: 2,296,922 parameters, 57 convolutions, a map of 4 x 4 at 32 x 32.
+    """The MobileNetV2 of many CIFAR-10 repositories: 2,296,922 parameters, 57 convolutions.
 
-    It differs from the paper's: an expansion of 1 has its convolution, too; shortcuts with a projection where only the
-    width changes; strides for small images; no dropout.
+    For 32 x 32 images, its last feature map is 4 x 4. Differs from the paper: blocks of expansion 1 have an expansion
+    convolution, too; blocks that only change the width have a shortcut with a projection; strides fit small images;
+    there is no dropout.
     """
     return ProjectedMobileNetV2(num_classes)

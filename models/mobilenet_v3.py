@@ -1,19 +1,19 @@
-"""MobileNetV3 (arXiv 1905.02244), by `variant`: torchvision's, or that of StatAssist-GradBoost (clovaai), "reference".
+"""MobileNetV3 (arXiv 1905.02244). `variant`: "torchvision", or "reference" of StatAssist-GradBoost (clovaai).
 
-The cifar form has stride 1 in place of the first 2 behind the stem: a 32 x 32 image ends at 2 x 2 (imagenet: 1 x 1).
-In the _relu nets ReLU takes hard-swish's place up to the last feature map. The hard-sigmoid of squeeze and excitation
-and the hard-swish of the head stay.
+In the cifar form, the first block with stride 2 has stride 1. The last feature map of a 32 x 32 image is 2 x 2
+(imagenet form: 1 x 1). The _relu models use ReLU instead of hard-swish up to the last feature map. The hard-sigmoid of
+squeeze and excitation and the hard-swish of the head stay.
 
-The reference differs from torchvision's in this:
+The reference differs from torchvision's model in these points:
 
-- an expansion convolution in every block, also where it does not widen;
-- squeeze and excitation (SE) between the depthwise batch norm and its activation, without biases, to a quarter of the
-  width, whatever that is (torchvision rounds it to a multiple of 8);
-- dropout of 0.8 on the values of the last feature map (torchvision: 0.2 in the head);
-- one more SE in the head of the small net;
-- batch norm as torch's defaults have it: eps 1e-5, momentum 0.1 (torchvision: 1e-3, 0.01).
+- every block has an expansion convolution, even if it does not change the width;
+- squeeze and excitation (SE) stands between the depthwise batch norm and its activation, has no biases, and reduces to
+  exactly a quarter of the width (torchvision rounds that to a multiple of 8);
+- dropout of 0.8 on the last feature map (torchvision: 0.2 in the head);
+- one more SE in the head of the small model;
+- batch norm with torch's defaults: eps 1e-5, momentum 0.1 (torchvision: 1e-3, 0.01).
 
-It is here with 1 x 1 convolutions for the linear layers of SE: the same parameters and arithmetic, without reshapes.
+Here, SE has 1 x 1 convolutions instead of linear layers: the same parameters and arithmetic, without reshapes.
 
 | parameters | torchvision, 1000 classes | reference, 1000 classes | reference, cifar form, 10 classes |
 | large      |                 5,483,032 |               5,476,416 |                         4,208,226 |
@@ -24,12 +24,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from models.mobilenet import conv_bn, replace
+from models.mobilenet import conv_bn, replace_activations
 
 HS, RE = nn.Hardswish, nn.ReLU
 
 
 class Block(NamedTuple):
+    """An inverted residual: kernel size and channels of the depthwise convolution, output channels, and so on."""
+
     kernel: int
     expanded: int
     channels: int
@@ -39,11 +41,13 @@ class Block(NamedTuple):
 
 
 class Net(NamedTuple):
+    """The size of a model."""
+
     blocks: list[Block]
     hidden: int
-    """The head's width."""
+    """The width of the hidden layer in the head."""
     head_se: bool
-    """Whether the reference's has an SE in the head."""
+    """Whether the reference has SE in its head."""
 
 
 LARGE_BLOCKS = [
@@ -105,12 +109,15 @@ def _in_form(net: Net, form: str) -> Net:
 
 
 def _with_relu(model: nn.Module) -> nn.Module:
-    replace(model.get_submodule("features"), nn.Hardswish, nn.ReLU)
+    replace_activations(model.get_submodule("features"), nn.Hardswish, nn.ReLU)
     return model
 
 
 def _torchvision(net: Net, num_classes: int) -> nn.Module:
-    from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3  # here: seconds to import
+    from torchvision.models.mobilenetv3 import (  # imported here because it takes seconds
+        InvertedResidualConfig,
+        MobileNetV3,
+    )
 
     rows, c_in = [], STEM
     for kernel, expanded, channels, se, activation, stride in net.blocks:
@@ -121,7 +128,7 @@ def _torchvision(net: Net, num_classes: int) -> nn.Module:
 
 
 class SqueezeExcite(nn.Module):
-    """x times a factor for each channel, between 0 and 1, that follows from the means of all channels."""
+    """Multiply each channel by a factor in [0, 1] that is computed from the means of all channels."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -138,7 +145,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Expansion, depthwise, projection; a shortcut where neither stride nor width changes."""
+    """Expansion, depthwise and projection convolution, with a shortcut if input and output have the same shape."""
 
     def __init__(self, c_in: int, block: Block):
         super().__init__()
@@ -158,6 +165,8 @@ class Bottleneck(nn.Module):
 
 
 class ReferenceMobileNetV3(nn.Module):
+    """The variant "reference"; see the top of the file."""
+
     def __init__(self, net: Net, num_classes: int):
         super().__init__()
         layers, c_in = [*conv_bn(3, STEM, 3, 2), HS(inplace=True)], STEM
@@ -182,7 +191,10 @@ class ReferenceMobileNetV3(nn.Module):
 
 
 def _initialise(module: nn.Module) -> None:
-    """As the reference does: its linear layers are those of SE. Children come before parents."""
+    """Initialise as the reference does, where the layers of SE are linear layers.
+
+    nn.Module.apply visits children before parents, so SE overrides the initialisation of its convolutions.
+    """
     if isinstance(module, SqueezeExcite):
         for layer in module.factor:
             if isinstance(layer, nn.Conv2d):

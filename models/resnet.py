@@ -1,4 +1,4 @@
-"""ResNets: those of the CIFAR experiments of He et al. (arXiv 1512.03385, section 4.2), and torchvision's.
+"""ResNets: those of the CIFAR-10 experiments of He et al. (arXiv 1512.03385, section 4.2), and torchvision's.
 
 | name     | layers | parameters (10 classes) |
 | resnet20 | 20     | 269,722                 |
@@ -6,7 +6,7 @@
 | resnet44 | 44     | 658,586                 |
 | resnet56 | 56     | 853,018                 |
 
-The cifar form of torchvision's starts with a 3 x 3 convolution of stride 1 and has no max-pool; the rest is the same.
+The cifar form of torchvision's models starts with a 3 x 3 convolution of stride 1 and has no max-pool.
 
 | name             | parameters: imagenet form, 1000 classes | cifar form, 10 classes |
 | resnet18         |                              11,689,512 |             11,173,962 |
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut without parameters (option A: subsample, pad with zero channels)."""
+    """Two 3 x 3 convolutions and a shortcut without parameters (option A: subsample, and pad with zero channels)."""
 
     def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
@@ -89,12 +89,12 @@ def resnet50(num_classes: int, form: str) -> nn.Module:
 
 
 def resnext101_32x8d(num_classes: int, form: str) -> nn.Module:
-    """arXiv 1611.05431: as resnet101, with 32 groups of 8 channels in the first stage's 3 x 3 convolutions."""
+    """arXiv 1611.05431: like resnet101, with 32 groups in the 3 x 3 convolutions, of 8 channels in the first stage."""
     return _torchvision("resnext101_32x8d", num_classes, form)
 
 
 def _torchvision(name: str, num_classes: int, form: str) -> nn.Module:
-    from torchvision import models  # here: seconds to import
+    from torchvision import models  # imported here because it takes seconds
 
     model = models.get_model(name, num_classes=num_classes)
     if form == "cifar":

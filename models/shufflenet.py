@@ -1,7 +1,7 @@
-"""ShuffleNetV2 (arXiv 1807.11164): torchvision's definition, and the same for small images.
+"""ShuffleNetV2 (arXiv 1807.11164): torchvision's definition, and a form for small images.
 
-The cifar form starts with a 3 x 3 convolution of stride 1 and has no max-pool, so that a 32 x 32 image ends at 4 x 4
-(imagenet form: 1 x 1). It is ours: the paper has no such net.
+The cifar form starts with a 3 x 3 convolution of stride 1 and has no max-pool. The last feature map of a 32 x 32 image
+is 4 x 4 (imagenet form: 1 x 1). The paper has no such form.
 
 | MACs at | 224, imagenet form | 32, cifar form | parameters, 1000 classes |
 | x0_5    |             40.5 M |         10.9 M |                1,366,792 |
@@ -30,7 +30,7 @@ def shufflenet_v2_x2_0(num_classes: int, form: str) -> nn.Module:
 
 
 def _shufflenet(name: str, num_classes: int, form: str) -> nn.Module:
-    from torchvision import models  # here: seconds to import
+    from torchvision import models  # imported here because it takes seconds
 
     model = models.get_model(name, num_classes=num_classes)
     if form == "cifar":

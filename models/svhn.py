@@ -1,4 +1,4 @@
-"""The seven-layer net that DoReFa-Net was measured with on SVHN (arXiv 1606.06160, section 3.1, model A), for 40 x 40.
+"""The model of DoReFa-Net's SVHN experiments (arXiv 1606.06160, section 3.1, model A), for images of 40 x 40.
 
     layer   kernel   channels   then                            map
     conv0   5 x 5          48   ReLU, max-pool                  36 -> 18
@@ -10,9 +10,9 @@
     conv6   5 x 5, valid  512   dropout 0.5 before; BN, ReLU           1
     fc                 classes
 
-2,083,402 parameters for ten classes: every convolution has a bias, as in the PyTorch port whose tables
-setting/tables/dorefa_svhn.json is after. What that port changed is tensorpack's original again: an activation behind
-conv1, element-wise dropout, and batch norm's momentum of 0.1.
+2,083,402 parameters for ten classes. Every convolution has a bias, as in the PyTorch port whose results
+setting/tables/dorefa_svhn.json reproduces. Where that port differs from tensorpack's original, this model follows the
+original: an activation after conv1, element-wise dropout, and a batch norm momentum of 0.1.
 """
 
 from torch import Tensor, nn

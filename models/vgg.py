@@ -1,10 +1,10 @@
-"""VGG (arXiv 1409.1556): torchvision's definition. The cifar and the imagenet form are the same net.
+"""VGG (arXiv 1409.1556): torchvision's definition. The cifar and the imagenet form are the same model.
 
-A 32 x 32 image ends at 1 x 1, which the pool in front of the linear layers repeats to 7 x 7: 119.6 M parameters, most
-of the net, read 512 values 49 times over.
+The last feature map of a 32 x 32 image is 1 x 1. The pool before the linear layers repeats it to 7 x 7, so the 119.6 M
+parameters of the linear layers, most of the model, read the same 512 values 49 times.
 
-`variant`: torchvision, whose convolutions have a bias; or reference, the nets of StatAssist-GradBoost (clovaai), whose
-convolutions have none, with or without batch norm, so that torchvision's files do not load.
+`variant`: "torchvision", whose convolutions have biases; or "reference", the models of StatAssist-GradBoost (clovaai),
+whose convolutions have none, with or without batch norm. torchvision's weight files therefore do not fit the reference.
 
 | 1000 classes        | torchvision | reference   |
 | vgg11               | 132,863,336 | 132,860,584 |
@@ -50,7 +50,7 @@ def vgg19_bn(num_classes: int, form: str, variant: str = "torchvision") -> nn.Mo
 
 
 def _vgg(name: str, num_classes: int, variant: str) -> nn.Module:
-    from torchvision import models  # here: seconds to import
+    from torchvision import models  # imported here because it takes seconds
 
     model = models.get_model(name, num_classes=num_classes)
     if variant == "reference":

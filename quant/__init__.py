@@ -1,6 +1,6 @@
-"""Quantization: methods, prepare (float -> trainable and simulated), convert (simulated -> integers on an engine).
+"""Quantization: `prepare` turns a float model into a simulated, trainable one, `convert` that into an integer model.
 
-A new method is one file and a row in METHODS, quant/registry.py.
+A new method is one file in quant/methods and a row of METHODS in quant/registry.py.
 """
 
 from collections.abc import Collection, Iterable
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.analysis.compare import accuracy_table, compare
-from quant.analysis.layer_table import report, report_line, report_table
+from quant.analysis.layer_table import layer_rows, layer_summary, layer_table
 from quant.analysis.mixed_precision import choose_bits
 from quant.analysis.sensitivity import sensitivity
 from quant.core.kernels import compile_all as compile_kernels
@@ -19,7 +19,7 @@ from quant.core.method import Method
 from quant.core.settings import LayerBits, QuantSettings, ResolvedQuant
 from quant.engines.base import IntegerModel
 from quant.engines.convert import convert as _convert
-from quant.engines.float_baseline import fold
+from quant.engines.float_baseline import float_baseline
 from quant.export.npz.read import export as export_packed
 from quant.export.npz.read import load as load_packed
 from quant.export.onnx import check_onnx, export_onnx
@@ -31,7 +31,7 @@ from quant.methods import ptq
 from quant.methods.dorefa import GradientQuantizer
 from quant.ptq import pipeline
 from quant.ptq.calibrate import calibrate
-from quant.ptq.cross_layer_equalization import equalize
+from quant.ptq.cross_layer_equalization import equalize_cross_layer
 from quant.qat.bn_reestimation import reestimate_batch_norm
 from quant.qat.oscillation_dampening import Dampening
 from quant.registry import ENGINES, METHODS, SECTIONS, engine
@@ -40,18 +40,18 @@ from utils.console import tracked
 
 
 def prepare(model: nn.Module, spec: ResolvedQuant) -> fx.GraphModule:
-    """graph/prepare.py with the method that a resolved spec names."""
+    """Prepare a float model for quantization (graph/prepare.py) with the method that a resolved spec names."""
     return _prepare(model, spec, METHODS[spec.method])
 
 
-def refine(prepared: fx.GraphModule, images: Iterable[Tensor], spec: ResolvedQuant) -> None:
-    """ptq/pipeline.py, for a calibrated model, where the method has such options."""
+def run_ptq_pipeline(prepared: fx.GraphModule, images: Iterable[Tensor], spec: ResolvedQuant) -> None:
+    """Run the PTQ pipeline (ptq/pipeline.py) on a calibrated model if the method has such options, else do nothing."""
     if isinstance(spec.options, ptq.Options):
-        pipeline.refine(prepared, images, spec.options)
+        pipeline.run_ptq_pipeline(prepared, images, spec.options)
 
 
 def equalizes(spec: ResolvedQuant) -> bool:
-    """Whether cross-layer equalization comes before prepare."""
+    """Whether the float model is equalized (equalize_cross_layer) before `prepare`."""
     return isinstance(spec.options, ptq.Options) and bool(spec.options.cross_layer_equalization)
 
 
@@ -61,7 +61,7 @@ def dampening(spec: ResolvedQuant) -> float:
 
 
 def learned(prepared: nn.Module) -> list[tuple[list[nn.Parameter], float]]:
-    """What quantizers learn (LSQ's steps, PACT's clips), with the weight decay that each part is to get."""
+    """The parameters that quantizers learn (LSQ's steps, PACT's clips): (parameters, their weight decay) pairs."""
     found: dict[float, list[nn.Parameter]] = {}
     for quantizer in quantizers(prepared).values():
         found.setdefault(quantizer.weight_decay, []).extend(quantizer.parameters())
@@ -69,39 +69,40 @@ def learned(prepared: nn.Module) -> list[tuple[list[nn.Parameter], float]]:
 
 
 def draw_from(prepared: nn.Module, generator: torch.Generator) -> None:
-    """Let quantizers of gradients draw their noise from `generator`, of the model's device."""
+    """Let gradient quantizers draw their noise from `generator`, which must be on the model's device."""
     for module in prepared.modules():
         if isinstance(module, GradientQuantizer):
             module.generator = generator
 
 
 def choose_layers(model: nn.Module, spec: ResolvedQuant, sample: Collection, held_out: Collection) -> dict:
-    """What analysis/mixed_precision.py chooses for `layers` of a resolved spec, as a setting holds it."""
+    """The bits that analysis/mixed_precision.py chooses for a resolved spec, as a value of the setting `layers`."""
     allowed = [bits for bits in range(1, 9) if allows(spec, bits)]
     chosen = choose_bits(model, spec, allowed, sample, held_out)
-    return {name: {"weight_bits": bits} for name, bits in chosen.items() if bits in allowed}  # others have them anyway
+    # layers whose bits are not in `allowed` keep the bits that they have anyway
+    return {name: {"weight_bits": bits} for name, bits in chosen.items() if bits in allowed}
 
 
 def is_prepared(model: nn.Module) -> TypeGuard[fx.GraphModule]:
-    """Whether `prepare` has put quantizers in."""
+    """Whether a model has quantizers."""
     return bool(quantizers(model))
 
 
 def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
-    """engines/convert.py on the engine of that name."""
+    """Convert a prepared model to integers (engines/convert.py) on the engine with this name."""
     return _convert(prepared, engine(engine_name))
 
 
 def measure(model: nn.Module, engine_names: list[str], batches: Collection, with_float: bool) -> tuple[dict, str]:
-    """Convert a model to each engine and compare them all over (images, labels) batches, with a progress bar.
+    """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar.
 
-    Returns the result of analysis/compare.py and the layer tables of the engines as text; a float model has neither.
+    Returns the result of analysis/compare.py and, as text, the layer table of each engine. A float model has no table.
     """
     shown = tracked(batches, len(batches), "measuring", "batches")
     if not is_prepared(model):
         return compare(model, {}, shown, with_float), "float: nothing is quantized\n"
     engines = {name: convert(model, name) for name in engine_names}
-    tables = [f"{report_line(model, twin)}\n\n{report_table(model, twin)}\n" for twin in engines.values()]
+    tables = [f"{layer_summary(model, integer)}\n\n{layer_table(model, integer)}\n" for integer in engines.values()]
     result = compare(model, engines, shown, with_float)
     return result, "\n".join(tables) or "no engine: nothing was converted\n"
 
@@ -121,11 +122,19 @@ __all__ = [
     "check_onnx",
 ]
 __all__ += ["check_run", "choose_layers", "compare", "compile_kernels", "convert", "draw_from", "ends_in_float"]
-__all__ += ["engine", "equalize", "export", "export_onnx", "export_packed", "fold", "interpret_kernels", "is_prepared"]
 __all__ += [
     "dampening",
+    "engine",
+    "equalize_cross_layer",
     "equalizes",
+    "export",
+    "export_onnx",
+    "export_packed",
+    "float_baseline",
     "float_epochs",
+    "interpret_kernels",
+    "is_prepared",
+    "layer_rows",
     "learned",
     "load_packed",
     "measure",
@@ -133,10 +142,9 @@ __all__ += [
     "prepare",
     "quantizers",
     "reestimate_batch_norm",
-    "refine",
-    "report",
     "rescales",
     "resolve",
+    "run_ptq_pipeline",
     "sensitivity",
     "set_enabled",
     "trace",

@@ -14,14 +14,14 @@ import data
 import models
 import quant
 from experiment.settings import OPTIM_SECTIONS
-from quant.engines.layerwise_check import forced
+from quant.engines.layerwise_check import check_layerwise
 from tests.nets import plain
 from utils import memory
 from utils.config import validate_section
 from utils.training import optim
 
 pytest.register_assert_rewrite("tests.helpers")
-memory.keep()
+memory.keep_freed()
 RUNTIMES = [name for name in ("onnxruntime", "openvino") if quant.ENGINES[name]().available()]
 KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in RUNTIMES]
 """Engines whose operators are ours to choose: all that are here but other people's runtimes."""
@@ -165,4 +165,4 @@ def agrees_in_integers(model, digits, least: float) -> None:
     for engine in KERNELS:
         integer = quant.convert(model, engine)
         assert (integer(images).argmax(1) == simulated.argmax(1)).all(), engine
-        assert all(found.within() for found in forced(model, integer, images[:64]).values()), engine
+        assert all(found.within() for found in check_layerwise(model, integer, images[:64]).values()), engine

@@ -8,7 +8,7 @@ from torch import nn
 import models
 import quant
 from quant.core.grid import Grid
-from quant.engines.layerwise_check import forced
+from quant.engines.layerwise_check import check_layerwise
 from quant.graph.quant_layers import QuantLayer
 from quant.ptq.calibrate import calibrate
 from tests.conftest import KERNELS, photos, spec, with_real_statistics
@@ -21,7 +21,7 @@ SMALL = [(name, form) for name, form in FORMS if not name.startswith(LARGE)] + [
 
 
 def size_of(name: str, form: str) -> int:
-    return models.MODELS[name].image_size or max(32, models.MODELS[name].least.get(form, 0))
+    return models.MODELS[name].image_size or max(32, models.MODELS[name].min_image_size.get(form, 0))
 
 
 def build(name: str, form: str) -> nn.Module:
@@ -106,9 +106,9 @@ def prepared_with(module: nn.Module, bits: int, shape: tuple[int, ...]):
     return prepared, images
 
 
-def assert_forced_equal(prepared, engine: str, images):
+def assert_layerwise_exact(prepared, engine: str, images):
     model = quant.convert(prepared, engine)
-    differences = forced(prepared, model, images)
+    differences = check_layerwise(prepared, model, images)
     assert differences
     for name, found in differences.items():
         assert found.within(), f"{name}: {found}"

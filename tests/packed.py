@@ -31,7 +31,7 @@ def prepared_net(name: str, options: dict, keys: dict):
         prepared.train()(photos(16, 32))
     if keys["method"] == "ptq":
         quant.calibrate(prepared, [photos(16, 32)])
-        quant.refine(prepared, [photos(16, 32)], spec(**keys))
+        quant.run_ptq_pipeline(prepared, [photos(16, 32)], spec(**keys))
     return prepared.eval()
 
 

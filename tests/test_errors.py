@@ -118,7 +118,7 @@ MISTAKES = {
     "a net of one size": (
         "train",
         ["model.name=svhn_cnn"],
-        "model.name: svhn_cnn takes images of 40 pixels, not of 16",
+        "model.name: svhn_cnn accepts images of 40 pixels, not of 16",
     ),
     "a batch beyond all": (
         "train",
@@ -126,7 +126,7 @@ MISTAKES = {
         "data.batch_size: input should be less than or equal",
     ),
     "a seed too large": ("train", ["run.seed=99999999999999999999"], "run.seed: input should be less than 92233720"),
-    "a device without memory": ("train", ["run.device=meta"], "run.device: 'meta' is not to be had here"),
+    "a device without memory": ("train", ["run.device=meta"], "run.device: 'meta' is not available here"),
     "epochs for shares": ("train", ["optim.milestones=[5,10]"], "optim.milestones: input should be less than 1, not 5"),
     "an option that there is not": ("train", ["--epochs=5"], "command line: unrecognized arguments: --epochs=5"),
     "nothing in a sweep": ("train", ['sweep={"a":{}}'], "setting/train.json: sweep.a: nothing to run over"),
@@ -142,7 +142,11 @@ MISTAKES = {
         ["checkpoint={folder}/qat.pt", "export={folder}/folder.npz"],
         "export: {folder}/folder.npz is a folder",
     ),
-    "a folder of the system": ("latency", ["dir=/proc/self"], "dir: /proc/self cannot be a folder to write in ("),
+    "a folder of the system": (
+        "latency",
+        ["dir=/proc/self"],
+        "dir: /proc/self is not a folder that can be written to (",
+    ),
     "an empty sweep": ("train", ['sweep={"run.seed":[]}'], "sweep.run.seed: nothing to run over"),
     "a cell with a mistake": (
         "train",
@@ -205,7 +209,11 @@ MISTAKES = {
         "images of 24 x 24: ",
     ),
     "not a model": ("train", ["model.name=strangers:not_a_model"], "returned a int, not an nn.Module"),
-    "a model of other outputs": ("train", ["model.name=strangers:Maps"], "gives Tensor (2, 4, 16, 16) where logits"),
+    "a model of other outputs": (
+        "train",
+        ["model.name=strangers:Maps"],
+        "returns Tensor (2, 4, 16, 16) instead of logits",
+    ),
     "a float model to export": ("evaluate", ["checkpoint={folder}/resnet20.pt", "export=x"], "nothing is quantized"),
 }
 

@@ -350,7 +350,7 @@ def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
     first.kill()
     first.communicate()
     assert second.returncode == 2
-    assert said == f"run.name: another train.py is at work in {tmp_path / 'run'}; give this one another\n"
+    assert said == f"run.name: another train.py is writing to {tmp_path / 'run'}; choose another name\n"
 
 
 def test_a_file_size_limit_does_not_end_the_run(tmp_path):

@@ -297,7 +297,7 @@ def test_same_seed_same_weights(tmp_path):
             ["quant.method=ptq", "quant.bn_reestimation_images=9"],
             "quant.bn_reestimation_images: nothing is trained quantized here",
         ),
-        (["run.device=tpu"], "run.device: 'tpu' is not to be had here"),
+        (["run.device=tpu"], "run.device: 'tpu' is not available here"),
     ],
 )
 def test_mistakes_are_one_line_before_any_data(arguments, message, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates. MACs are those of convolutions and linear layers; FLOPs are twice as many."""
+"""Count parameters and MACs (multiply-accumulates) of convolutions and linear layers. FLOPs are twice the MACs."""
 
 import torch
 from torch import nn
@@ -8,9 +8,9 @@ WITH_WEIGHTS = (nn.Conv2d, nn.Linear)
 
 @torch.inference_mode()
 def complexity(model: nn.Module, image_size: int, kinds: tuple[type[nn.Module], ...] = WITH_WEIGHTS) -> tuple[int, int]:
-    """(parameters, MACs of layers of these kinds) of a float model on one image [1, 3, image_size, image_size].
+    """(parameters, MACs) of a float model for one image [1, 3, image_size, image_size].
 
-    The model is left as it was.
+    kinds: the classes of the layers whose MACs count. The model is not changed.
     """
     macs = 0
 

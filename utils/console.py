@@ -1,4 +1,4 @@
-"""Messages to the user: on the terminal and, while a run trains, in its run.log."""
+"""Messages to the user: on the terminal and, during a run, also in its run.log."""
 
 import contextlib
 import logging
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-EVERY = 30.0
-"""Seconds between progress lines of long work when no terminal shows a progress bar."""
+PROGRESS_SECONDS = 30.0
+"""Seconds between progress messages if there is no terminal to show a progress bar."""
 
 
 class _Terminal(logging.Handler):
-    """Prints to the current sys.stdout, above the progress bars."""
+    """Writes to the current sys.stdout, above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(record.getMessage())
@@ -31,7 +31,7 @@ def say(text: str) -> None:
 
 
 def quiet() -> None:
-    """Print nothing from now on: for all processes but the first."""
+    """Print nothing from now on. Called in all processes but the first."""
     _log.setLevel(logging.CRITICAL)
 
 
@@ -42,9 +42,9 @@ class _MessageFile(logging.FileHandler):
 
 @contextlib.contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Also append every message to this file, with the time, and the reason if an exception ends the block.
+    """Also append every message to this file, with the time. If an exception ends the block, append its message.
 
-    A full disk is ignored.
+    Errors in writing, such as a full disk, are ignored.
     """
     handler = _MessageFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
@@ -60,9 +60,10 @@ def log_to(path: Path) -> Iterator[None]:
 
 
 class Progress:
-    """A progress bar with the time left in a terminal; elsewhere a line every 30 seconds.
+    """A progress bar with the time left; without a terminal, a message every 30 seconds.
 
-    total: how many `units` there are. what: the name of the work. done: how many were done before.
+    total: the number of units. what: the name of the work. units: their name in the plural. done: how many are already
+    done at the start.
     """
 
     def __init__(self, total: int, what: str, units: str, done: int = 0):
@@ -83,7 +84,7 @@ class Progress:
         if not self.bar.disable:
             self.bar.set_postfix_str(note(), refresh=False)
             self.bar.update(count)
-        elif (now := time.monotonic()) - self.last_line >= EVERY:
+        elif (now := time.monotonic()) - self.last_line >= PROGRESS_SECONDS:
             self.last_line = now
             left = (now - self.started) / (self.done - self.done_before) * (self.total - self.done)
             more = f"; {note()}" if note() else ""

@@ -1,4 +1,4 @@
-"""Where training runs."""
+"""Choose the device on which training runs."""
 
 import torch
 
@@ -7,9 +7,10 @@ from utils.errors import UserError
 
 
 def find(name: str) -> torch.device:
-    """The device of that name; "auto" is an accelerator where there is one, else the CPU.
+    """The device with this name. "auto" is the accelerator if there is one, else the CPU.
 
-    Under torchrun each process of a machine takes an accelerator of its own, unless the name has a number.
+    Under torchrun, each process of a machine gets a separate accelerator, unless the name has a number. Raises
+    UserError if the device is not available, or if there are more processes than accelerators.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -18,11 +19,13 @@ def find(name: str) -> torch.device:
             found = torch.device(name)
             torch.empty(0, device=found).cpu()
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"run.device: {name!r} is not to be had here ({str(error).splitlines()[0]})") from None
+            raise UserError(f"run.device: {name!r} is not available here ({str(error).splitlines()[0]})") from None
     if found.type == "cpu" or found.index is not None or torch.accelerator.device_count() < 2:
         return found
     number = distributed.local_rank()
     if number >= torch.accelerator.device_count():
-        raise UserError(f"run.device: process {number} of this machine, which has {torch.accelerator.device_count()}")
+        raise UserError(
+            f"run.device: process {number} has no accelerator: this machine has {torch.accelerator.device_count()}"
+        )
     torch.accelerator.set_device_index(number)
     return torch.device(found.type, number)

@@ -1,4 +1,4 @@
-"""What a run ran on."""
+"""A description of the machine and the software that a run used."""
 
 import platform
 import subprocess
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy
 import torch
 
-FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
+INT8_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 
 
 def environment() -> dict:
-    """Versions, CPU name and the flags that matter to int8, threads, git commit."""
+    """Versions, CPU name, the CPU flags that matter for int8 kernels, number of threads, and git commit."""
     name, flags = _cpu()
     return {
         "python": platform.python_version(),
@@ -36,7 +36,7 @@ def _cpu() -> tuple[str, list[str]]:
         key, _, value = line.partition(":")
         values.setdefault(key.strip().lower(), value.strip())
     found = (values.get("flags") or values.get("features") or "").split()
-    return values.get("model name", platform.machine()), [flag for flag in FLAGS if flag in found]
+    return values.get("model name", platform.machine()), [flag for flag in INT8_FLAGS if flag in found]
 
 
 def _commit() -> str | None:

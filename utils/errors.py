@@ -1,4 +1,4 @@
-"""A user's mistake is one clear line and exit code 2; a bug keeps its traceback."""
+"""Errors: a user's mistake gives a one-line message and exit code 2; a bug keeps its traceback."""
 
 import difflib
 import errno
@@ -10,21 +10,24 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO, TypeVar
 
 T = TypeVar("T")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """What the user can mend. The message is one line: where, what is wrong, the nearest right thing."""
+    """An error that the user can correct. Its one-line message says where, what is wrong, and what would be right."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that `word` most looks like, or None when nothing is near."""
+    """The choice that is most similar to `word`, or None if none is similar."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
     return found[0] if found else None
 
 
 def choose(table: Mapping[str, T], name: str, where: str, others: str = "") -> T:
-    """table[name], or a UserError that names the choices, `others` besides the table's, and the nearest."""
+    """table[name]. Raises UserError if it is missing; the message names the choices and the most similar one.
+
+    where: the key of the setting, for the message. others: further choices that are not in the table, as text.
+    """
     if isinstance(name, str) and name in table:
         return table[name]
     hint = nearest(str(name), table)
@@ -35,34 +38,37 @@ def choose(table: Mapping[str, T], name: str, where: str, others: str = "") -> T
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call main(arguments); turn a UserError, or a full disk, into one line on stderr and exit code 2.
+    """Call main(sys.argv[1:]). Turn a UserError or a full disk into a one-line message on stderr and exit code 2.
 
-    Interrupted by a signal: the exit code that shells expect, 128 + its number.
+    After an interruption by a signal, exit with 128 + its number, as shells expect.
     """
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        _leave(str(error), 2)
+        _exit(str(error), 2)
     except KeyboardInterrupt as stopped:
-        _leave(str(stopped) or "interrupted", 128 + getattr(stopped, "number", signal.SIGINT))
+        _exit(str(stopped) or "interrupted", 128 + getattr(stopped, "number", signal.SIGINT))
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):  # `--list models | head -1`
+        if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout):  # `--list models | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
-        _leave(f"{error.filename or 'output'}: {error.strerror}", 2)
+        _exit(f"{error.filename or 'output'}: {error.strerror}", 2)
 
 
-def _is_read(stream: TextIO) -> bool:
-    """Whether somebody is at the other end of the pipe, flushed or not (PYTHONUNBUFFERED leaves nothing to flush)."""
+def _has_reader(stream: TextIO) -> bool:
+    """Whether a process still reads the other end of the pipe.
+
+    Flushing would not tell: with PYTHONUNBUFFERED there is nothing left to flush.
+    """
     other_end = select.poll()
     other_end.register(stream.fileno(), select.POLLOUT)
     return not any(event & (select.POLLERR | select.POLLHUP) for _, event in other_end.poll(0))
 
 
-def _leave(line: str, code: int) -> None:
+def _exit(line: str, code: int) -> None:
     rank = int(os.environ.get("RANK", 0))
     print(f"process {rank}: {line}" if rank else line, file=sys.stderr)
     sys.exit(code)

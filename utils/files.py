@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Write files atomically: after a crash, a file has either its old or its new content."""
 
 import contextlib
 import csv
@@ -14,48 +14,48 @@ from typing import Any
 from utils.errors import UserError
 
 
-def write_whole(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
-    """Let `write` fill a temporary file beside `path`, bring it to disk, then rename it to `path`.
+def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
+    """Call `write` with a temporary file in the folder of `path`, sync it to disk, then rename it to `path`.
 
-    keep: the name under which the file that was `path` stays; at every moment `path` or `keep` is whole.
+    keep: if given, the previous `path` is first renamed to `keep`. At every moment, `path` or `keep` is complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        write(part)
-        with part.open("rb") as file:
+        write(temporary)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if keep is not None and path.exists():
             path.replace(keep)
-        part.replace(path)
+        temporary.replace(path)
         _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the renaming itself to disk, where folders can be opened (not on Windows)."""
+    """Sync a renaming to disk. Does nothing if folders cannot be opened (Windows)."""
     with contextlib.suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(number)
+            os.fsync(descriptor)
         finally:
-            os.close(number)
+            os.close(descriptor)
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left."""
-    for part in folder.glob(".*.*.*"):
-        if re.fullmatch(r"\..+\.\d+\.\w+", part.name):
-            part.unlink(missing_ok=True)
+def remove_temporary_files(folder: Path) -> None:
+    """Remove temporary files that killed processes left in a folder."""
+    for path in folder.glob(".*.*.*"):
+        if re.fullmatch(r"\..+\.\d+\.\w+", path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other programs out of a folder while this one writes there. Raises UserError if one is at it.
+    """Lock a folder against other train.py processes. Raises UserError if one of them has locked it.
 
-    The system gives the lock back when the process ends, however it ends. Where there are no such locks: no check.
+    The operating system releases the lock when the process ends, even if it is killed. Does nothing on Windows.
     """
     try:
         import fcntl  # not on Windows
@@ -64,14 +64,14 @@ def locked(folder: Path) -> Iterator[None]:
         return
     with folder.with_name(f".{folder.name}.lock").open("w") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not handed on to data workers
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by data workers
         except OSError:
-            raise UserError(f"run.name: another train.py is at work in {folder}; give this one another") from None
+            raise UserError(f"run.name: another train.py is writing to {folder}; choose another name") from None
         yield
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,7 +79,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Rows by their keys, which are the header; a row may lack some."""
+    """Write rows as CSV. The header has the keys of all rows; a missing value is left empty."""
     buffer = io.StringIO()
     header = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(buffer, fieldnames=header, lineterminator="\n")
@@ -89,11 +89,13 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def make_folder(path: Path, key: str) -> Path:
-    """The folder that the setting has under `key`, made if need be. Raises UserError where there can be none, or where
-    nobody can write into it."""
+    """Create a folder if it does not exist and return it. Raises UserError if it cannot be created or written to.
+
+    key: the key of the setting that names the folder, for the message.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise UserError(f"{key}: {path} cannot be a folder to write in ({error.strerror})") from None
+        raise UserError(f"{key}: {path} is not a folder that can be written to ({error.strerror})") from None

@@ -1,8 +1,8 @@
-"""The C library's memory: kept for what is allocated next, instead of given back.
+"""Keep freed memory in the process instead of returning it to the operating system.
 
-glibc hands every large tensor back to the kernel when it is freed, and asks for it again a moment later; the kernel
-then clears and maps each page anew. What that costs depends on what else the machine does: a quantized net in eval took
-from as long to twice as long here.
+glibc returns the memory of every large tensor to the kernel when the tensor is freed, and requests it again a moment
+later. Each time, the kernel clears and maps every page. The cost depends on the load of the machine: evaluating a
+quantized model took up to twice as long.
 """
 
 import contextlib
@@ -11,17 +11,19 @@ import os
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER = -1
-LARGEST = 2**25
-"""Bytes from which a tensor goes back all the same: holes of that size would not be filled again.
-glibc takes no more (malloc.c: half of HEAP_MAX_SIZE)."""
+MAX_KEPT = 2**25
+"""Bytes. Larger tensors are still returned, because gaps of that size would not be filled again. glibc accepts no
+larger threshold (malloc.c: half of HEAP_MAX_SIZE)."""
 
 
-def keep() -> None:
-    """From now on, freed memory stays with the process. Does nothing where the C library is not glibc, or was told
-    otherwise (MALLOC_* in the environment)."""
+def keep_freed() -> None:
+    """From now on, keep freed memory in the process.
+
+    Does nothing if the C library is not glibc, or if environment variables MALLOC_* configure it.
+    """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        if mallopt(M_MMAP_THRESHOLD, LARGEST):
+        if mallopt(M_MMAP_THRESHOLD, MAX_KEPT):
             mallopt(M_TRIM_THRESHOLD, NEVER)

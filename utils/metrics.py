@@ -1,4 +1,4 @@
-"""Accuracy and loss as totals over all images, never as means of batch means."""
+"""Accuracy and loss, computed from totals over all images, not from means of batches."""
 
 from dataclasses import astuple, dataclass
 
@@ -11,7 +11,7 @@ from utils.distributed import Processes
 
 @dataclass
 class Score:
-    """Running totals; top1 and top5 are percent of all images seen, loss is the mean cross-entropy."""
+    """Running totals over the images added so far."""
 
     images: int = 0
     correct1: int = 0
@@ -19,7 +19,7 @@ class Score:
     loss_sum: float = 0.0
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """logits [N, classes], labels [N]."""
+        """Add a batch. logits: [N, classes], labels: [N]."""
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         self.images += len(labels)
@@ -28,20 +28,21 @@ class Score:
         self.loss_sum += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
 
     def summary(self) -> dict[str, float]:
+        """{"top1", "top5"}: percent of all images; "loss": the mean cross-entropy."""
         n = max(self.images, 1)
         return {"top1": 100 * self.correct1 / n, "top5": 100 * self.correct5 / n, "loss": self.loss_sum / n}
 
 
 @torch.inference_mode()
 def score(model, batches, device: torch.device) -> Score:
-    """Run a classifier over (images, labels) batches."""
+    """The score of a classifier over batches of (images, labels). Sets no mode: call model.eval() before."""
     total = Score()
     for images, labels in batches:
         total.add(model(images.to(device)), labels.to(device))
     return total
 
 
-def of_all(own: Score, processes: Processes) -> Score:
-    """The totals of all processes."""
-    images, correct1, correct5, loss_sum = processes.sum(astuple(own))
+def sum_over_processes(local: Score, processes: Processes) -> Score:
+    """The sum of the scores of all processes."""
+    images, correct1, correct5, loss_sum = processes.sum(astuple(local))
     return Score(int(images), int(correct1), int(correct5), loss_sum)

@@ -1,12 +1,15 @@
-"""A picture as a net sees it. Nothing of this repository is used: exported examples have these lines, too."""
+"""Prepare a picture for a model.
+
+Uses nothing of this project, because the source of these functions is copied into exported examples.
+"""
 
 import numpy
 from PIL import Image, ImageOps
 
 
-def as_seen(image: Image.Image) -> Image.Image:
-    """RGB, upright as its camera was held (EXIF), 16 bits of grey scaled to 8, on white where it is transparent."""
-    ImageOps.exif_transpose(image, in_place=True)  # else it copies every image
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The picture in RGB: rotated as its EXIF data says, 16-bit grey scaled to 8 bits, transparency over white."""
+    ImageOps.exif_transpose(image, in_place=True)  # without in_place it copies every image
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8))
     if image.has_transparency_data:
@@ -15,8 +18,8 @@ def as_seen(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def square(image: Image.Image, image_size: int) -> Image.Image:
-    """The shorter side resized to image_size, then the centre cut out."""
+def resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:
+    """Resize the shorter side to image_size, then crop the centre to image_size x image_size."""
     if image.size == (image_size, image_size):
         return image
     ratio = image_size / min(image.size)

@@ -1,6 +1,6 @@
-"""Randomness by place: what is drawn at a step is a function of the seed, the process, the epoch and the step alone.
+"""Random numbers that depend only on the seed, the process, the epoch and the step.
 
-So a checkpoint need not hold the states of generators: the position in the run gives them all.
+So a checkpoint need not store the states of generators: they follow from the position in the run.
 """
 
 import os
@@ -10,13 +10,16 @@ import numpy
 import torch
 
 
-def mixed(*numbers: int) -> int:
-    """32 bits, well mixed, from a row of integers."""
+def derive_seed(*numbers: int) -> int:
+    """A 32-bit seed from several integers. Similar integers give unrelated seeds."""
     return int(numpy.random.SeedSequence([number % 2**64 for number in numbers]).generate_state(1)[0])
 
 
 def seed_all(seed: int, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and torch: for the initial weights. deterministic: accelerators give the same bits, too."""
+    """Seed Python, NumPy and torch, for the initial weights.
+
+    deterministic: use deterministic kernels on accelerators.
+    """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
@@ -26,10 +29,10 @@ def seed_all(seed: int, deterministic: bool = False) -> None:
 
 
 class Noise:
-    """The generators that training draws from, besides the data's.
+    """The random generators of training, except those of the data.
 
-    shared: of the device, the same on every process (GradBoost's noise, on gradients that are the same, too); own: of
-    the device, another on each (DoReFa's noise on a process's own gradients).
+    shared: the same in every process (for GradBoost's noise: gradients are the same in all processes, too). own:
+    different in every process (for DoReFa's noise on the gradients of a process). Both are on `device`.
     """
 
     def __init__(self, seed: int, rank: int, device: torch.device):
@@ -37,12 +40,12 @@ class Noise:
         self.shared, self.own = torch.Generator(device), torch.Generator(device)
 
     def at(self, epoch: int, step: int) -> None:
-        """Set these, Python's, NumPy's and torch's own (dropout, say) to where they stand at a step."""
-        self.shared.manual_seed(mixed(self.seed, 1, epoch, step))
-        self.own.manual_seed(mixed(self.seed, 2, epoch, step, self.rank))
-        everyone = mixed(self.seed, 3, epoch, step, self.rank)
-        random.seed(everyone)
-        numpy.random.seed(everyone)
-        torch.default_generator.manual_seed(everyone)
+        """Set both generators, and those of Python, NumPy and torch (dropout), to their state at this step."""
+        self.shared.manual_seed(derive_seed(self.seed, 1, epoch, step))
+        self.own.manual_seed(derive_seed(self.seed, 2, epoch, step, self.rank))
+        global_seed = derive_seed(self.seed, 3, epoch, step, self.rank)
+        random.seed(global_seed)
+        numpy.random.seed(global_seed)
+        torch.default_generator.manual_seed(global_seed)
         if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(everyone)
+            torch.get_device_module(self.device).manual_seed(global_seed)

@@ -1,16 +1,16 @@
-"""Tables that align, in plain text and in Markdown."""
+"""Aligned tables in plain text and in Markdown."""
 
 from collections.abc import Sequence
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first to the left, the others to the right."""
+    """A table in plain text. The first column is aligned left, the others right."""
     lines = ["  ".join(row).rstrip() for row in _aligned(header, rows)]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same cells in Markdown."""
+    """The same table in Markdown."""
     aligned = _aligned(header, rows)
     rule = ["-" * len(cell) if i == 0 else "-" * (len(cell) - 1) + ":" for i, cell in enumerate(aligned[0])]
     return "\n".join("| " + " | ".join(row) + " |" for row in [aligned[0], rule, *aligned[1:]])

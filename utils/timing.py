@@ -1,4 +1,4 @@
-"""Milliseconds of functions that take turns, so that what else the machine does meets all of them alike."""
+"""Time several functions. Their calls are interleaved, so that background load affects all of them equally."""
 
 import time
 from collections.abc import Callable
@@ -8,25 +8,25 @@ from typing import Any
 import numpy
 
 BURST = 10
-"""Calls of one function in a row: alone, each would start on the caches that the others left."""
+"""Consecutive calls of one function. Single calls would start with the CPU caches that another function filled."""
 REST, SETTLE = 0.1, 3
-"""Before a burst: seconds, so that threads of whoever ran before have stopped waiting for more work (they spin, and
-with two cores that is half of the machine), and calls that are not counted."""
+"""Before each burst: seconds of rest, and calls that are not timed. Idle threads of the previous function spin for a
+while; on two cores, they would take half of the machine."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, 10th and 90th percentile."""
+    """The median and the 10th and 90th percentile."""
 
     median: float
     p10: float
     p90: float
 
 
-def take_turns(
+def time_interleaved(
     functions: dict[str, Callable[[], Any]], warmup: int, repeats: int, progress: Callable[[int], Any]
 ) -> dict[str, Spread]:
-    """The spread of what `samples` measures."""
+    """The spread, in milliseconds, of the calls that `samples` times."""
     return {name: spread(taken) for name, taken in samples(functions, warmup, repeats, progress).items()}
 
 
@@ -37,9 +37,10 @@ def spread(values: list[float]) -> Spread:
 def samples(
     functions: dict[str, Callable[[], Any]], warmup: int, repeats: int, progress: Callable[[int], Any]
 ) -> dict[str, list[float]]:
-    """Time each function `repeats` times, after `warmup` calls, in bursts of 10 by turns, with a rest between them.
+    """Milliseconds of `repeats` calls of each function, in interleaved bursts of 10 with a rest before each.
 
-    progress(n) is told of every n calls; there are (warmup + repeats) * len(functions) of them.
+    warmup: calls of each function before that. progress(n) is called after every n calls; in total, n adds up to
+    (warmup + repeats) * len(functions).
     """
     taken: dict[str, list[float]] = {name: [] for name in functions}
     for function in functions.values():

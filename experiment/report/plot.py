@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from utils.files import write_whole
+from utils.files import write_atomically
 
 BARS = (
     ("as_built_ms", "float, as built", "#c9d3df"),
@@ -36,7 +36,7 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(title)
-    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
 
 
 def latency(rows: list[dict], title: str, path: Path) -> None:
@@ -61,7 +61,7 @@ def latency(rows: list[dict], title: str, path: Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(BARS), frameon=False)
     figure.suptitle(title, fontsize=9)
-    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
 
 
 def _bars(axis, rows: list[dict]) -> None:
@@ -108,7 +108,7 @@ def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
         axis.grid(alpha=0.3, which="both")
     figure.axes[0].set_ylabel("top-1 accuracy, %")
     figure.suptitle(title, fontsize=9)
-    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
 
 
 def _points_of(rows: list[dict]) -> list[dict]:
@@ -161,7 +161,7 @@ def sweep(
         _heat_map(axis, rows, columns, means)
         axis.set(xlabel=axes[-1], ylabel=", ".join(axes[:-1]))
     figure.suptitle(title + (f"\nfloat: {baseline:.2f} %" if baseline is not None else ""), fontsize=10)
-    write_whole(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
 
 
 def _points(axis, names: list[str], values: list[list[float]], baseline: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Float, simulation and every engine on the same images: accuracy, agreement, bit-equal logits, size."""
+"""Compare the float model, the simulation and every engine on the same images: accuracy, agreement and size."""
 
 from collections.abc import Iterable
 
@@ -16,11 +16,16 @@ from utils.table import text_table
 
 @torch.inference_mode()
 def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches: Iterable, with_float: bool) -> dict:
-    """Measure a prepared model and its integer twins over (images, labels) batches.
+    """Measure a prepared model and its integer models over batches of (images, labels).
 
-    Returns {"accuracy": {name: {"top1", "top5", "loss"}}, "agreement": {engine: percent of images with the simulation's
-    top-1}, "bit_equal": {engine: percent of images whose logits are the simulation's to the bit}, "size_mb",
-    "size_mb_at_bits"}; names are "float" (with_float: the net with all quantizers off), "simulated" and the engines'.
+    engines: integer models by engine name. with_float: also measure the model with all quantizers disabled. A model
+    without quantizers is only measured in float. Returns
+
+        accuracy         {name: {"top1", "top5" (percent), "loss"}}, name: "float", "simulated" or an engine
+        agreement        {engine: percent of images with the same top-1 class as the simulation}
+        bit_equal        {engine: percent of images whose logits equal the simulation's bit for bit}
+        size_mb          {"float" or engine: decimal MB of the tensors to store}
+        size_mb_at_bits  decimal MB if weights are stored at their own number of bits
     """
     quantized = bool(quantizers(prepared))
     with_float = with_float or not quantized
@@ -53,14 +58,16 @@ def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches:
 
 
 def float_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
-    """The state of the float model within: nothing of quantizers and corrections."""
-    added = Quantizer | Correction
-    inside = tuple(f"{name}." for name, module in prepared.named_modules() if isinstance(module, added))
-    return {name: value for name, value in prepared.state_dict().items() if not name.startswith(inside)}
+    """The state dict of the prepared model without the tensors of quantizers and bias corrections."""
+    added = tuple(f"{name}." for name, module in prepared.named_modules() if isinstance(module, Quantizer | Correction))
+    return {name: value for name, value in prepared.state_dict().items() if not name.startswith(added)}
 
 
 def megabytes_at_bits(model: nn.Module) -> float:
-    """Decimal MB of the layers' weights at their own bits, of their scales and biases, and of all else in float."""
+    """Decimal MB of a model whose weights are stored at their own number of bits, and everything else as now.
+
+    Scales and biases of the layers count; see layer_bytes.
+    """
     counted = {part for module in model.modules() if isinstance(module, Quantizer) for part in module.modules()}
     size = 0
     for layer, _, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
@@ -73,10 +80,10 @@ def megabytes_at_bits(model: nn.Module) -> float:
 
 
 def layer_bytes(layer: QuantLayer, source: Quantizer | None, norm: nn.Module | None) -> int:
-    """Bytes of a layer's numbers: ceil(n bits / 8) for n weights, 4 for each scale and each bias.
+    """Bytes of a layer: ceil(n bits / 8) for n weights, and 4 for each scale and each bias.
 
-    source: the quantizer of its input, or None. Unquantized weights take 4 bytes each, and a layer that runs in float
-    also stores the tensors of its batch norm.
+    source: the quantizer of its input, or None. Unquantized weights take 4 bytes each. A layer that runs in float also
+    stores the tensors of its batch norm.
     """
     channels, quantizer = len(layer.weight), layer.weight_quantizer
     size = 4 * layer.weight.numel()
@@ -90,7 +97,7 @@ def layer_bytes(layer: QuantLayer, source: Quantizer | None, norm: nn.Module | N
 
 
 def accuracy_table(result: dict) -> str:
-    """The result of `compare` as text, a row for each of float, simulated and the engines."""
+    """The result of `compare` as a text table with one row for each of float, simulated and the engines."""
     rows = []
     for name, score in result["accuracy"].items():
         engine = name in result.get("agreement", {})

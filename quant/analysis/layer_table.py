@@ -1,4 +1,7 @@
-"""What became of each layer: bits, and the kernel it runs on, or 'float' and why. Nothing is left in float silently."""
+"""The layer table: the bits of each layer and the kernel that runs it, or 'float' and the reason.
+
+Everything that stays in float has a row, so nothing does so silently.
+"""
 
 from collections import Counter
 
@@ -12,13 +15,13 @@ from quant.graph.views import LayerView, OperatorView, layer_view, operator_view
 from utils.table import text_table
 
 COMPUTING_ROLES = ("binary", "function", "float", "norm", "layer")
-NAMED = 8
-"""How many float operators the one-line report names."""
+MAX_NAMED = 8
+"""How many float operators the one-line summary names."""
 HEADER = ["layer", "weight bits", "input bits", "output bits", "runs on", "note"]
 
 
-def report(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]:
-    """A row (as HEADER) for each layer, and for each other operator that computes."""
+def layer_rows(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]:
+    """The rows of the table, with the columns of HEADER: one for each layer and each other operator that computes."""
     modules, graph = dict(prepared.named_modules()), TypedGraph(prepared)
     rows = []
     for node in graph.nodes:
@@ -35,21 +38,22 @@ def report(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]:
 
 
 def _acts_in_float(node: fx.Node, graph: TypedGraph, model: IntegerModel) -> bool:
-    """Whether an activation is a separate operator on float values; most are part of the operator before them."""
-    return graph.roles[node] == "activation" and model.twins.get(node.name, ("", True))[1] is None
+    """Whether an activation is a separate operator on float values. Most are part of the operator before them."""
+    return graph.roles[node] == "activation" and model.node_map.get(node.name, ("", True))[1] is None
 
 
-def report_table(prepared: fx.GraphModule, model: IntegerModel) -> str:
-    return text_table(HEADER, report(prepared, model))
+def layer_table(prepared: fx.GraphModule, model: IntegerModel) -> str:
+    """The layer table as text."""
+    return text_table(HEADER, layer_rows(prepared, model))
 
 
-def report_line(prepared: fx.GraphModule, model: IntegerModel) -> str:
-    """The report in a line: how many operators run on which kernels, and which in float."""
-    rows = report(prepared, model)
+def layer_summary(prepared: fx.GraphModule, model: IntegerModel) -> str:
+    """The layer table in one line: how many operators run on which kernel, and which stay in float."""
+    rows = layer_rows(prepared, model)
     kernels = Counter(row[4] for row in rows if row[4] not in ("float", "quantize", "requantize"))
     floats = [row[0] for row in rows if row[4] == "float"]
     integers = ", ".join(f"{count} on {kernel}" for kernel, count in kernels.items())
-    shown = ", ".join(floats[:NAMED]) + (f" and {len(floats) - NAMED} more" if len(floats) > NAMED else "")
+    shown = ", ".join(floats[:MAX_NAMED]) + (f" and {len(floats) - MAX_NAMED} more" if len(floats) > MAX_NAMED else "")
     return f"{model.engine.name}: {integers}; in float: {shown or 'nothing'}"
 
 
@@ -58,41 +62,41 @@ def _layer_row(name: str, view: LayerView, model: IntegerModel) -> list[str]:
     converted = model.layers.get(name)
     notes = [quantizer.note for quantizer in (source, layer.weight_quantizer) if quantizer is not None]
     if converted is None:
-        notes.append("its weights stay float" if layer.weight_quantizer is None else "its input stays float")
+        notes.append("its weights stay in float" if layer.weight_quantizer is None else "its input stays in float")
     elif converted.kernel == FLOAT32_KERNEL and layer.output is not None and model.engine.name != "reference":
         notes.append("no int8 kernel of this CPU is exact for it")
     elif layer.weight_quantizer.grid().scale.ndim == 0 and norm is not None:
-        notes.append("scales per tensor, per channel with the batch norm absorbed")
+        notes.append("one weight scale per tensor, per channel after absorbing batch norm")
     where, note = "float" if converted is None else converted.kernel, "; ".join(filter(None, notes))
     return [name, _bits(layer.weight_quantizer), _bits(source), _bits(layer.output), where, note]
 
 
 def _quant_operator_row(name: str, view: OperatorView, model: IntegerModel) -> list[str]:
     kernel = model.operators.get(name)
-    where, note = ("float", "its input stays float") if kernel is None else (kernel, "")
+    where, note = ("float", "its input stays in float") if kernel is None else (kernel, "")
     input_bits = " ".join(dict.fromkeys(map(_bits, view.sources)))
     return [name.removeprefix("operators."), "", input_bits, _bits(view.operator.output), where, note]
 
 
 def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[list[str]]:
-    below = node.args[0]
-    if below.op == "placeholder":
+    producer = node.args[0]
+    if producer.op == "placeholder":
         return [["image", "", "float", _bits(quantizer), "quantize", ""]]
-    above = modules.get(below.target) if below.op == "call_module" else None
-    if not isinstance(above, Quantizer | QuantLayer | QuantOperator):
-        return []  # what it closes has a row of its own
-    before = above if isinstance(above, Quantizer) else above.output
-    return [[node.target.removeprefix("quantizers."), "", _bits(before), _bits(quantizer), "requantize", ""]]
+    module = modules.get(producer.target) if producer.op == "call_module" else None
+    if not isinstance(module, Quantizer | QuantLayer | QuantOperator):
+        return []  # the output quantizer of a float operator, which has its own row
+    input_quantizer = module if isinstance(module, Quantizer) else module.output
+    return [[node.target.removeprefix("quantizers."), "", _bits(input_quantizer), _bits(quantizer), "requantize", ""]]
 
 
 def _operator_row(node: fx.Node, graph: TypedGraph, modules: dict) -> list[str]:
     name = node.target if node.op == "call_module" else node.name
-    why = graph.why_float(node) or "no integer form: works on dequantized values"
-    return [name, "", "", _output_bits(node, modules), "float", why]
+    reason = graph.why_float(node) or "no integer form: works on dequantized values"
+    return [name, "", "", _output_bits(node, modules), "float", reason]
 
 
 def _output_bits(node: fx.Node, modules: dict) -> str:
-    """Bits of the quantizer that reads a node's value."""
+    """The bits of the quantizer that reads a node's value, or "float"."""
     users = [modules.get(u.target) if u.op == "call_module" else None for u in node.users]
     return next((_bits(u) for u in users if isinstance(u, Quantizer)), "float")
 

@@ -1,17 +1,20 @@
-"""Mixed precision: the bits of each layer's weights, by what fewer of them cost and save (quant.layers: auto).
+"""Mixed precision: choose the weight bits of each layer from what fewer bits cost and save (quant.layers: auto).
 
-Every layer starts on the bits that it would have without all this. Each step takes one layer to the next lower of 8, 6,
-4, 3 and 2 bits: the one with the least (analysis/mixed_precision.py)
+Every layer starts with the bits that it would have otherwise. Each step lowers one layer to the next of 8, 6, 4, 3 and
+2 bits, from b to b'. It takes the layer l with the smallest cost per byte saved
 
-    (harm_l(b') - harm_l(b)) / (bytes_l(b) - bytes_l(b'))
+    (KL_l(b') - KL_l(b)) / (bytes_l(b) - bytes_l(b'))
 
-    target_mb     steps until weights, scales and biases are no larger
-    target_drop   as many steps, found by bisection, as leave all but so many percent of held-out images their first
-                  choice in the float net, all of the net quantized; top-1 on them has then not fallen by more
+KL_l(b) is the KL divergence of the model's predictions if only the weights of layer l are quantized, to b bits
+(analysis/sensitivity.py). How many steps are taken depends on the target:
 
-No label is used. Weights and ranges are those of post-training quantization (observer mse, for methods that train):
-what training will win back is not foreseen. The harm of layers together is taken to be the sum of theirs, which it is
-not; target_drop measures the whole net.
+    target_mb     until weights, scales and biases take no more than so many MB
+    target_drop   as many as possible, found by bisection, such that the predicted class changes for at most so many
+                  percent of held-out images when the whole model is quantized. Top-1 cannot drop by more than that.
+
+No labels are used. Weights and ranges are those of post-training quantization (with observer mse, for methods that
+train), so what later training regains is not taken into account. The greedy order adds up the KL divergences of single
+layers, which is an approximation; target_drop measures the whole model.
 """
 
 import copy
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.analysis.compare import layer_bytes, megabytes_at_bits
-from quant.analysis.sensitivity import divergence
+from quant.analysis.sensitivity import kl_divergence
 from quant.core.quantizer import Quantizer
 from quant.core.settings import ResolvedQuant
 from quant.graph.prepare import prepare
@@ -36,87 +39,97 @@ from utils.errors import UserError
 def choose_bits(
     model: nn.Module, spec: ResolvedQuant, allowed: Collection[int], sample: Collection, held_out: Collection
 ) -> dict[str, int]:
-    """Weight bits of each layer by name, for a trained float model and a resolved spec.
+    """Choose the weight bits of each layer, by name, for a trained float model and a resolved spec.
 
-    allowed: the bits that the method can have; sample, held_out: (images, labels) batches, the labels unread. Raises
-    UserError if the target cannot be met.
+    allowed: the bits that the method supports. sample, held_out: batches of (images, labels) for calibration and for
+    target_drop; labels are not read. Raises UserError if the target cannot be met.
     """
     prepared = quantized_after_training(model, spec, sample)
-    found = ladders(prepared, spec, allowed, sample)
-    if not found:
-        raise UserError("quant.layers: auto has nothing to choose: the weights of all layers stay float")
-    path = Path(prepared, found)
-    steps = path.to_size(spec.target_mb) if spec.target_drop is None else path.to_drop(spec.target_drop, held_out)
-    say(f"layers: {path.line(steps)}")
+    candidates = weight_candidates(prepared, spec, allowed, sample)
+    if not candidates:
+        raise UserError("quant.layers: auto has nothing to choose: the weights of all layers stay in float")
+    path = GreedyPath(prepared, candidates)
+    steps = (
+        path.steps_to_size(spec.target_mb)
+        if spec.target_drop is None
+        else path.steps_to_drop(spec.target_drop, held_out)
+    )
+    say(f"layers: {path.summary(steps)}")
     return path.bits(steps)
 
 
 @dataclass
-class Rung:
-    """A layer's weights on so many bits."""
+class Candidate:
+    """A layer's weights at a number of bits: the quantizer, the bytes of the layer, and the mean KL divergence."""
 
     bits: int
     quantizer: Quantizer
     bytes: int
-    harm: float = 0.0
+    kl_divergence: float = 0.0
 
 
-Ladders = dict[str, list[Rung]]
-"""The rungs of each layer by its name, from the most bits down."""
+Candidates = dict[str, list[Candidate]]
+"""Name of a layer -> its candidates, from the most bits to the fewest."""
 
 
-class Path:
-    """The greedy order of steps from the most bits to the fewest."""
+class GreedyPath:
+    """The greedy order of steps from the most bits to the fewest.
 
-    def __init__(self, prepared: fx.GraphModule, found: Ladders):
-        self.prepared, self.ladders = prepared, found
+    steps: for each step, the name of the layer that goes to its next candidate.
+    """
+
+    def __init__(self, prepared: fx.GraphModule, candidates: Candidates):
+        self.prepared, self.candidates = prepared, candidates
         self.most_mb = megabytes_at_bits(prepared)
         self.steps = list(self._steps())
         self.drops: dict[int, float] = {}
 
     def _steps(self) -> Iterator[str]:
-        """Names of layers, each to go a rung down."""
-        at = dict.fromkeys(self.ladders, 0)
-        while costs := {name: self._cost(name, at[name]) for name in at if at[name] + 1 < len(self.ladders[name])}:
+        """The names of the layers in the order of their steps."""
+        at = dict.fromkeys(self.candidates, 0)
+        while costs := {name: self._cost(name, at[name]) for name in at if at[name] + 1 < len(self.candidates[name])}:
             cheapest = min(costs, key=costs.get)
             at[cheapest] += 1
             yield cheapest
 
-    def _cost(self, name: str, rung: int) -> float:
-        """Harm a byte of going down from a rung."""
-        here, below = self.ladders[name][rung : rung + 2]
-        return (below.harm - here.harm) / max(here.bytes - below.bytes, 1)
+    def _cost(self, name: str, index: int) -> float:
+        """KL divergence per byte saved, from this candidate to the next."""
+        now, lower = self.candidates[name][index : index + 2]
+        return (lower.kl_divergence - now.kl_divergence) / max(now.bytes - lower.bytes, 1)
 
     def after(self, count: int) -> dict[str, int]:
-        """The rung of each layer after so many steps."""
-        return {name: self.steps[:count].count(name) for name in self.ladders}
+        """The index of each layer's candidate after `count` steps."""
+        return {name: self.steps[:count].count(name) for name in self.candidates}
 
     def bits(self, count: int) -> dict[str, int]:
-        return {name: self.ladders[name][rung].bits for name, rung in self.after(count).items()}
+        return {name: self.candidates[name][index].bits for name, index in self.after(count).items()}
 
     def megabytes(self, count: int) -> float:
         saved = [
-            self.ladders[name][0].bytes - self.ladders[name][rung].bytes for name, rung in self.after(count).items()
+            self.candidates[name][0].bytes - self.candidates[name][index].bytes
+            for name, index in self.after(count).items()
         ]
         return self.most_mb - sum(saved) / 1e6
 
-    def to_size(self, megabytes: float) -> int:
-        """The least number of steps to that size."""
+    def steps_to_size(self, megabytes: float) -> int:
+        """The smallest number of steps after which the model takes at most so many MB."""
         for count in range(len(self.steps) + 1):
             if self.megabytes(count) <= megabytes:
                 return count
         least = self.megabytes(len(self.steps))
-        raise UserError(f"quant.target_mb: {megabytes} MB cannot be had; on the fewest bits it is {least:.4f} MB")
+        raise UserError(
+            f"quant.target_mb: {megabytes} MB cannot be reached; with the fewest bits the model takes {least:.4f} MB"
+        )
 
-    def to_drop(self, percent: float, held_out: Collection) -> int:
-        """The most steps, found by bisection, that change no more than so many percent of the first choices."""
+    def steps_to_drop(self, percent: float, held_out: Collection) -> int:
+        """The largest number of steps, by bisection, that changes at most so many percent of the predicted classes."""
         set_enabled(self.prepared, False)
-        in_float = self._first_choices(held_out)
+        in_float = self._predictions(held_out)
         set_enabled(self.prepared, True)
         if self._drop(0, held_out, in_float) > percent:
             raise UserError(
-                f"quant.target_drop: {percent} % cannot be had: on the most bits {self.drops[0]:.2f} % of the held-out "
-                "images change their first choice"
+                f"quant.target_drop: {percent} % cannot be reached: with the most bits, the predicted class changes "
+                f"for {self.drops[0]:.2f} % of the held-out images"
             )
         low, high = 0, len(self.steps) + 1
         while high - low > 1:
@@ -125,57 +138,66 @@ class Path:
         return low
 
     def _drop(self, count: int, held_out: Collection, in_float: Tensor) -> float:
-        """Percent of the images whose first choice is another than in float, after so many steps."""
-        placed = layers(self.prepared)
-        for name, rung in self.after(count).items():
-            placed[name].layer.weight_quantizer = self.ladders[name][rung].quantizer
-        self.drops[count] = 100 * float((self._first_choices(held_out) != in_float).double().mean())
+        """Percent of the images whose predicted class differs from the float model's after `count` steps."""
+        views = layers(self.prepared)
+        for name, index in self.after(count).items():
+            views[name].layer.weight_quantizer = self.candidates[name][index].quantizer
+        self.drops[count] = 100 * float((self._predictions(held_out) != in_float).double().mean())
         return self.drops[count]
 
     @torch.inference_mode()
-    def _first_choices(self, batches: Collection) -> Tensor:
+    def _predictions(self, batches: Collection) -> Tensor:
         return torch.cat([self.prepared(images).argmax(1) for images in images_of(batches)])
 
-    def line(self, count: int) -> str:
-        """What was chosen, in a line."""
+    def summary(self, count: int) -> str:
+        """What was chosen, in one line."""
         bits = list(self.bits(count).values())
-        counts = ", ".join(f"{bits.count(b)} on {b} bits" for b in sorted(set(bits), reverse=True))
-        drop = f"; {self.drops[count]:.2f} % of held-out first choices change" if count in self.drops else ""
+        counts = ", ".join(f"{bits.count(b)} at {b} bits" for b in sorted(set(bits), reverse=True))
+        drop = (
+            f"; the predicted class of {self.drops[count]:.2f} % of held-out images changes"
+            if count in self.drops
+            else ""
+        )
         return f"{counts}: {self.megabytes(count):.4f} MB{drop}"
 
 
 BITS = (8, 6, 4, 3, 2)
 IMAGES = 256
-"""How many images of the calibration the harm is measured on."""
+"""On how many calibration images the KL divergence is measured."""
 
 
 def quantized_after_training(model: nn.Module, spec: ResolvedQuant, sample: Collection) -> fx.GraphModule:
-    """A copy of the float model after post-training quantization, each layer on the bits that the spec gives it."""
+    """A copy of the float model after post-training quantization, with the bits that the spec gives each layer."""
     prepared = prepare(copy.deepcopy(model).eval(), _spec(spec), ptq.METHOD)
     calibrate(prepared, images_of(sample))
     return prepared
 
 
 @torch.no_grad()
-def ladders(prepared: fx.GraphModule, spec: ResolvedQuant, allowed: Collection[int], sample: Collection) -> Ladders:
-    """For each layer with quantized weights the bits that it has, then those of BITS that are fewer and allowed."""
-    placed = {name: one for name, one in layers(prepared).items() if one.layer.weight_quantizer is not None}
-    found = {name: _ladder(one, _spec(spec), allowed) for name, one in placed.items()}
+def weight_candidates(
+    prepared: fx.GraphModule, spec: ResolvedQuant, allowed: Collection[int], sample: Collection
+) -> Candidates:
+    """The candidates of each layer with quantized weights: its bits in the spec, then the lower allowed ones of BITS.
+
+    Measures the KL divergence of each on the first IMAGES images of `sample`.
+    """
+    views = {name: view for name, view in layers(prepared).items() if view.layer.weight_quantizer is not None}
+    candidates = {name: _layer_candidates(view, _spec(spec), allowed) for name, view in views.items()}
     seen = 0
     for images in images_of(sample, IMAGES):
         set_enabled(prepared, False)
         expected = prepared(images)
         seen += len(images)
-        for name in tracked(placed, len(placed), "bits by layer", "layers"):
-            _add_harm(prepared, placed[name], found[name], images, expected)
+        for name in tracked(views, len(views), "bits of each layer", "layers"):
+            _add_kl_divergence(prepared, views[name], candidates[name], images, expected)
     set_enabled(prepared, True)
-    for rung in (rung for ladder in found.values() for rung in ladder):
-        rung.harm /= max(seen, 1)
-    return found
+    for candidate in (candidate for row in candidates.values() for candidate in row):
+        candidate.kl_divergence /= max(seen, 1)
+    return candidates
 
 
 def images_of(batches: Iterable, limit: int | None = None) -> Iterator[Tensor]:
-    """The images of (images, labels) batches, or the first `limit` of them."""
+    """The images of (images, labels) batches, at most the first `limit` of them."""
     left = float("inf") if limit is None else limit
     for images, _ in batches:
         yield images[: min(left, len(images))]
@@ -185,24 +207,24 @@ def images_of(batches: Iterable, limit: int | None = None) -> Iterator[Tensor]:
 
 
 def _spec(spec: ResolvedQuant) -> ResolvedQuant:
-    """The spec with post-training quantization for a method that trains."""
+    """The spec; for a method that trains, the same with post-training quantization and observer mse."""
     own = ptq.fill(ptq.Options(observer="mse"))
     return spec if spec.method == "ptq" else spec.model_copy(update={"method": "ptq", "options": own})
 
 
-def _ladder(placed: LayerView, spec: ResolvedQuant, allowed: Collection[int]) -> list[Rung]:
-    layer, source, norm = placed.layer, placed.source, placed.norm
-    first, rungs = layer.weight_quantizer, []
-    lower = [_found(layer.weight, spec, bits) for bits in BITS if bits < first.bits and bits in allowed]
+def _layer_candidates(view: LayerView, spec: ResolvedQuant, allowed: Collection[int]) -> list[Candidate]:
+    layer, source, norm = view.layer, view.source, view.norm
+    first, candidates = layer.weight_quantizer, []
+    lower = [_calibrated_quantizer(layer.weight, spec, bits) for bits in BITS if bits < first.bits and bits in allowed]
     for quantizer in (first, *lower):
         layer.weight_quantizer = quantizer
-        rungs.append(Rung(quantizer.bits, quantizer, layer_bytes(layer, source, norm)))
+        candidates.append(Candidate(quantizer.bits, quantizer, layer_bytes(layer, source, norm)))
     layer.weight_quantizer = first
-    return rungs
+    return candidates
 
 
-def _found(weight: Tensor, spec: ResolvedQuant, bits: int) -> Quantizer:
-    """A quantizer of so many bits with the ranges of this weight."""
+def _calibrated_quantizer(weight: Tensor, spec: ResolvedQuant, bits: int) -> Quantizer:
+    """A weight quantizer with so many bits, calibrated on this weight."""
     quantizer = ptq.weight(spec, bits, tuple(weight.shape)).eval()
     quantizer.observing = True
     quantizer(weight)
@@ -211,11 +233,12 @@ def _found(weight: Tensor, spec: ResolvedQuant, bits: int) -> Quantizer:
     return quantizer
 
 
-def _add_harm(
-    prepared: fx.GraphModule, placed: LayerView, ladder: list[Rung], images: Tensor, expected: Tensor
+def _add_kl_divergence(
+    prepared: fx.GraphModule, view: LayerView, candidates: list[Candidate], images: Tensor, expected: Tensor
 ) -> None:
-    for rung in ladder:
-        placed.layer.weight_quantizer = rung.quantizer
-        with only(prepared, [rung.quantizer]):
-            rung.harm += float(divergence(expected, prepared(images)).sum())
-    placed.layer.weight_quantizer = ladder[0].quantizer
+    """Add to each candidate the sum over the images. expected: the float logits [N, classes]."""
+    for candidate in candidates:
+        view.layer.weight_quantizer = candidate.quantizer
+        with only(prepared, [candidate.quantizer]):
+            candidate.kl_divergence += float(kl_divergence(expected, prepared(images)).sum())
+    view.layer.weight_quantizer = candidates[0].quantizer

@@ -1,12 +1,12 @@
-"""Where quantization hurts: what the rounding of each single layer does to the net's answers.
+"""Sensitivity: how much the quantization of each single layer changes the model's predictions.
 
-    SQNR = 10 log10(sum v^2 / sum (v - v_hat)^2)     dB, of a layer's weights and of what it reads in the float net
-    harm = mean over images of sum_c p_c log(p_c / q_c)
+    SQNR = 10 log10(sum v^2 / sum (v - v_hat)^2)     dB, of a layer's weights and of its inputs in the float model
+    KL   = mean over images of sum_c p_c log(p_c / q_c)
 
-p is the softmax of the float logits, q that of the logits with this layer alone quantized. harm, a Kullback-Leibler
-divergence, needs no labels and is finer than any count of hits. A layer's quantizers are that of its weights and that
-of what it reads; where several layers read one value, it goes with each of them. Float means that quantizers are off:
-of a net that was trained with them, not the net it would have been without.
+p is the softmax of the float logits, q that of the logits with only this layer quantized. The KL divergence needs no
+labels and shows smaller changes than accuracy does. A layer's quantizers are those of its weights and of its input. The
+quantizer of an input that several layers read counts for each of them. "Float" means that quantizers are disabled. For
+a model that was trained with quantizers, this is not the model that float training would have given.
 """
 
 from collections.abc import Collection
@@ -22,8 +22,8 @@ from utils.console import tracked
 from utils.metrics import Score
 
 
-class _Noise:
-    """Running sums of signal and noise."""
+class _Sqnr:
+    """Running sums of signal and quantization noise."""
 
     def __init__(self):
         self.signal, self.noise = 0.0, 0.0
@@ -35,76 +35,80 @@ class _Noise:
         self.noise += float((v - v_hat).square().sum(dtype=torch.float64))
 
     def decibels(self) -> float | None:
-        """None where there is nothing, or nothing is lost."""
+        """The SQNR in dB; None if there is no signal or no noise."""
         if not self.signal or not self.noise:
             return None
         return 10 * float(torch.log10(torch.tensor(self.signal / self.noise)))
 
 
 class _Layer:
-    """What is measured of one layer."""
+    """The measurements of one layer."""
 
-    def __init__(self, placed: LayerView):
-        self.placed, self.own = placed, placed.quantizers()
-        self.weights, self.inputs = _Noise(), _Noise()
-        self.alone, self.left_out, self.divergence = Score(), Score(), 0.0
-        if placed.layer.weight_quantizer is not None:
-            self.weights.add(placed.layer.weight.float(), placed.layer.weight_quantizer)
+    def __init__(self, view: LayerView):
+        self.view, self.quantizers = view, view.quantizers()
+        self.weights, self.inputs = _Sqnr(), _Sqnr()
+        self.only, self.all_but, self.kl_divergence = Score(), Score(), 0.0
+        if view.layer.weight_quantizer is not None:
+            self.weights.add(view.layer.weight.float(), view.layer.weight_quantizer)
 
-    def reads(self, module: nn.Module, arguments: tuple) -> None:
-        """A hook on the layer in the float net."""
-        if self.placed.source is not None:
-            self.inputs.add(arguments[0].float(), self.placed.source)
+    def observe_input(self, module: nn.Module, arguments: tuple) -> None:
+        """A forward pre-hook of the layer, for a run of the float model."""
+        if self.view.source is not None:
+            self.inputs.add(arguments[0].float(), self.view.source)
 
     def row(self, name: str) -> dict:
-        weights, source = self.placed.layer.weight_quantizer, self.placed.source
+        weights, source = self.view.layer.weight_quantizer, self.view.source
         return {
             "layer": name,
             "weight_bits": 32 if weights is None else weights.bits,
             "input_bits": 32 if source is None else source.bits,
             "weight_sqnr_db": self.weights.decibels(),
             "input_sqnr_db": self.inputs.decibels(),
-            "only_top1": self.alone.summary()["top1"],
-            "all_but_top1": self.left_out.summary()["top1"],
-            "harm": self.divergence / max(self.alone.images, 1),
+            "only_top1": self.only.summary()["top1"],
+            "all_but_top1": self.all_but.summary()["top1"],
+            "harm": self.kl_divergence / max(self.only.images, 1),
         }
 
 
 @torch.inference_mode()
 def sensitivity(prepared: fx.GraphModule, batches: Collection) -> dict:
-    """Measure each quantized layer over (images, labels) batches, with a progress bar.
+    """Measure each quantized layer over batches of (images, labels), with a progress bar.
 
-    Returns {"float_top1", "all_top1", "rows"}, a row a layer, the most harmful first: "layer", "weight_bits",
-    "input_bits", "weight_sqnr_db", "input_sqnr_db", "only_top1" (with this layer alone quantized), "all_but_top1" (with
-    all but this) and "harm".
+    Returns {"float_top1", "all_top1", "rows"}: top-1 in percent without and with all quantizers, and one row for each
+    layer, the largest KL divergence first, with
+
+        layer, weight_bits, input_bits           name and bits (32: float)
+        weight_sqnr_db, input_sqnr_db            or None
+        only_top1, all_but_top1                  top-1 with only this layer quantized, and with all but this one
+        harm                                     the KL divergence
     """
     every = list(quantizers(prepared).values())
-    measured = {name: _Layer(placed) for name, placed in layers(prepared).items() if placed.quantizers()}
-    in_float, in_all = Score(), Score()
+    measured = {name: _Layer(view) for name, view in layers(prepared).items() if view.quantizers()}
+    in_float, all_quantized = Score(), Score()
     for images, labels in tracked(batches, len(batches), "layer by layer", "batches"):
         logits = _float_logits(prepared, images, list(measured.values()))
         in_float.add(logits, labels)
-        in_all.add(prepared(images), labels)
+        all_quantized.add(prepared(images), labels)
         for layer in measured.values():
-            with only(prepared, layer.own):
-                alone = prepared(images)
-            with only(prepared, [one for one in every if one not in layer.own]):
-                layer.left_out.add(prepared(images), labels)
-            layer.alone.add(alone, labels)
-            layer.divergence += float(divergence(logits, alone).sum())
+            with only(prepared, layer.quantizers):
+                only_this = prepared(images)
+            with only(prepared, [one for one in every if one not in layer.quantizers]):
+                layer.all_but.add(prepared(images), labels)
+            layer.only.add(only_this, labels)
+            layer.kl_divergence += float(kl_divergence(logits, only_this).sum())
     rows = [layer.row(name) for name, layer in measured.items()]
     rows.sort(key=lambda row: -row["harm"])
-    return {"float_top1": in_float.summary()["top1"], "all_top1": in_all.summary()["top1"], "rows": rows}
+    return {"float_top1": in_float.summary()["top1"], "all_top1": all_quantized.summary()["top1"], "rows": rows}
 
 
-def divergence(p: Tensor, q: Tensor) -> Tensor:
-    """sum_c p_c log(p_c / q_c) of the softmax of logits p and q [N, classes], for each image, in fp64."""
+def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """sum_c p_c log(p_c / q_c) of the softmax of logits p and q [N, classes], for each image: [N], in fp64."""
     p, q = F.log_softmax(p.double(), 1), F.log_softmax(q.double(), 1)
     return F.kl_div(q, p, log_target=True, reduction="none").sum(1)
 
 
 def _float_logits(prepared: fx.GraphModule, images: Tensor, measured: list[_Layer]) -> Tensor:
-    hooks = [layer.placed.layer.register_forward_pre_hook(layer.reads) for layer in measured]
+    hooks = [layer.view.layer.register_forward_pre_hook(layer.observe_input) for layer in measured]
     set_enabled(prepared, False)
     try:
         return prepared(images)

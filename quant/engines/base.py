@@ -1,7 +1,10 @@
-"""What an engine is: how values on a grid are held, and the operators that work on them.
+"""The interface of engines, and the integer model that conversion returns.
 
-`NativeTensor` stands for a tensor as the engine holds it. Operators are built once, at conversion, and are plain callables. The
-reference engine below holds centred integers in fp32 and uses no quantized kernel: it is the oracle.
+An engine represents values on a grid as *native tensors* (type NativeTensor; for example quint8) and builds the
+operators that work on them. Operators are built once, at conversion, and are plain callables.
+
+The base class is also the reference engine. Its native tensors are centred integers (q - zero_point) in fp32, and it
+uses no quantized kernel. All other engines are checked against it.
 """
 
 import contextlib
@@ -14,11 +17,11 @@ from torch import Tensor, fx, nn
 from quant.core.grid import Grid
 from quant.core.integer_layer import IntegerLayer
 from quant.core.integer_operator import IntegerOperator
-from quant.engines.torchscript import program
+from quant.engines.torchscript import to_torchscript
 
 NativeTensor = Tensor
 FLOAT32_KERNEL = "integers in float32"
-"""The kernel that is always exact: core/integer_layer.py itself."""
+"""Name of the kernel that is always exact: the arithmetic of core/integer_layer.py in fp32."""
 Operator = Callable[..., NativeTensor]
 
 
@@ -27,106 +30,113 @@ class Engine:
 
     name = "reference"
     multiplies_like: str | None = None
-    """The engine whose int8 kernels tell whether this one's are exact, if they cannot be asked."""
+    """For engines whose int8 kernels cannot be tested directly: the engine to test instead."""
     layout = torch.channels_last
-    """The memory format of images that it likes best."""
+    """The memory format in which the engine runs images fastest."""
 
     def missing(self) -> str:
-        """Why the engine cannot be used here; empty if it can."""
+        """Why the engine cannot be used on this machine; an empty string if it can."""
         return ""
 
     def available(self) -> bool:
         return not self.missing()
 
     def running(self) -> contextlib.AbstractContextManager:
-        """Entered around every run of a converted model."""
+        """A context manager that is active during every run of a converted model."""
         return contextlib.nullcontext()
 
     def quantize(self, grid: Grid) -> Operator:
-        """float -> held"""
+        """An operator float -> native."""
         return grid.centred
 
     def dequantize(self, grid: Grid) -> Operator:
-        """held -> float"""
+        """An operator native -> float."""
         return grid.value
 
     def to_native(self, grid: Grid) -> Operator:
-        """centred integers in fp32 -> held"""
+        """An operator centred integers in fp32 -> native."""
         return torch.clone
 
     def from_native(self, grid: Grid) -> Operator:
-        """held -> centred integers in fp32"""
+        """An operator native -> centred integers in fp32."""
         return torch.clone
 
     def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
-        """The kernels that may run a layer, the best first. The last is always exact."""
+        """Names of the kernels that may run a layer, the fastest first. The last one is always exact."""
         return (FLOAT32_KERNEL,)
 
     def layer(self, layer: IntegerLayer, kernel: str) -> Operator:
-        """held -> held, or float where the layer has no output grid"""
+        """The layer on this kernel: an operator native -> native; native -> float without an output grid."""
         return layer
 
     def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
-        """Ways to run an operator without weights, held -> held (float where it has no output grid). Best first; the
-        last is exact."""
+        """(kernel name, operator) pairs that may run an operator without weights, the fastest first. The last is exact.
+
+        Each operator maps native tensors to a native tensor, or to float if there is no output grid.
+        """
         return [(FLOAT32_KERNEL, self.in_float32(op))]
 
     def in_float32(self, op: IntegerOperator) -> Operator:
-        """The operator's own arithmetic on what is held."""
-        enter, leave = (
-            [self.from_native(grid) for grid in op.x],
-            (lambda n: n) if op.y is None else self.to_native(op.y),
-        )
-        if len(enter) == 1:
-            return lambda held: leave(op(enter[0](held)))
-        return lambda p, q: leave(op(enter[0](p), enter[1](q)))
+        """The arithmetic of core/integer_operator.py, with conversions from and to native tensors around it."""
+        inputs = [self.from_native(grid) for grid in op.x]
+        output = (lambda n: n) if op.y is None else self.to_native(op.y)
+        if len(inputs) == 1:
+            return lambda x: output(op(inputs[0](x)))
+        return lambda p, q: output(op(inputs[0](p), inputs[1](q)))
 
     def requantize(self, x: Grid, y: Grid) -> Operator:
-        """held on grid x -> held on grid y"""
+        """An operator native on grid x -> native on grid y."""
         dequantize, quantize = self.dequantize(x), self.quantize(y)
         return lambda p: quantize(dequantize(p))
 
     def relu(self, grid: Grid) -> Operator:
-        """held -> held, negative values to zero"""
+        """An operator native -> native that sets negative values to zero."""
         return torch.relu
 
     def concatenate(self, grid: Grid, axis: int) -> Operator:
-        """list of held, on one grid -> held"""
+        """An operator list of native tensors, all on `grid` -> their concatenation along `axis`."""
         return lambda values: torch.cat(values, axis)
 
     def shuffle(self, grid: Grid, groups: int) -> Operator:
-        """held [N, C, H, W] -> held, its channels as nn.ChannelShuffle orders them"""
-        return lambda held: torch.channel_shuffle(held, groups)
+        """An operator native [N, C, H, W] -> native, with channels in the order of nn.ChannelShuffle(groups)."""
+        return lambda x: torch.channel_shuffle(x, groups)
 
     def interleave(self, grid: Grid) -> Operator:
-        """(held, held), both [N, C, H, W] -> held [N, 2 C, H, W]: the shuffle in 2 groups of their concatenation"""
+        """An operator (native, native), both [N, C, H, W] -> native [N, 2 C, H, W].
+
+        The result is the channel shuffle in 2 groups of the concatenation: channels alternate between the inputs.
+        """
         concatenate, shuffle = self.concatenate(grid, 1), self.shuffle(grid, 2)
         return lambda p, q: shuffle(concatenate([p, q]))
 
-    def finished(self, model: "IntegerModel") -> "IntegerModel":
-        """What conversion hands out: the model itself, unless the engine runs it in a way of its own."""
+    def finalize(self, model: "IntegerModel") -> "IntegerModel":
+        """The model that conversion returns. Engines that run models differently wrap `model` here."""
         return model
 
-    def around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator] | None:
-        """(before, after): conversions around a node that moves values, if it cannot work on native tensors; else None.
-        pads: whether the node fills in values itself, as max-pools do."""
+    def conversions_around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator] | None:
+        """Conversions before and after a node that only moves values (a reshape, a max-pool).
+
+        None if the node can work on native tensors. pads: whether the node pads its input itself, as max-pools do.
+        """
         return None
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A layer on its kernel."""
+    """An integer layer and the name of the kernel that runs it."""
 
     layer: IntegerLayer
     kernel: str
 
 
 class IntegerModel(nn.Module):
-    """Float images [N, 3, H, W] in, float logits out, integers between.
+    """A converted model: float images [N, 3, H, W] -> float logits [N, classes], with integer arithmetic between.
 
-    `layers`: the Converted layers by name; `operators`: the kernel of each operator without weights, by its name;
-    `float_layers`: the tensors of layers that stay in float;
-    `twins`: for each node of the prepared graph that has one, its node here and the grid its value is on, or None.
+    engine: the engine that runs it. graph: the converted graph.
+    layers: the Converted layers by name. operators: kernel names of the operators without weights, by operator name.
+    float_layers: the tensors of the layers that stay in float, by name.
+    node_map: name of a node in the prepared graph -> (name of the corresponding node in `graph`, grid of its value or
+        None if the value is float). Nodes without a counterpart are left out.
     """
 
     def __init__(
@@ -136,37 +146,41 @@ class IntegerModel(nn.Module):
         layers: dict[str, Converted],
         operators: dict[str, str],
         float_layers: dict[str, Tensor],
-        twins: dict[str, tuple[str, Grid | None]],
+        node_map: dict[str, tuple[str, Grid | None]],
     ):
         super().__init__()
         self.engine, self.graph, self.layers, self.operators = engine, graph.eval(), layers, operators
-        self.float_layers, self.twins = float_layers, twins
+        self.float_layers, self.node_map = float_layers, node_map
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         with self.engine.running():
             return self.graph(images)
 
-    def frozen(self, images: Tensor) -> Callable[[Tensor], Tensor]:
-        """The model for images of this shape as one TorchScript program (engines/torchscript.py): the same integers, without
-        Python between the operators. Raises RuntimeError if it gives others."""
+    def compile_for(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """The model as a TorchScript program (engines/torchscript.py) for images of this shape only.
+
+        It computes the same integers without Python between the operators. Raises RuntimeError if its logits on
+        `images` differ from the model's.
+        """
         with torch.no_grad(), self.engine.running():
-            expected = self.graph(images)  # weights are packed for the shape
+            expected = self.graph(images)  # also packs the weights for this shape
             functions = [getattr(node.target, "function", None) for node in self.graph.graph.nodes]
-            held = [packed for function in functions for packed in getattr(function, "packs", {}).values()]
-            run = program(self.graph, held, images, torch.jit.freeze)
+            packed_weights = [packed for function in functions for packed in getattr(function, "packs", {}).values()]
+            run = to_torchscript(self.graph, packed_weights, images, torch.jit.freeze)
 
             def forward(images: Tensor) -> Tensor:
                 with self.engine.running():
                     return run(images)
 
             if not torch.equal(forward(images), expected):
-                raise RuntimeError(f"{self.engine.name}: the frozen program differs from its graph")
+                raise RuntimeError(f"{self.engine.name}: the compiled model differs from its graph")
         return forward
 
     def stored(self) -> dict[str, dict[str, Tensor]]:
-        """What there is to store: int8 weights, fp32 scales and int32 biases of each layer, and its output's grid;
-        and under "float" the tensors of what stays in float.
+        """The tensors to save: int8 weights, fp32 scales, int32 biases and the output grid of each layer by its name.
+
+        The key "float" holds the tensors of everything that stays in float.
         """
         integers = {name: _stored(converted.layer) for name, converted in self.layers.items()}
         return integers | {"float": self.float_layers | self.graph.state_dict()}

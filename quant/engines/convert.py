@@ -1,4 +1,7 @@
-"""convert: a prepared model becomes integer operators of one engine; every layer is checked before it is handed out."""
+"""Convert a prepared model into an integer model that runs on one engine.
+
+For each layer the fastest kernel is chosen that passes the check of engines/verify.py.
+"""
 
 import copy
 
@@ -17,130 +20,149 @@ from utils.errors import UserError
 
 @torch.no_grad()
 def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
-    """Build the integer twin of a prepared model, which is on the CPU, on `engine`; the two share nothing.
+    """Build the integer model of a prepared model, which must be on the CPU. The two share no tensors.
 
-    Raises UserError if a range was never observed, RuntimeError if no kernel of the engine reproduces a layer exactly.
+    Raises UserError if a quantizer has not been calibrated, RuntimeError if no kernel of the engine is exact for a
+    layer.
     """
-    blank = [name for name, quantizer in quantizers(prepared).items() if not quantizer.is_calibrated()]
-    if blank:
-        raise UserError(f"{blank[0]} has not been calibrated: train or calibrate first ({len(blank)} such quantizers)")
-    return engine.finished(_Converter(copy.deepcopy(prepared).eval(), engine).run())
+    uncalibrated = [name for name, quantizer in quantizers(prepared).items() if not quantizer.is_calibrated()]
+    if uncalibrated:
+        raise UserError(
+            f"{uncalibrated[0]} has not been calibrated: train or calibrate first ({len(uncalibrated)} such quantizers)"
+        )
+    return engine.finalize(_Converter(copy.deepcopy(prepared).eval(), engine).run())
 
 
 class _Converter:
-    """Walks the prepared graph once and writes the engine's."""
+    """Visits the nodes of the prepared graph in order and builds the engine's graph.
+
+    converted: prepared node -> its node in the new graph.
+    grid: prepared node -> the grid of its value, or None if the value is float.
+    dequantized: prepared node -> the node of the new graph with its value in float, created when first needed.
+    interleaved: channel shuffle -> the inputs of the concatenation before it; the two become one operator.
+    """
 
     def __init__(self, prepared: fx.GraphModule, engine: Engine):
         self.prepared, self.engine = prepared, engine
         self.modules = dict(prepared.named_modules())
         self.typed = TypedGraph(prepared)
         self.graph = fx.Graph()
-        self.new: dict[fx.Node, fx.Node] = {}
+        self.converted: dict[fx.Node, fx.Node] = {}
         self.grid: dict[fx.Node, Grid | None] = {}
-        self.floats: dict[fx.Node, fx.Node] = {}
+        self.dequantized: dict[fx.Node, fx.Node] = {}
         self.layers: dict[str, Converted] = {}
         self.operators: dict[str, str] = {}
         self.float_layers: dict[str, Tensor] = {}
-        self.joined: dict[fx.Node, list[fx.Node]] = {}
+        self.interleaved: dict[fx.Node, list[fx.Node]] = {}
 
     def run(self) -> IntegerModel:
         for node in self.prepared.graph.nodes:
-            self._put(node)
+            self._convert(node)
         self.graph.lint()
-        twins = {node.name: (new.name, self.grid[node]) for node, new in self.new.items()}
+        node_map = {node.name: (new.name, self.grid[node]) for node, new in self.converted.items()}
         graph = fx.GraphModule(self.prepared, self.graph)
-        return IntegerModel(self.engine, graph, self.layers, self.operators, self.float_layers, twins)
+        return IntegerModel(self.engine, graph, self.layers, self.operators, self.float_layers, node_map)
 
-    def _put(self, node: fx.Node) -> None:
+    def _convert(self, node: fx.Node) -> None:
         module = self.modules.get(node.target) if node.op == "call_module" else None
         if node.op == "get_attr" and isinstance(self.modules.get(node.target), nn.Module):
-            return  # a quantizer or batch norm that a layer is given: its numbers are in the integer layer
+            return  # a quantizer or batch norm passed to a layer: the integer layer already contains its numbers
         if layer := layer_view(self.modules, node):
-            self._put_layer(node, layer)
+            self._convert_layer(node, layer)
         elif operator := operator_view(self.modules, node):
-            self._put_operator(node, operator)
+            self._convert_operator(node, operator)
         elif isinstance(module, Quantizer):
-            self._put_quantizer(node, module)
+            self._convert_quantizer(node, module)
         elif module_operator(module).identity_in_eval:
-            self._set(node, self.new[node.args[0]], self.grid[node.args[0]])
+            self._set(node, self.converted[node.args[0]], self.grid[node.args[0]])
         elif self._on_grid(node):
-            self._put_pass(node)
+            self._convert_passthrough(node)
         elif self.typed.roles[node] == "shape":
-            self._set(node, self.graph.node_copy(node, lambda n: self.new[n]), None)
+            self._set(node, self.graph.node_copy(node, lambda n: self.converted[n]), None)
         else:
             self._set(node, self.graph.node_copy(node, self._float), None)
 
-    def _put_layer(self, node: fx.Node, view: LayerView) -> None:
+    def _convert_layer(self, node: fx.Node, view: LayerView) -> None:
         module, x, source, norm = view
         grid = None if module.output is None else module.output.grid()
         if module.runs_in_integers(source) and self.grid[x] is not None:
             layer = module.integer(self.grid[x], norm)
             kernel, run, _ = choose_kernel(self.engine, layer)
             self.layers[node.target] = Converted(layer, kernel)
-            self._set(node, self._call(run, (self.new[x],), node.name), grid)
+            self._set(node, self._call(run, (self.converted[x],), node.name), grid)
             return
-        for suffix, part in (("", module), (".norm", norm)):
-            if part is not None:
-                tensors = part.state_dict().items()
+        for suffix, submodule in (("", module), (".norm", norm)):
+            if submodule is not None:
+                tensors = submodule.state_dict().items()
                 self.float_layers |= {f"{node.target}{suffix}.{name}": value for name, value in tensors}
         value = self._call(module.frozen(norm), (self._float(x),), node.name)
         self._set(node, self._quantized(value, grid, node), grid)
 
-    def _put_operator(self, node: fx.Node, view: OperatorView) -> None:
+    def _convert_operator(self, node: fx.Node, view: OperatorView) -> None:
         module, values, sources = view
         grid = None if module.output is None else module.output.grid()
         grids = [self.grid[value] for value in values]
         if module.runs_in_integers(sources) and all(grids):
             kernel, run = choose_operator(self.engine, module.integer(grids))
             self.operators[node.target] = kernel
-            self._set(node, self._call(run, [self.new[value] for value in values], node.name), grid)
+            self._set(node, self._call(run, [self.converted[value] for value in values], node.name), grid)
             return
         value = self._call(module.in_float, [self._float(value) for value in values], node.name)
         self._set(node, self._quantized(value, grid, node), grid)
 
-    def _put_quantizer(self, node: fx.Node, quantizer: Quantizer) -> None:
+    def _convert_quantizer(self, node: fx.Node, quantizer: Quantizer) -> None:
         x, y = node.args[0], quantizer.grid()
         run = self.engine.quantize(y) if self.grid[x] is None else self.engine.requantize(self.grid[x], y)
-        self._set(node, self._call(run, (self.new[x],), node.name), y)
+        self._set(node, self._call(run, (self.converted[x],), node.name), y)
 
-    def _put_pass(self, node: fx.Node) -> None:
+    def _convert_passthrough(self, node: fx.Node) -> None:
+        """A node whose output lies on the grid of its input: an activation, or a node that only moves values."""
         if self.typed.roles[node] == "activation":
             x = node.args[0]
-            self._set(node, self._call(self.engine.relu(self.grid[x]), (self.new[x],), node.name), self.grid[x])
+            self._set(node, self._call(self.engine.relu(self.grid[x]), (self.converted[x],), node.name), self.grid[x])
             return
         x, grid = data_inputs(node)[0], self.grid[data_inputs(node)[0]]
         if len(data_inputs(node)) > 1 or self.typed.names[node] == "channel_shuffle":
-            self._put_channels(node, grid)
+            self._convert_channels(node, grid)
             return
-        around = self.engine.around(grid, self.typed.operator(node).pads)
-        if around is None or self.typed.operator(node).splits:
-            self._set(node, self.graph.node_copy(node, lambda n: self.new[n]), grid)
+        conversions = self.engine.conversions_around(grid, self.typed.operator(node).pads)
+        if conversions is None or self.typed.operator(node).splits:
+            self._set(node, self.graph.node_copy(node, lambda n: self.converted[n]), grid)
             return
-        entered = self._call(around[0], (self.new[x],), f"{node.name}_in_float")
-        inside = self.graph.node_copy(node, lambda n: entered if n is x else self.new[n])
-        self._set(node, self._call(around[1], (inside,), f"{node.name}_held"), grid)
+        before, after = conversions
+        value = self._call(before, (self.converted[x],), f"{node.name}_in_float")
+        moved = self.graph.node_copy(node, lambda n: value if n is x else self.converted[n])
+        self._set(node, self._call(after, (moved,), f"{node.name}_native"), grid)
 
-    def _put_channels(self, node: fx.Node, grid: Grid) -> None:
-        """A concatenation or a channel shuffle: one operator where the one follows the other."""
-        if node in self.joined:
-            self._set(node, self._call(self.engine.interleave(grid), self.joined[node], node.name), grid)
+    def _convert_channels(self, node: fx.Node, grid: Grid) -> None:
+        """A concatenation or a channel shuffle.
+
+        A shuffle that alone reads a concatenation becomes one operator with it.
+        """
+        if node in self.interleaved:
+            self._set(node, self._call(self.engine.interleave(grid), self.interleaved[node], node.name), grid)
             return
-        values = [self.new[value] for value in data_inputs(node)]
-        if len(values) == 2 and node.args[1] in (1, -3) and len(node.users) == 1 and self._halves(*node.users):
-            self.joined[next(iter(node.users))], self.grid[node] = values, grid
+        values = [self.converted[value] for value in data_inputs(node)]
+        if (
+            len(values) == 2
+            and node.args[1] in (1, -3)
+            and len(node.users) == 1
+            and self._shuffles_in_two_groups(*node.users)
+        ):
+            self.interleaved[next(iter(node.users))], self.grid[node] = values, grid
         elif len(values) > 1:
             self._set(node, self._call(self.engine.concatenate(grid, node.args[1]), (values,), node.name), grid)
         else:
             groups = self.modules[node.target].groups
             self._set(node, self._call(self.engine.shuffle(grid, groups), values, node.name), grid)
 
-    def _halves(self, node: fx.Node) -> bool:
-        """Whether a node shuffles channels in two groups."""
+    def _shuffles_in_two_groups(self, node: fx.Node) -> bool:
+        """Whether a node is a channel shuffle in two groups."""
         module = self.modules.get(node.target) if node.op == "call_module" else None
         return isinstance(module, nn.ChannelShuffle) and module.groups == 2
 
     def _on_grid(self, node: fx.Node) -> bool:
-        """Whether a node works on held integers as it stands."""
+        """Whether all data inputs of a node have a grid, and its output lies on the same one."""
         values = data_inputs(node)
         if not values or any(self.grid.get(value) is None for value in values):
             return False
@@ -149,25 +171,25 @@ class _Converter:
     def _float(self, node: fx.Node) -> fx.Node:
         """The value of a node in float."""
         if self.grid[node] is None:
-            return self.new[node]
-        if node not in self.floats:
+            return self.converted[node]
+        if node not in self.dequantized:
             run = self.engine.dequantize(self.grid[node])
-            self.floats[node] = self._call(run, (self.new[node],), f"{node.name}_dequantize")
-        return self.floats[node]
+            self.dequantized[node] = self._call(run, (self.converted[node],), f"{node.name}_dequantize")
+        return self.dequantized[node]
 
     def _quantized(self, value: fx.Node, grid: Grid | None, node: fx.Node) -> fx.Node:
-        """What a float operator writes, put on its grid."""
+        """The result of a float operator, quantized to its output grid if it has one."""
         return value if grid is None else self._call(self.engine.quantize(grid), (value,), f"{node.name}_quantize")
 
     def _call(self, function, arguments, name: str) -> fx.Node:
         return self.graph.create_node("call_function", _Named(function, name), tuple(arguments), name=name)
 
     def _set(self, node: fx.Node, new: fx.Node, grid: Grid | None) -> None:
-        self.new[node], self.grid[node] = new, grid
+        self.converted[node], self.grid[node] = new, grid
 
 
 class _Named:
-    """A callable under a name that reads well in the graph's code."""
+    """A callable with a readable name, which appears in the code of the graph."""
 
     def __init__(self, function, name: str):
         self.__name__ = self.__qualname__ = name

@@ -1,4 +1,7 @@
-"""The float net in its best form for a CPU, to compare with: batch norms folded, channels_last, one flat graph."""
+"""The baseline of latency comparisons: the float model in its fastest form for a CPU.
+
+Batch norms are folded into convolutions, memory is channels_last, and the model is one flat graph.
+"""
 
 import copy
 from collections.abc import Callable
@@ -7,13 +10,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from quant.engines.torchscript import program
+from quant.engines.torchscript import to_torchscript
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph
 
 
 class FloatModel(nn.Module):
-    """A float graph, run as IntegerModel runs its own."""
+    """A float graph that is run in inference mode, as IntegerModel is."""
 
     def __init__(self, graph: fx.GraphModule):
         super().__init__()
@@ -23,16 +26,19 @@ class FloatModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.graph(images)
 
-    def forms(self, images: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Ways to run the net on images of this shape fast, as TorchScript programs: which is the faster differs."""
+    def torchscript_variants(self, images: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+        """TorchScript programs of the model for images of this shape, by name: "frozen", "optimized for inference".
+
+        Which of them is faster depends on the model.
+        """
         return {
-            "frozen": program(self.graph, [], images, torch.jit.freeze),
-            "optimized for inference": program(self.graph, [], images, torch.jit.optimize_for_inference),
+            "frozen": to_torchscript(self.graph, [], images, torch.jit.freeze),
+            "optimized for inference": to_torchscript(self.graph, [], images, torch.jit.optimize_for_inference),
         }
 
 
-def fold(model: nn.Module) -> FloatModel:
-    """A copy of a float model in eval with each batch norm behind a convolution folded into it."""
+def float_baseline(model: nn.Module) -> FloatModel:
+    """A copy of a float model, in eval mode, with each batch norm folded into the convolution before it."""
     traced = trace(copy.deepcopy(model).eval())
     role = TypedGraph(traced).roles
     for node in list(traced.graph.nodes):

@@ -1,11 +1,12 @@
-"""An integer model as an ONNX file, with QuantizeLinear and DequantizeLinear (QDQ) around float operators.
+"""Translate an integer model to ONNX in the QDQ format: float operators between DequantizeLinear and QuantizeLinear.
 
-Runtimes find the integer operators in it: a convolution between DequantizeLinears of its input (uint8), its weights
-(int8, a scale a channel) and its bias (int32 on the grid s_x s_c), and a QuantizeLinear, is one of theirs. Grids
-keep their own zero points; where a grid has fewer than 8 bits, or an activation bounds it, a Clip of uint8 stands
-between QuantizeLinear and DequantizeLinear. (Before QuantizeLinear it would keep ONNX Runtime from fusing.)
+Runtimes recognize this pattern and run it as an integer operator. A convolution, for example, reads DequantizeLinear of
+its input (uint8), of its weights (int8, one scale per channel) and of its bias (int32, scale s_x s_c), and
+QuantizeLinear reads its result. Grids keep their zero points. If a grid has fewer than 8 bits, or an activation clamps
+its range, a uint8 Clip stands between QuantizeLinear and DequantizeLinear. (A Clip before QuantizeLinear would prevent
+fusion in ONNX Runtime.)
 
-torch.onnx does the writing: what is not an integer operator it translates itself.
+The operators of the library `qdq` below are translated by the table of `_translations`; torch.onnx translates the rest.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ LIBRARY.define(f"last_layer({LAYER}) -> Tensor")
 
 
 class QdqEngine(Engine):
-    """NativeTensor as float values that lie on the grid: what stands between a DequantizeLinear and a QuantizeLinear."""
+    """Native tensors are floats on the grid: the values between a DequantizeLinear and the next QuantizeLinear."""
 
     name = "onnx"
 
@@ -42,7 +43,7 @@ class QdqEngine(Engine):
         return lambda x: torch.ops.qdq.quantize(x, *on_grid)
 
     def dequantize(self, grid: Grid) -> Operator:
-        return lambda held: held
+        return lambda x: x
 
     def to_native(self, grid: Grid) -> Operator:
         return grid.value
@@ -72,20 +73,23 @@ class QdqEngine(Engine):
         return [(self.name, lambda *values: torch.ops.qdq.quantize(op.run(*values), *on_grid))]
 
     def concatenate(self, grid: Grid, axis: int) -> Operator:
-        again = self.quantize(grid)
-        return lambda values: again(torch.cat(values, axis))
+        requantize = self.quantize(grid)
+        return lambda values: requantize(torch.cat(values, axis))
 
     def shuffle(self, grid: Grid, groups: int) -> Operator:
-        again = self.quantize(grid)
-        return lambda held: again(_shuffled(held, groups))
+        requantize = self.quantize(grid)
+        return lambda x: requantize(_shuffled(x, groups))
 
     def relu(self, grid: Grid) -> Operator:
-        again = self.quantize(grid)
-        return lambda held: again(torch.relu(held))
+        requantize = self.quantize(grid)
+        return lambda x: requantize(torch.relu(x))
 
-    def around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator]:
-        """Runtimes look for a quantized operator between Quantize and Dequantize of its own: each value passes one."""
-        return (lambda held: held), self.quantize(grid)
+    def conversions_around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator]:
+        """Re-quantize after each pass-through operator.
+
+        Runtimes only fuse an operator that has a Dequantize and a Quantize to itself.
+        """
+        return (lambda x: x), self.quantize(grid)
 
 
 def _shuffled(x: Tensor, groups: int) -> Tensor:
@@ -94,7 +98,7 @@ def _shuffled(x: Tensor, groups: int) -> Tensor:
 
 
 def _on_grid(y: Grid, lo: int, hi: int) -> tuple[float, int, int, int]:
-    """Scale, zero point and bounds, as uint8."""
+    """(scale, zero_point, lo, hi) of grid y as the operators below take them: integers shifted so that q_min is 0."""
     return float(y.scale), int(y.zero_point) - y.q_min, lo - y.q_min, hi - y.q_min
 
 
@@ -121,14 +125,18 @@ def layer(
     lo: int = 0,
     hi: int = 0,
 ) -> Tensor:
-    """IntegerLayer on values; weights of linear layers are [I, O]."""
+    """An IntegerLayer whose input and output are float values on their grids.
+
+    The weights of a linear layer are [I, O], and its `geometry` is empty. Otherwise geometry holds stride (2), padding
+    (2), dilation (2) and groups. scale None: the output is float and not quantized.
+    """
     g, weight = geometry, weight if geometry else weight.t()
     shape = Geometry((g[0], g[1]), (g[2], g[3]), (g[4], g[5]), g[6]) if g else Geometry()
     source = _grid(x_scale, x_zero_point)
     y = None if scale is None else _grid(scale, zero_point)
-    whole = IntegerLayer(shape, weight.float(), weight_scale, bias.float(), source, y, lo, hi)
-    found = whole(source.centred(x))
-    return found if y is None else y.value(found)
+    integer_layer = IntegerLayer(shape, weight.float(), weight_scale, bias.float(), source, y, lo, hi)
+    output = integer_layer(source.centred(x))
+    return output if y is None else y.value(output)
 
 
 LIBRARY.impl("quantize", quantize, "CPU")
@@ -158,7 +166,7 @@ def _like(x: Tensor, weight: Tensor, g: list[int]) -> Tensor:
 
 
 def _translations() -> dict:
-    """The operators above in ONNX's."""
+    """For each operator above, the function that writes it in ONNX operators."""
     import onnx_ir as ir
     from onnxscript import opset18 as op
 
@@ -204,13 +212,16 @@ def _translations() -> dict:
 
 
 def missing(*packages: str) -> str:
-    """What is to be installed before ONNX files can be written, and run by `packages`; empty if nothing is."""
+    """Which packages to install to write ONNX files, and to run them with `packages`; empty if all are installed."""
     absent = [name for name in ("onnx", "onnxscript", *packages) if not importlib.util.find_spec(name)]
     return f"needs {' and '.join(absent)}: pip install -r requirements-deploy.txt" if absent else ""
 
 
 def onnx_model(graph: fx.GraphModule, images: Tensor) -> Any:
-    """The ONNX model of a graph that was converted by QdqEngine, for images like these, of any number."""
+    """The ONNX model of a graph that QdqEngine converted.
+
+    images: an example [N, 3, H, W]; the batch size stays free.
+    """
     batch = {0: torch.export.Dim("batch")}
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -1,4 +1,7 @@
-"""Sessions of ONNX Runtime and OpenVINO on an ONNX file held in memory."""
+"""Sessions of ONNX Runtime and OpenVINO on an ONNX file in memory.
+
+file: the bytes of the ONNX file. shape: the shape of the images, [N, 3, H, W]. threads: how many the session uses.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +10,7 @@ import torch
 from torch import Tensor
 
 Session = Callable[[Tensor], Tensor]
+"""float images of the session's shape -> float logits."""
 
 
 def onnxruntime_session(file: bytes, shape: torch.Size, threads: int) -> Session:
@@ -22,11 +26,11 @@ def onnxruntime_session(file: bytes, shape: torch.Size, threads: int) -> Session
 def openvino_session(file: bytes, shape: torch.Size, threads: int) -> Session:
     import openvino
 
-    return compiled(openvino.Core().read_model(model=file), shape, threads)
+    return openvino_model_session(openvino.Core().read_model(model=file), shape, threads)
 
 
-def compiled(model: Any, shape: torch.Size, threads: int) -> Session:
-    """A session of an openvino.Model."""
+def openvino_model_session(model: Any, shape: torch.Size, threads: int) -> Session:
+    """A session of an openvino.Model, compiled for images of this shape."""
     import openvino
 
     model.reshape({"images": list(shape)})

@@ -1,7 +1,7 @@
-"""Other people's engines: ONNX Runtime and OpenVINO, on the ONNX file that engines/onnx_qdq.py writes.
+"""Third-party engines: ONNX Runtime and OpenVINO. They run the ONNX model that engines/onnx_qdq.py writes.
 
-They choose and fuse their kernels by themselves; how often they predict what the simulation predicts is measured and
-printed like everything else. Both are optional: requirements-deploy.txt.
+They choose and fuse their kernels themselves, so their integers are not guaranteed to be those of the simulation. How
+often they agree with it is measured and printed, as for every engine. Both are optional: requirements-deploy.txt.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from quant.engines.base import IntegerModel
 from quant.engines.onnx_qdq import QdqEngine, missing, onnx_model
 from quant.engines.onnx_sessions import Session, onnxruntime_session, openvino_session
 
-KEPT = 4
-"""Sessions a model keeps: one for each shape of images."""
+MAX_SESSIONS = 4
+"""How many sessions a model keeps. Each shape of images and number of threads needs its own."""
 
 
 class Runtime(QdqEngine):
-    """A package that runs ONNX files; open_session(file's bytes, shape of images, threads) opens one."""
+    """An engine that runs models in another package. open_session(ONNX bytes, shape of images, threads) -> session."""
 
     layout = torch.contiguous_format
     multiplies_like = "x86"
@@ -29,15 +29,15 @@ class Runtime(QdqEngine):
     def missing(self) -> str:
         return missing(self.name)
 
-    def finished(self, model: IntegerModel) -> IntegerModel:
+    def finalize(self, model: IntegerModel) -> IntegerModel:
         return RuntimeModel(self, model)
 
 
 class RuntimeModel(IntegerModel):
-    """An integer model run by a package, in as many threads as torch has when it first meets a shape of images."""
+    """An integer model that runs in another package. It uses torch.get_num_threads() threads, read at each call."""
 
-    def __init__(self, engine: Runtime, written: IntegerModel):
-        super().__init__(engine, written.graph, written.layers, written.operators, written.float_layers, written.twins)
+    def __init__(self, engine: Runtime, model: IntegerModel):
+        super().__init__(engine, model.graph, model.layers, model.operators, model.float_layers, model.node_map)
         self.files: dict[torch.Size, bytes] = {}
         self.sessions: dict[tuple[torch.Size, int], Session] = {}
 
@@ -45,18 +45,18 @@ class RuntimeModel(IntegerModel):
     def forward(self, images: Tensor) -> Tensor:
         return self._session(images.shape, torch.get_num_threads())(images)
 
-    def frozen(self, images: Tensor) -> Session:
+    def compile_for(self, images: Tensor) -> Session:
         return self._session(images.shape, torch.get_num_threads())
 
     def _session(self, shape: torch.Size, threads: int) -> Session:
         if (shape, threads) not in self.sessions:
-            if len(self.sessions) == KEPT:
+            if len(self.sessions) == MAX_SESSIONS:
                 self.sessions.pop(next(iter(self.sessions)))
             self.sessions[shape, threads] = self.engine.open_session(self._file(shape[1:]), shape, threads)
         return self.sessions[shape, threads]
 
     def _file(self, shape: torch.Size) -> bytes:
-        """The ONNX file for images of this shape."""
+        """The ONNX file for images [N, *shape]; N is free."""
         if shape not in self.files:
             self.files[shape] = onnx_model(self.graph, torch.zeros(2, *shape)).SerializeToString()
         return self.files[shape]

@@ -1,8 +1,9 @@
-"""Is a kernel exact? Asked of every layer at conversion, on this CPU: no kernel is trusted.
+"""Check that a kernel is exact. Conversion checks every layer on this CPU: no kernel is trusted.
 
-An engine's output is compared with core/integer_layer.py, integer by integer, on random inputs that fill the whole grid.
-Rounding of exact ties and the last bit of a product may differ: one step, on at most 0.01 % of the elements, is
-'exact'. Saturating kernels are off by dozens of steps on percents of them.
+The output of the kernel is compared with core/integer_layer.py, integer by integer, on random inputs that cover the
+whole grid. Kernels may round exact ties and the last bit of a product differently. So a kernel counts as exact if at
+most 0.01 % of the elements differ, by one step. Kernels that saturate are off by dozens of steps on several percent of
+them.
 """
 
 import functools
@@ -17,25 +18,26 @@ from quant.core.integer_layer import Geometry, IntegerLayer
 from quant.core.integer_operator import IntegerOperator, average
 from quant.engines.base import FLOAT32_KERNEL, Engine, Operator
 
-MOST_STEPS, MOST_SHARE = 1, 1e-4
+MAX_STEPS, MAX_FRACTION = 1, 1e-4
 ELEMENTS = 30_000
+"""About how many output elements a check compares."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest distance in steps of the output grid, and how many of the elements differ at all."""
+    """steps: the largest distance, in steps of the output grid. differing: how many of all `elements` differ at all."""
 
     steps: float
     differing: int
     elements: int
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         return self.differing / self.elements
 
     def within(self) -> bool:
-        """Whether this counts as exact. One element may always be off: small tensors have no smaller share."""
-        return self.steps <= MOST_STEPS and self.differing <= max(1, MOST_SHARE * self.elements)
+        """Whether this counts as exact. One differing element is always allowed, for small tensors."""
+        return self.steps <= MAX_STEPS and self.differing <= max(1, MAX_FRACTION * self.elements)
 
 
 def difference(ours: Tensor, theirs: Tensor) -> Difference:
@@ -45,9 +47,9 @@ def difference(ours: Tensor, theirs: Tensor) -> Difference:
 
 @torch.inference_mode()
 def layer_difference(engine: Engine, layer: IntegerLayer, operator: Operator, n: Tensor) -> Difference:
-    """How an engine's operator for a layer differs from the layer's own arithmetic on centred integers n.
+    """How an engine's operator for a layer differs from the arithmetic of core/integer_layer.py.
 
-    A float output counts in units of its sums.
+    n: the input, centred integers in fp32. If the output is float, one step is the scale of the integer sums.
     """
     with engine.running():
         theirs = operator(engine.to_native(layer.x)(n))
@@ -59,53 +61,57 @@ def layer_difference(engine: Engine, layer: IntegerLayer, operator: Operator, n:
 
 
 def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, Difference]:
-    """The engine's first kernel that is exact for this layer: for its shape with full-range weights, and as it is.
+    """The engine's first kernel that is exact for this layer: (kernel name, operator, its difference).
 
-    Raises RuntimeError if none is.
+    Each kernel is checked twice: on random weights of the full range, in the layer's shape, and on the layer itself.
+    Raises RuntimeError if no kernel is exact.
     """
     n = full_range(layer.x, input_shape(layer))
     for kernel in engine.kernels(layer):
         if not _exact_for_shape(engine, kernel, _shape_of(layer)):
             continue
-        operator, found = _tried(engine, layer, kernel, n)
-        if found.within():
-            return kernel, operator, found
-    raise RuntimeError(f"{engine.name}: no kernel reproduces the layer {layer.geometry}, {tuple(layer.weight.shape)}")
+        operator, measured = _try_kernel(engine, layer, kernel, n)
+        if measured.within():
+            return kernel, operator, measured
+    raise RuntimeError(f"{engine.name}: no kernel is exact for the layer {layer.geometry}, {tuple(layer.weight.shape)}")
 
 
 @torch.inference_mode()
 def choose_operator(engine: Engine, op: IntegerOperator) -> tuple[str, Operator]:
-    """The engine's first way to run an operator that is right for every integer, or pair of integers, of its grids; an
-    average, for a map of random integers."""
-    ways = engine.operators(op)
-    if len(ways) == 1:
-        return ways[0]
+    """The engine's first implementation of an operator that is exact: (kernel name, operator).
+
+    It must be right for every integer, or pair of integers, of the input grids. An average is checked on a feature map
+    of random integers. Raises RuntimeError if no implementation is exact.
+    """
+    candidates = engine.operators(op)
+    if len(candidates) == 1:
+        return candidates[0]
     if op.arithmetic is average:
-        given = [full_range(op.x[0], (1, 8, 32, 32))]
+        inputs = [full_range(op.x[0], (1, 8, 32, 32))]
     else:
-        every = [torch.arange(g.q_min, g.q_max + 1.0) - int(g.zero_point) for g in op.x]
-        given = [n.reshape(1, 1, len(every[0]), -1).contiguous() for n in torch.meshgrid(*every, indexing="ij")]
+        integers = [torch.arange(g.q_min, g.q_max + 1.0) - int(g.zero_point) for g in op.x]
+        inputs = [n.reshape(1, 1, len(integers[0]), -1).contiguous() for n in torch.meshgrid(*integers, indexing="ij")]
     try:
-        ours = op(*given)
-    except RuntimeError:  # a pool whose window such a map does not hold
-        return ways[-1]
-    for kernel, operator in ways:
+        ours = op(*inputs)
+    except RuntimeError:  # a pool whose window is larger than this feature map
+        return candidates[-1]
+    for kernel, operator in candidates:
         with engine.running():
-            theirs = operator(*(engine.to_native(grid)(n) for grid, n in zip(op.x, given, strict=True)))
+            theirs = operator(*(engine.to_native(grid)(n) for grid, n in zip(op.x, inputs, strict=True)))
         if torch.equal(ours, engine.from_native(op.y)(theirs)):
             return kernel, operator
-    raise RuntimeError(f"{engine.name}: nothing reproduces {op}")
+    raise RuntimeError(f"{engine.name}: no kernel is exact for {op}")
 
 
 def exact_in_int8(engine: Engine, largest: int) -> bool:
-    """Whether one of the engine's int8 kernels multiplies weights up to +-largest exactly on this CPU."""
+    """Whether an int8 kernel of the engine is exact on this CPU for weights up to +-largest."""
     shape = _Shape(Geometry((1, 1), (1, 1), (1, 1)), (64, 64, 3, 3), largest, 0, 255, False)
-    kernels = engine.kernels(_blank(shape))
+    kernels = engine.kernels(_zero_layer(shape))
     return any(_exact_for_shape(engine, kernel, shape) for kernel in (kernels[:-1] or kernels))
 
 
 def full_range(grid: Grid, shape: tuple[int, ...]) -> Tensor:
-    """Centred integers drawn evenly from the whole grid; fp32, channels_last where there are four axes."""
+    """Random centred integers, uniform over the whole grid; fp32, channels_last if there are four axes."""
     generator = torch.Generator().manual_seed(0)
     q = torch.randint(grid.q_min, grid.q_max + 1, shape, generator=generator)
     n = (q - int(grid.zero_point)).float()
@@ -113,9 +119,10 @@ def full_range(grid: Grid, shape: tuple[int, ...]) -> Tensor:
 
 
 def with_full_range_weights(layer: IntegerLayer, largest: int) -> IntegerLayer:
-    """The layer with even random weights up to +-largest, random bias, and scales that show its sums.
+    """The layer with random weights, uniform up to +-largest, a random bias, and a matching output scale.
 
-    Scales are random too: multipliers that are simple fractions would put many sums on exact ties.
+    The output scale is chosen so that the sums cover the output grid. Scales are random: multipliers that are simple
+    fractions would put many sums on exact ties.
     """
     generator = torch.Generator().manual_seed(1)
     weight = torch.randint(-largest, largest + 1, layer.weight.shape, generator=generator).float()
@@ -131,6 +138,8 @@ def with_full_range_weights(layer: IntegerLayer, largest: int) -> IntegerLayer:
 
 @dataclass(frozen=True)
 class _Shape:
+    """Everything of a layer that decides whether a kernel is exact: the key of a cache. largest: of |weight|."""
+
     geometry: Geometry
     weight: tuple[int, ...]
     largest: int
@@ -154,12 +163,12 @@ def _shape_of(layer: IntegerLayer) -> _Shape:
 
 @functools.lru_cache(maxsize=4096)
 def _exact_for_shape(engine: Engine, kernel: str, shape: _Shape) -> bool:
-    layer = with_full_range_weights(_blank(shape), shape.largest)
-    return _tried(engine, layer, kernel, full_range(layer.x, input_shape(layer)))[1].within()
+    layer = with_full_range_weights(_zero_layer(shape), shape.largest)
+    return _try_kernel(engine, layer, kernel, full_range(layer.x, input_shape(layer)))[1].within()
 
 
-def _tried(engine: Engine, layer: IntegerLayer, kernel: str, n: Tensor) -> tuple[Operator | None, Difference]:
-    """The operator and its difference on n; infinitely far off if the kernel refuses the layer or is not there."""
+def _try_kernel(engine: Engine, layer: IntegerLayer, kernel: str, n: Tensor) -> tuple[Operator | None, Difference]:
+    """(operator, its difference on n); (None, an infinite difference) if the kernel rejects the layer or is missing."""
     try:
         operator = engine.layer(layer, kernel)
         return operator, layer_difference(engine, layer, operator, n)
@@ -169,7 +178,7 @@ def _tried(engine: Engine, layer: IntegerLayer, kernel: str, n: Tensor) -> tuple
         return None, Difference(math.inf, 1, 1)
 
 
-def _blank(shape: _Shape) -> IntegerLayer:
+def _zero_layer(shape: _Shape) -> IntegerLayer:
     x = Grid(torch.tensor(0.02), torch.tensor(shape.x_zero_point, dtype=torch.int32), 0, shape.x_max)
     y = None if shape.float_out else Grid(torch.tensor(1.0), torch.tensor(0, dtype=torch.int32), 0, 255)
     outputs = shape.weight[0]
@@ -179,7 +188,7 @@ def _blank(shape: _Shape) -> IntegerLayer:
 
 
 def input_shape(layer: IntegerLayer) -> tuple[int, ...]:
-    """Just large enough to have borders and an inside, and some 30,000 outputs."""
+    """The input shape of a check: large enough to have borders and an interior, for about ELEMENTS outputs."""
     outputs, inputs = layer.weight.shape[0], layer.weight.shape[1] * layer.geometry.groups
     if layer.geometry.linear:
         return max(4, min(256, ELEMENTS // outputs)), inputs

@@ -12,7 +12,7 @@ from quant.engines.convert import convert
 from quant.engines.onnx_qdq import QdqEngine, missing, onnx_model
 from quant.engines.onnx_sessions import onnxruntime_session
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import write_atomically
 
 
 def check_onnx(key: str) -> None:
@@ -35,7 +35,7 @@ def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dic
     onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto, full_check=True)
     _check_by_running(proto.SerializeToString(), model, torch.randn(2, 3, image_size, image_size))
-    write_whole(file, lambda part: onnx.save(proto, part))
+    write_atomically(file, lambda part: onnx.save(proto, part))
     return model
 
 

@@ -18,8 +18,8 @@ from quant.core.integer_layer import IntegerLayer
 from quant.engines.base import Engine, IntegerModel, Operator
 from quant.engines.convert import convert
 from quant.export import integer_ops
-from utils.files import write_json, write_text, write_whole
-from utils.picture import as_seen, square
+from utils.files import write_atomically, write_json, write_text
+from utils.picture import resize_and_crop, upright_rgb
 
 EXAMPLE = '''\
 """python example.py image.jpg"""
@@ -36,7 +36,7 @@ from torchvision.transforms import v2
 
 
 '''
-EXAMPLE += f"{inspect.getsource(as_seen)}\n\n{inspect.getsource(square)}"
+EXAMPLE += f"{inspect.getsource(upright_rgb)}\n\n{inspect.getsource(resize_and_crop)}"
 EXAMPLE += """
 
 here = Path(__file__).parent
@@ -44,14 +44,14 @@ info = json.loads((here / "model.json").read_text())
 model = torch.export.load(here / "model.pt2").module()
 values = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(info["mean"], info["std"])])
 prepare = v2.Compose([v2.CenterCrop(info["image_size"]), v2.ToImage(), values])
-image = prepare(square(as_seen(Image.open(sys.argv[1])), info["resize"]))
+image = prepare(resize_and_crop(upright_rgb(Image.open(sys.argv[1])), info["resize"]))
 with torch.inference_mode():
     print(info["classes"][int(model(image[None]).argmax())])
 """
 
 
 class PortableEngine(Engine):
-    """NativeTensor as plain uint8 from q_min up, by operators that torch.export can write; layers by export/integer_ops.py."""
+    """Native tensors are plain uint8 (q - q_min). All operators can be written by torch.export."""
 
     name = "portable"
 
@@ -88,7 +88,7 @@ class PortableEngine(Engine):
         zero_point = _zero_point(grid)
         return lambda held: held.clamp_min(zero_point)
 
-    def around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator] | None:
+    def conversions_around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator] | None:
         return (self.from_native(grid), self.to_native(grid)) if pads else None
 
 
@@ -104,8 +104,8 @@ def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict) 
         program = torch.export.export(model.graph, (images,), dynamic_shapes=(batch,))
     for node in program.graph.nodes:  # where this machine keeps its source is nobody's business, and half the file
         node.meta.pop("stack_trace", None)
-    write_whole(folder / "model.pt2", lambda part: torch.export.save(program, part))
-    write_whole(folder / "integer_ops.py", lambda part: shutil.copyfile(integer_ops.__file__, part))
+    write_atomically(folder / "model.pt2", lambda part: torch.export.save(program, part))
+    write_atomically(folder / "integer_ops.py", lambda part: shutil.copyfile(integer_ops.__file__, part))
     write_json(folder / "model.json", info)
     write_text(folder / "example.py", EXAMPLE)
     return model

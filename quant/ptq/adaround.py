@@ -1,12 +1,13 @@
-"""AdaRound (Nagel et al., arXiv 2004.10568): each weight rounded up or down as serves the output, not the weight.
+"""AdaRound (Nagel et al., arXiv 2004.10568): round each weight up or down so that the layer's output changes least.
 
     w~ = s clamp(floor(w / s) + h(V), q_min, q_max)
     h(V) = clip(sigmoid(V) (zeta - gamma) + gamma, 0, 1),    zeta = 1.1,  gamma = -0.1
     f(V) = sum 1 - |2 h(V) - 1|^beta
 
-V starts where h(V) = w / s - floor(w / s), so that w~ starts at w. beta falls from 20 to 2, which first lets h move and
-then drives it to 0 or 1; for the first fifth of the steps f is left out. What is kept is an offset to nearest rounding,
-of -1, 0 or 1, in a buffer of the weight's quantizer: the weight stays as it was.
+V is initialised so that h(V) = w / s - floor(w / s), and w~ therefore starts at w. beta falls from 20 to 2: h first
+moves freely and is then driven to 0 or 1. The penalty f is left out of the first fifth of the steps. The result is an
+offset to nearest rounding, -1, 0 or 1, which is stored in a buffer of the weight's quantizer. The weight itself does
+not change.
 
 Differs from the paper: nothing known but the number of steps (ptq/brecq.py).
 """
@@ -23,7 +24,7 @@ WARM_UP = 0.2
 
 
 class SoftRounding:
-    """V for one weight: fp32, of its shape."""
+    """The learned rounding of one weight. V: fp32, of the weight's shape."""
 
     def __init__(self, quantizer: ObservedWeightQuantizer, weight: Tensor):
         self.quantizer, self.grid = quantizer, quantizer.grid()
@@ -33,24 +34,25 @@ class SoftRounding:
         self.V = torch.logit(share).requires_grad_()
 
     def h(self) -> Tensor:
+        """h(V), in [0, 1]."""
         return (torch.sigmoid(self.V) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
     def weight(self) -> Tensor:
-        """w~"""
+        """w~, the soft-rounded weight."""
         return self.grid.value((self.floor + self.h()).clamp(self.grid.q_min, self.grid.q_max))
 
     def penalty(self, beta: float) -> Tensor:
-        """f(V)"""
+        """f(V), a scalar."""
         return (1 - (2 * self.h() - 1).abs().pow(beta)).sum()
 
     @torch.no_grad()
-    def settle(self) -> None:
-        """Leave the offsets in the quantizer."""
+    def store(self) -> None:
+        """Round h to 0 or 1 and store the offsets to nearest rounding in the quantizer."""
         self.quantizer.offset.copy_(self.floor + (self.h() >= 0.5) - self.nearest)
 
 
 def beta_at(done: float) -> float | None:
-    """beta after this share of the steps; None while there is no penalty."""
+    """beta when the fraction `done` of the steps is done; None as long as the penalty is left out."""
     if done < WARM_UP:
         return None
     first, last = BETA

@@ -1,13 +1,14 @@
-"""Correction: the statistics of each layer's output, behind its batch norm, are those of the float net again.
+"""Bias correction: give each layer's output, after batch norm, the statistics that it has in the float model.
 
-    y' = a y + b    of each output channel,    a = sqrt(var_float / var)  (norm), 1 (bias),    b = mean_float - a mean
+    y' = a y + b    for each output channel,    a = sqrt(var_float / var)  (norm), 1 (bias),    b = mean_float - a mean
 
-mean and var are those of the quantized net on the calibration images, layer by layer in order, each behind layers that
-are corrected already. bias is the empirical bias correction of Nagel et al. (arXiv 1906.04721, section 4.2); norm does
-what estimating batch norm's statistics anew does, with the float net's output as the aim, and does it behind layers
-without a batch norm, too. The lines are absorbed like a batch norm's (core/integer_layer.py); float stays as it is.
+mean and var are those of the quantized model on the calibration images. Layers are corrected in order, so each reads
+the outputs of corrected layers. `bias` is the empirical bias correction of Nagel et al. (arXiv 1906.04721, section
+4.2). `norm` also corrects the variance, as batch norm re-estimation does. Unlike that, it aims at the statistics of the
+float model, and also works for layers without a batch norm. The affine map is absorbed into the integer layer as a
+batch norm is (core/integer_layer.py). With quantizers disabled, the model's outputs do not change.
 
-a keeps to [1/2, 2]: a channel that rounding has all but emptied is not blown up.
+a is limited to [1/2, 2], so that a channel whose weights were almost all rounded to 0 is not amplified.
 """
 
 from typing import NamedTuple
@@ -19,32 +20,38 @@ from quant.core.quantizer import TINY
 from quant.graph.quant_layers import QuantLayer
 from quant.ptq.blocks import BATCH
 
-MOST = 2.0
+MAX_GAIN = 2.0
 
 
 class Moments(NamedTuple):
-    """Of each channel, fp64 [C]."""
+    """Mean and variance of each channel, fp64 [C]."""
 
     mean: Tensor
     var: Tensor
 
 
 @torch.no_grad()
-def correct(layer: QuantLayer, kind: str, aim: Moments, found: Moments) -> None:
-    """Give a layer the line from the moments that its quantized output has to those of the float net's."""
-    gain = torch.ones_like(found.mean)
+def apply_bias_correction(layer: QuantLayer, kind: str, target: Moments, measured: Moments) -> None:
+    """Set the layer's affine map such that its output gets the moments `target`.
+
+    kind: "norm" (mean and variance) or "bias" (mean). measured: the moments of its quantized output without correction.
+    """
+    gain = torch.ones_like(measured.mean)
     if kind == "norm":
-        gain = (aim.var / found.var.clamp(min=TINY)).sqrt().clamp(1 / MOST, MOST)
-        gain = torch.where(aim.var > 0, gain, 1)
-    layer.correction.set(gain, aim.mean - gain * found.mean)
+        gain = (target.var / measured.var.clamp(min=TINY)).sqrt().clamp(1 / MAX_GAIN, MAX_GAIN)
+        gain = torch.where(target.var > 0, gain, 1)
+    layer.correction.set(gain, target.mean - gain * measured.mean)
 
 
 @torch.no_grad()
 def moments(layer: QuantLayer, norm: nn.Module | None, x: Tensor) -> Moments:
-    """Of the layer's output before its activation, on inputs x, as its quantizers are now."""
+    """Moments of the layer's output before its activation. Quantizers are used as they are now.
+
+    x: the inputs of the layer for all calibration images, [N, C, H, W] or [N, ..., C]. norm: its batch norm, or None.
+    """
     weight, total, squares, count = layer.used_weight(), 0, 0, 0
-    for part in x.split(BATCH):
-        y = layer.before_activation(part, weight, norm)
+    for batch in x.split(BATCH):
+        y = layer.before_activation(batch, weight, norm)
         rows = (y if layer.geometry.linear else y.permute(0, 2, 3, 1)).flatten(0, -2).double()
         total, squares, count = total + rows.sum(0), squares + rows.square().sum(0), count + len(rows)
     mean = total / count

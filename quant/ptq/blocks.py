@@ -1,9 +1,11 @@
-"""Blocks of a prepared graph: from one value that every path runs through to another, found in the graph alone.
+"""Divide a prepared graph into blocks for reconstruction (ptq/brecq.py). Only the graph is read, no module names.
 
-In the order of the graph, a node is such a point if no value from before it is read after it: behind a residual
-addition, a concatenation, or each layer of a chain. A block reaches from point to point and holds at least one layer;
-an element-wise function behind it belongs to it. Layers in a row are joined up to three, or to where a value is linear
-(the bottlenecks of MobileNetV2): what is summed or squeezed there is worth more than what is between.
+A cut point is a node through which every path from the image to the logits runs: no value from before it is read after
+it. The output of a residual addition, a concatenation, or a layer in a chain is such a point. A block reaches from one
+cut point to another and contains at least one layer. Element-wise functions after it belong to it.
+
+Consecutive blocks of one layer each are merged, up to three layers. Merging also ends at a layer whose output is not
+clamped from below (the linear bottlenecks of MobileNetV2): errors matter more there than at the values between.
 """
 
 import itertools
@@ -19,79 +21,85 @@ from quant.graph.quant_layers import QuantLayer
 from quant.graph.typed_graph import TypedGraph
 from quant.graph.views import operator_view
 
-JOINED = 3
-"""Layers in a row that make a block."""
+MAX_CHAIN = 3
+"""How many layers in a chain are merged into one block."""
 BATCH = 128
-"""Images computed at once."""
+"""How many images are computed at once."""
 
 
 @dataclass(frozen=True)
-class Section:
-    """Nodes, in order, that make the value of `exit` out of that of `entry`. `layers`: the QuantLayers among them."""
+class Block:
+    """Part of a prepared graph: `nodes`, in order, compute the value of `exit` from that of `entry`.
+
+    layers: the nodes among them that are QuantLayers.
+    """
 
     entry: fx.Node
     nodes: tuple[fx.Node, ...]
     exit: fx.Node
     layers: tuple[fx.Node, ...]
 
-    def alone(self, layer: fx.Node) -> "Section":
-        """One of its layers by itself."""
-        return Section(layer.args[0], _with_given([layer]), layer, (layer,))
+    def single_layer(self, layer: fx.Node) -> "Block":
+        """The block that consists of one of this block's layers."""
+        return Block(layer.args[0], _with_arguments([layer]), layer, (layer,))
 
-    def before(self, layer: fx.Node) -> "Section":
-        """What makes the input of one of its layers."""
-        return Section(self.entry, self.nodes[: self.nodes.index(layer)], layer.args[0], ())
+    def up_to(self, layer: fx.Node) -> "Block":
+        """The part of the block that computes the input of one of its layers. It may have no nodes."""
+        return Block(self.entry, self.nodes[: self.nodes.index(layer)], layer.args[0], ())
 
 
-class Run(fx.Interpreter):
-    """Computes sections of a prepared model."""
+class BlockRunner(fx.Interpreter):
+    """Runs blocks of a prepared model."""
 
     def __init__(self, prepared: fx.GraphModule):
         super().__init__(prepared, garbage_collect_values=False)
 
-    def value(self, section: Section, x: Tensor) -> Tensor:
-        """The value of `exit` where that of `entry` is x."""
-        self.env = {section.entry: x}
-        for node in section.nodes:
+    def value(self, block: Block, x: Tensor) -> Tensor:
+        """The value of `exit` if the value of `entry` is x. In-place operators may overwrite x."""
+        self.env = {block.entry: x}
+        for node in block.nodes:
             self.env[node] = self.run_node(node)
-        return self.env[section.exit]
+        return self.env[block.exit]
 
     @torch.no_grad()
-    def values(self, section: Section, x: Tensor) -> Tensor:
-        """The same in batches; x stays as it is, whatever works in place."""
-        return torch.cat([self.value(section, part.clone()) for part in x.split(BATCH)])
+    def values(self, block: Block, x: Tensor) -> Tensor:
+        """Like `value`, but in batches and without gradients. x is not overwritten."""
+        return torch.cat([self.value(block, batch.clone()) for batch in x.split(BATCH)])
 
 
-def blocks(prepared: fx.GraphModule, images: Tensor) -> list[Section]:
-    """The blocks in order; images: two, to see which values have a row for each."""
+def blocks(prepared: fx.GraphModule, images: Tensor) -> list[Block]:
+    """The blocks of a prepared model, in order. Together they contain all its layers.
+
+    images: two images [2, 3, H, W]. One run on them shows which values have a row for each image.
+    """
     modules = dict(prepared.named_modules())
     layers = [node for node in prepared.graph.nodes if isinstance(_module(modules, node), QuantLayer)]
-    found, row = [], []
-    for entry, nodes, end in _between(prepared, modules, _points(prepared, images)):
-        section = Section(entry, _with_given(nodes), end, tuple(node for node in nodes if node in layers))
-        row.append(section)
-        if len(section.layers) > 1:
-            found, row = [*found, *_joined(row[:-1]), section], []
-        elif len(row) == JOINED or _linear(modules, section):
-            found, row = [*found, *_joined(row)], []
-    return [*found, *_joined(row)]
+    merged, chain = [], []
+    for entry, nodes, end in _between(prepared, modules, _cut_points(prepared, images)):
+        block = Block(entry, _with_arguments(nodes), end, tuple(node for node in nodes if node in layers))
+        chain.append(block)
+        if len(block.layers) > 1:
+            merged, chain = [*merged, *_merge(chain[:-1]), block], []
+        elif len(chain) == MAX_CHAIN or _linear(modules, block):
+            merged, chain = [*merged, *_merge(chain)], []
+    return [*merged, *_merge(chain)]
 
 
-def _points(prepared: fx.GraphModule, images: Tensor) -> list[fx.Node]:
-    """Nodes that every path from the image to the logits runs through, both among them."""
-    nodes, rows, found, furthest = _computing(prepared), _rows(prepared, images), [], 0
-    place = {node: i for i, node in enumerate(nodes)}
+def _cut_points(prepared: fx.GraphModule, images: Tensor) -> list[fx.Node]:
+    """The nodes that every path from the image to the logits runs through, in order, including both ends."""
+    nodes, batched, points, furthest = _computing(prepared), _batched(prepared, images), [], 0
+    position = {node: i for i, node in enumerate(nodes)}
     for i, node in enumerate(nodes):
-        if furthest <= i and node in rows:
-            found.append(node)
-        furthest = max([furthest, *(place[user] for user in node.users if user in place)])
-    return found
+        if furthest <= i and node in batched:
+            points.append(node)
+        furthest = max([furthest, *(position[user] for user in node.users if user in position)])
+    return points
 
 
 @torch.no_grad()
-def _rows(prepared: fx.GraphModule, images: Tensor) -> set[fx.Node]:
-    """The nodes whose values are tensors with a row for each image."""
-    run = Run(prepared)
+def _batched(prepared: fx.GraphModule, images: Tensor) -> set[fx.Node]:
+    """The nodes whose values are tensors with one row for each image."""
+    run = BlockRunner(prepared)
     run.run(images)
     return {
         node for node, value in run.env.items() if isinstance(value, Tensor) and value.shape[:1] == images.shape[:1]
@@ -101,42 +109,42 @@ def _rows(prepared: fx.GraphModule, images: Tensor) -> set[fx.Node]:
 def _between(
     prepared: fx.GraphModule, modules: dict[str, nn.Module], points: list[fx.Node]
 ) -> Iterator[tuple[fx.Node, list[fx.Node], fx.Node]]:
-    """(entry, nodes, exit) from point to point, each with layers and the functions behind them."""
+    """(entry, nodes, exit) of the smallest blocks: from cut point to cut point, with at least one layer in each."""
     order, graph = _computing(prepared), TypedGraph(prepared)
-    entry, inside, holds = points[0], [], False
+    entry, nodes, has_layers = points[0], [], False
     for before, point in itertools.pairwise(points):
-        part = order[order.index(before) + 1 : order.index(point) + 1]
-        if holds and not (len(part) == 1 and _is_function(modules, graph, point)):
-            yield entry, inside, before
-            entry, inside, holds = before, [], False
-        inside = [*inside, *part]
-        holds = holds or any(isinstance(_module(modules, node), QuantLayer) for node in part)
-    if holds:
-        yield entry, inside, points[-1]
+        segment = order[order.index(before) + 1 : order.index(point) + 1]
+        if has_layers and not (len(segment) == 1 and _is_function(modules, graph, point)):
+            yield entry, nodes, before
+            entry, nodes, has_layers = before, [], False
+        nodes = [*nodes, *segment]
+        has_layers = has_layers or any(isinstance(_module(modules, node), QuantLayer) for node in segment)
+    if has_layers:
+        yield entry, nodes, points[-1]
 
 
 def _computing(prepared: fx.GraphModule) -> list[fx.Node]:
     return [node for node in prepared.graph.nodes if node.op not in ("get_attr", "output")]
 
 
-def _with_given(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
-    """The nodes behind the quantizers and norms that they are given."""
-    given = [value for node in nodes for value in node.all_input_nodes if value.op == "get_attr"]
-    return (*dict.fromkeys(given), *nodes)
+def _with_arguments(nodes: list[fx.Node]) -> tuple[fx.Node, ...]:
+    """The nodes, after the get_attr nodes of the quantizers and batch norms that are passed to them."""
+    arguments = [value for node in nodes for value in node.all_input_nodes if value.op == "get_attr"]
+    return (*dict.fromkeys(arguments), *nodes)
 
 
-def _joined(row: list[Section]) -> list[Section]:
-    """Sections in a row as one; none for none."""
-    if not row:
+def _merge(chain: list[Block]) -> list[Block]:
+    """Consecutive blocks as one block, in a list; an empty list for none."""
+    if not chain:
         return []
-    nodes = (node for section in row for node in section.nodes)
-    layers = (layer for section in row for layer in section.layers)
-    return [Section(row[0].entry, tuple(nodes), row[-1].exit, tuple(layers))]
+    nodes = (node for block in chain for node in block.nodes)
+    layers = (layer for block in chain for layer in block.layers)
+    return [Block(chain[0].entry, tuple(nodes), chain[-1].exit, tuple(layers))]
 
 
-def _linear(modules: dict[str, nn.Module], section: Section) -> bool:
-    """Whether a layer writes the exit and nothing bounds it from below."""
-    last = _module(modules, section.exit)
+def _linear(modules: dict[str, nn.Module], block: Block) -> bool:
+    """Whether a block ends with a layer whose output is not clamped from below."""
+    last = _module(modules, block.exit)
     return isinstance(last, QuantLayer) and math.isinf(last.activation.low)
 
 

@@ -1,17 +1,19 @@
-"""Learned rounding, block by block: a block's quantized output is brought near the float net's, without labels.
+"""Learn the rounding of weights block by block, so that a block's quantized output is near that of the float model.
 
     min over V and r   E |y(x~; w~(V), r) - y|^2 + lambda f(V)                                lambda = 0.01
 
-y is the output of the float block, behind batch norm, activation and addition, on what the float net feeds it; x~ what
-the quantized net feeds it. adaround takes each layer for a block, its activations in float (Nagel et al., arXiv
-2004.10568, asymmetric reconstruction). brecq takes blocks (Li et al., arXiv 2102.05426) and scales the range of each
-activation within by r, with LSQ's gradient (core/fake_quantize.py). QDrop (Wei et al., arXiv 2203.05740): each step
-leaves a random share `drop` of the activations, and of the input, in float.
+y is the output of the float block, after batch norm, activation and addition, for the inputs that it gets in the float
+model. x~ are the inputs that the block gets in the quantized model. No labels are used.
 
-Differs from the papers: batch norm is not folded; the error is not weighted by gradients, which would take labels;
-there are hundreds of steps in place of twenty thousand, with a rate as much larger; r starts with a rate of 0.001,
-which falls as a cosine; ranges that concatenations share, and those of 8 bits, are not scaled. A block of more than 12
-layers is taken by the layer.
+`adaround` (Nagel et al., arXiv 2004.10568, asymmetric reconstruction) reconstructs single layers, with activations in
+float. `brecq` (Li et al., arXiv 2102.05426) reconstructs blocks. It also scales the range of each activation in the
+block by r, which is learned with LSQ's gradient (core/fake_quantize.py). QDrop (Wei et al., arXiv 2203.05740): in each
+step, a random fraction `drop` of the activations, and of the block's input, stays in float.
+
+Differs from the papers: batch norm is not folded. The error is not weighted by gradients, which would need labels.
+There are hundreds of steps instead of twenty thousand, with a learning rate that is larger by the same factor. The
+learning rate of r starts at 0.001 and falls as a cosine. Ranges that are shared through a concatenation, and those of 8
+bits, are not scaled. A block of more than 12 layers is reconstructed layer by layer.
 """
 
 import math
@@ -25,62 +27,73 @@ from quant.core.observed import ObservedActivationQuantizer
 from quant.core.quantizer import Quantizer
 from quant.graph.quant_layers import QuantLayer, QuantOperator
 from quant.ptq.adaround import SoftRounding, beta_at
-from quant.ptq.blocks import Run, Section
+from quant.ptq.blocks import Block, BlockRunner
 
 BATCH = 32
+"""Images in a step."""
 PENALTY = 0.01
-LARGEST = 12
-"""Layers of a block that is taken as one."""
-TRAVEL, LARGEST_RATE = 20.0, 0.1
-"""Adam's rate for V: how far V can move in all steps together, as by the papers' 0.001 in 20,000; and the largest."""
-SCALE_RATE = 1e-3
+"""lambda"""
+MAX_LAYERS = 12
+"""A block with more layers is reconstructed layer by layer."""
+TRAVEL, MAX_LR = 20.0, 0.1
+"""Adam's learning rate for V is TRAVEL / steps, at most MAX_LR: V can move as far as in the papers' 20,000 steps of
+0.001."""
+SCALE_LR = 1e-3
+"""Adam's initial learning rate for r."""
 
 
-class Scaling:
-    """r of one activation quantizer: its range, and with it its scale, times r."""
+class RangeScaling:
+    """The learned factor r on the range, and therefore on the scale, of one activation quantizer."""
 
     def __init__(self, quantizer: ObservedActivationQuantizer):
         self.quantizer, self.grid = quantizer, quantizer.grid()
         self.r = torch.ones((), requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """x fake-quantized with the scaled range."""
         s, grid = self.grid.scale * self.r.clamp(min=0.1), self.grid
         least, most = (grid.q_min - grid.zero_point).float(), (grid.q_max - grid.zero_point).float()
         scale = s.detach()
         return rounded(x, Rounding(scale, least, most, least * scale, most * scale, learned=(s,)))
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def store(self) -> None:
+        """Scale the range in the quantizer."""
         r = self.r.clamp(min=0.1)
         self.quantizer.low.mul_(r)
         self.quantizer.high.mul_(r)
 
 
-class Learning(Run):
-    """Computes a section with weights and ranges that are being learned, and a share of its activations in float."""
+class ReconstructionRunner(BlockRunner):
+    """Runs one block with the roundings and ranges that are being learned.
 
-    def __init__(self, prepared: fx.GraphModule, section: Section, drop: float, generator: torch.Generator):
+    drop: the fraction of activation elements that stays in float at random; 1: all activations are in float.
+    """
+
+    def __init__(self, prepared: fx.GraphModule, block: Block, drop: float, generator: torch.Generator):
         super().__init__(prepared)
         self.drop, self.generator = drop, generator
-        layers = {node.target: self.fetch_attr(node.target) for node in section.layers}
+        layers = {node.target: self.fetch_attr(node.target) for node in block.layers}
         self.roundings = {
             name: SoftRounding(layer.weight_quantizer, layer.weight)
             for name, layer in layers.items()
             if layer.weight_quantizer is not None
         }
-        self.scalings = {} if drop == 1 else {q: Scaling(q) for q in self._activations(section) if _scales(q)}
+        self.scalings = (
+            {} if drop == 1 else {q: RangeScaling(q) for q in self._activation_quantizers(block) if _is_scaled(q)}
+        )
 
-    def _activations(self, section: Section) -> list[Quantizer]:
-        modules = [self.fetch_attr(node.target) for node in section.nodes if node.op == "call_module"]
-        inside = [m.output if isinstance(m, QuantLayer | QuantOperator) else m for m in modules]
-        return [q for q in inside if isinstance(q, ObservedActivationQuantizer)]
+    def _activation_quantizers(self, block: Block) -> list[Quantizer]:
+        modules = [self.fetch_attr(node.target) for node in block.nodes if node.op == "call_module"]
+        outputs = [m.output if isinstance(m, QuantLayer | QuantOperator) else m for m in modules]
+        return [q for q in outputs if isinstance(q, ObservedActivationQuantizer)]
 
     def call_module(self, target: str, args: tuple, kwargs: dict):
         module = self.fetch_attr(target)
         if isinstance(module, QuantLayer):
             x, _source, norm = args
-            learned = self.roundings.get(target)
-            weight = module.used_weight() if learned is None else learned.weight()
+            rounding = self.roundings.get(target)
+            weight = module.used_weight() if rounding is None else rounding.weight()
             return self.quantized(module.in_float(x, weight, norm), module.output)
         if isinstance(module, QuantOperator):
             values, _sources = args
@@ -92,70 +105,75 @@ class Learning(Run):
     def quantized(self, x: Tensor, quantizer: Quantizer | None) -> Tensor:
         if quantizer is None or self.drop == 1:
             return x
-        return self.mixed(x, self.scalings.get(quantizer, quantizer)(x))
+        return self.mix(x, self.scalings.get(quantizer, quantizer)(x))
 
-    def mixed(self, in_float: Tensor, quantized: Tensor) -> Tensor:
-        """`drop` of the elements from the one, the rest from the other."""
+    def mix(self, in_float: Tensor, quantized: Tensor) -> Tensor:
+        """A random fraction `drop` of the elements from the first tensor, the rest from the second."""
         if self.drop in (0, 1):
             return in_float if self.drop else quantized
-        return torch.lerp(quantized, in_float, drawn(in_float, self.drop, self.generator))
+        return torch.lerp(quantized, in_float, random_mask(in_float, self.drop, self.generator))
 
     def penalty(self, done: float) -> Tensor | float:
-        """f(V) of all weights after this share of the steps."""
+        """The sum of f(V) over all weights when the fraction `done` of the steps is done."""
         beta = beta_at(done)
         return 0.0 if beta is None else sum(rounding.penalty(beta) for rounding in self.roundings.values())
 
 
-def drawn(like: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """1 in that share of places (in 256ths), 0 in the others, laid out like a dense tensor.
+def random_mask(like: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """A tensor of ones and zeros, with the shape, dtype and strides of `like`, which must be dense in memory.
 
-    A random byte for each: bernoulli_ takes more time than a convolution.
+    fraction: of ones; rounded to a multiple of 1/256, because each element compares one random byte. bernoulli_ would
+    take more time than a convolution.
     """
     ones = torch.empty_like(like)
     words = torch.empty(-(-ones.numel() // 8), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    ones.as_strided((ones.numel(),), (1,)).copy_(words.view(torch.uint8)[: ones.numel()] < min(255, round(256 * share)))
+    ones.as_strided((ones.numel(),), (1,)).copy_(
+        words.view(torch.uint8)[: ones.numel()] < min(255, round(256 * fraction))
+    )
     return ones
 
 
-def parts(section: Section, spec_rounding: str) -> list[Section]:
-    """What is learned at once of a block."""
-    whole = spec_rounding == "brecq" and len(section.layers) <= LARGEST
-    return [section] if whole else [section.alone(layer) for layer in section.layers]
+def reconstruction_units(block: Block, rounding: str) -> list[Block]:
+    """What is reconstructed at once: the block (`brecq`, up to MAX_LAYERS layers), or each of its layers by itself."""
+    at_once = rounding == "brecq" and len(block.layers) <= MAX_LAYERS
+    return [block] if at_once else [block.single_layer(layer) for layer in block.layers]
 
 
-def learn(
-    learning: Learning,
-    section: Section,
+def reconstruct(
+    runner: ReconstructionRunner,
+    block: Block,
     in_float: Tensor,
     quantized: Tensor,
     target: Tensor,
     steps: int,
     progress: Callable[[int], None],
 ) -> None:
-    """Learn what a section is to learn from its input in the float and in the quantized net and its float output."""
-    V = [rounding.V for rounding in learning.roundings.values()]
-    r = [scaling.r for scaling in learning.scalings.values()]
-    optimizer = torch.optim.Adam(
-        [{"params": V, "lr": min(LARGEST_RATE, TRAVEL / steps)}, {"params": r, "lr": SCALE_RATE}]
-    )
+    """Learn the roundings and ranges of `runner` for its block, and store them in the block's quantizers.
+
+    in_float, quantized: the block's inputs in the float and in the quantized model, for all calibration images. target:
+    its outputs in the float model. progress(1) is called after every step.
+    """
+    V = [rounding.V for rounding in runner.roundings.values()]
+    r = [scaling.r for scaling in runner.scalings.values()]
+    optimizer = torch.optim.Adam([{"params": V, "lr": min(MAX_LR, TRAVEL / steps)}, {"params": r, "lr": SCALE_LR}])
     for step in range(steps if V else 0):
-        optimizer.param_groups[1]["lr"] = SCALE_RATE * (1 + math.cos(math.pi * step / steps)) / 2
-        at = torch.randint(len(target), (BATCH,), generator=learning.generator)
-        x = quantized[at] if in_float is quantized else learning.mixed(in_float[at], quantized[at])
-        error = (learning.value(section, x) - target[at]).square().flatten(1).sum(1).mean() / _places(target)
-        loss = error + PENALTY * learning.penalty(step / steps)
+        optimizer.param_groups[1]["lr"] = SCALE_LR * (1 + math.cos(math.pi * step / steps)) / 2
+        at = torch.randint(len(target), (BATCH,), generator=runner.generator)
+        x = quantized[at] if in_float is quantized else runner.mix(in_float[at], quantized[at])
+        error = (runner.value(block, x) - target[at]).square().flatten(1).sum(1).mean() / _positions(target)
+        loss = error + PENALTY * runner.penalty(step / steps)
         for parameter, gradient in zip(V + r, torch.autograd.grad(loss, V + r), strict=True):
             parameter.grad = gradient
         optimizer.step()
         progress(1)
-    for learned in (*learning.roundings.values(), *learning.scalings.values()):
-        learned.settle()
+    for learned in (*runner.roundings.values(), *runner.scalings.values()):
+        learned.store()
 
 
-def _places(y: Tensor) -> int:
-    """Height times width: the error is summed over channels, and averaged over places and images."""
+def _positions(y: Tensor) -> int:
+    """Height times width of y: the error is summed over channels, and averaged over positions and images."""
     return y[0, 0].numel()
 
 
-def _scales(quantizer: ObservedActivationQuantizer) -> bool:
+def _is_scaled(quantizer: ObservedActivationQuantizer) -> bool:
     return quantizer.bits < 8 and quantizer.members == 1

@@ -1,4 +1,4 @@
-"""Calibration: ranges found in the float net, on images without augmentation, before anything is rounded."""
+"""Calibration: set the ranges of all quantizers from the values of the float model, on images without augmentation."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,10 @@ from quant.graph.views import quantizers, switch
 
 @torch.no_grad()
 def calibrate(prepared: nn.Module, images: Iterable[torch.Tensor]) -> None:
-    """Let every quantizer observe the float net (eval mode, quantizers off) on batches of images, then switch it on."""
+    """Let all quantizers observe the float model (eval mode, quantizers disabled), then enable them.
+
+    images: batches [N, 3, H, W] on the model's device.
+    """
     every = quantizers(prepared).values()
     switch(every, enabled=False, observing=True)
     prepared.eval()

@@ -1,8 +1,9 @@
-"""refine: what post-training quantization does behind calibration, walking through the blocks once, in order.
+"""The PTQ pipeline: what post-training quantization does after calibration.
 
-For all calibration images at once, the float net's values and the quantized net's are kept where a block begins: a
-block is computed once for each, not once a step, and what it is brought near is what the float net has there.
-Statistics are corrected before a block's roundings are learned, which then need not make up for them, and after.
+It visits the blocks of the model once, in order. At the start of each block it keeps the values of the float model and
+of the quantized model, for all calibration images at once. So every block is computed once per image, not once per
+step, and its target is the float model's own output. Bias correction runs before a block's roundings are learned, which
+then need not compensate for shifted statistics, and again afterwards.
 """
 
 import time
@@ -13,84 +14,100 @@ from torch import Tensor, fx
 
 from quant.graph.views import layer_view, set_enabled
 from quant.methods.ptq import Options
-from quant.ptq.bias_correction import correct, moments
-from quant.ptq.blocks import Run, Section, blocks
-from quant.ptq.brecq import Learning, learn, parts
+from quant.ptq.bias_correction import apply_bias_correction, moments
+from quant.ptq.blocks import Block, BlockRunner, blocks
+from quant.ptq.brecq import ReconstructionRunner, reconstruct, reconstruction_units
 from utils.console import Progress, say
 
-MOST = 2**28
-"""Elements of the largest value that is kept for all images, three or four of which are held: 1 GB each."""
+MAX_ELEMENTS = 2**28
+"""Elements of the largest value that is kept for all images, 1 GB. Three or four such values exist at a time."""
 
 
-def refine(prepared: fx.GraphModule, images: Iterable[Tensor], options: Options) -> None:
-    """Learn roundings and correct statistics, as resolved options say, in a calibrated model, on batches of images."""
+def run_ptq_pipeline(prepared: fx.GraphModule, images: Iterable[Tensor], options: Options) -> None:
+    """Learn roundings and correct biases in a calibrated model, as resolved options say.
+
+    images: batches [N, 3, H, W]. Leaves out the last images if the values to keep would exceed MAX_ELEMENTS.
+    """
     if options.rounding == "nearest" and options.bias_correction == "none":
         return
     began, images = time.monotonic(), torch.cat(list(images))
     found = blocks(prepared.eval(), images[:2])
     if not found:
         return
-    walk = _Walk(prepared, options)
-    count = min(len(images), MOST // max(1, walk.largest(found, images[:1])))
+    pipeline = _Pipeline(prepared, options)
+    count = min(len(images), MAX_ELEMENTS // max(1, pipeline.max_elements(found, images[:1])))
     steps = options.rounding_steps or 0
-    total = sum(1 + steps * len(parts(section, options.rounding)) for section in found)
-    with Progress(total, "refining", "steps") as progress:
-        walk.run(found, images[:count], progress)
-    what = [] if options.rounding == "nearest" else [f"rounding learned ({options.rounding})"]
-    what += [] if options.bias_correction == "none" else [f"statistics corrected ({options.bias_correction})"]
-    layers = sum(len(section.layers) for section in found)
-    split = sum(options.rounding == "brecq" and len(parts(section, "brecq")) > 1 for section in found)
-    blocks_said = f"{len(found)} blocks" + (f" ({split} too large, and taken layer by layer)" if split else "")
-    say(f"{' and '.join(what)}: {layers} layers in {blocks_said}, {count:,} images, {time.monotonic() - began:.0f} s")
+    total = sum(1 + steps * len(reconstruction_units(block, options.rounding)) for block in found)
+    with Progress(total, "PTQ pipeline", "steps") as progress:
+        pipeline.run(found, images[:count], progress)
+    say(f"{_summary(found, options)}, {count:,} images, {time.monotonic() - began:.0f} s")
 
 
-class _Walk:
+def _summary(found: list[Block], options: Options) -> str:
+    done = [] if options.rounding == "nearest" else [f"rounding learned ({options.rounding})"]
+    done += [] if options.bias_correction == "none" else [f"bias correction ({options.bias_correction})"]
+    layers = sum(len(block.layers) for block in found)
+    split = sum(options.rounding == "brecq" and len(reconstruction_units(block, "brecq")) > 1 for block in found)
+    note = f" ({split} too large, reconstructed layer by layer)" if split else ""
+    return f"{' and '.join(done)}: {layers} layers in {len(found)} blocks{note}"
+
+
+class _Pipeline:
+    """The steps of the pipeline for one block.
+
+    in_float, quantized: the block's inputs in the float and quantized model.
+    """
+
     def __init__(self, prepared: fx.GraphModule, options: Options):
-        self.prepared, self.options, self.plain = prepared, options, Run(prepared)
+        self.prepared, self.options, self.runner = prepared, options, BlockRunner(prepared)
         self.modules = dict(prepared.named_modules())
         self.generator = torch.Generator().manual_seed(0)
 
-    def largest(self, found: list[Section], image: Tensor) -> int:
-        """Elements of the largest value that a block begins or ends with, or a layer within, for an image."""
-        self.plain.run(image)
-        ends = [node for section in found for node in (section.entry, section.exit, *section.layers)]
-        return max(self.plain.env[node].numel() for node in ends)
+    def max_elements(self, found: list[Block], image: Tensor) -> int:
+        """Elements, for one image, of the largest value at the start or end of a block or after a layer in it."""
+        self.runner.run(image)
+        ends = [node for block in found for node in (block.entry, block.exit, *block.layers)]
+        return max(self.runner.env[node].numel() for node in ends)
 
-    def run(self, found: list[Section], images: Tensor, progress: Progress) -> None:
+    def run(self, found: list[Block], images: Tensor, progress: Progress) -> None:
         in_float = quantized = images
-        for section in found:
-            aim = self.in_float(section, in_float)
-            self.correct(section, in_float, quantized)
+        for block in found:
+            target = self.float_output(block, in_float)
+            self.correct_biases(block, in_float, quantized)
             if self.options.rounding != "nearest":
-                self.learn(section, in_float, quantized, progress)
-                self.correct(section, in_float, quantized)
-            in_float, quantized = aim, self.plain.values(section, quantized)
+                self.reconstruct(block, in_float, quantized, progress)
+                self.correct_biases(block, in_float, quantized)
+            in_float, quantized = target, self.runner.values(block, quantized)
             progress.add(1)
 
-    def in_float(self, section: Section, x: Tensor) -> Tensor:
+    def float_output(self, block: Block, x: Tensor) -> Tensor:
+        """The block's output with all quantizers disabled."""
         set_enabled(self.prepared, False)
-        value = self.plain.values(section, x)
+        value = self.runner.values(block, x)
         set_enabled(self.prepared, True)
         return value
 
-    def learn(self, section: Section, in_float: Tensor, quantized: Tensor, progress: Progress) -> None:
-        for part in parts(section, self.options.rounding):
-            whole = part is section
-            fed = in_float if whole else self.in_float(section.before(part.exit), in_float)
-            x = quantized if whole else self.plain.values(section.before(part.exit), quantized)
-            learning = Learning(self.prepared, part, (self.options.drop or 0.0) if whole else 1.0, self.generator)
-            aim = self.in_float(part, fed)
-            learn(learning, part, fed if whole else x, x, aim, self.options.rounding_steps, progress.add)
+    def reconstruct(self, block: Block, in_float: Tensor, quantized: Tensor, progress: Progress) -> None:
+        for unit in reconstruction_units(block, self.options.rounding):
+            whole_block = unit is block
+            float_input = in_float if whole_block else self.float_output(block.up_to(unit.exit), in_float)
+            x = quantized if whole_block else self.runner.values(block.up_to(unit.exit), quantized)
+            runner = ReconstructionRunner(
+                self.prepared, unit, (self.options.drop or 0.0) if whole_block else 1.0, self.generator
+            )
+            target = self.float_output(unit, float_input)
+            mixed_with = float_input if whole_block else x
+            reconstruct(runner, unit, mixed_with, x, target, self.options.rounding_steps, progress.add)
 
-    def correct(self, section: Section, in_float: Tensor, quantized: Tensor) -> None:
-        for node in section.layers:
+    def correct_biases(self, block: Block, in_float: Tensor, quantized: Tensor) -> None:
+        for node in block.layers:
             layer, _, _, norm = layer_view(self.modules, node)
             if layer.correction is None:
                 continue
-            before = section.before(node)
-            fed, x = self.in_float(before, in_float), self.plain.values(before, quantized)
+            before = block.up_to(node)
+            float_input, x = self.float_output(before, in_float), self.runner.values(before, quantized)
             set_enabled(self.prepared, False)
-            aim = moments(layer, norm, fed)
+            target = moments(layer, norm, float_input)
             set_enabled(self.prepared, True)
             layer.correction.set(1, 0)
-            correct(layer, self.options.bias_correction, aim, moments(layer, norm, x))
+            apply_bias_correction(layer, self.options.bias_correction, target, moments(layer, norm, x))

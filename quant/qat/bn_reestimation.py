@@ -1,13 +1,13 @@
-"""Batch norm re-estimation: running statistics measured again for the net as it is after training.
+"""Batch norm re-estimation: measure the statistics of batch norm again, for the model at the end of training.
 
-The running averages are of weights that have moved since. At few bits weights oscillate between two integers to the
-end, and the averages belong to neither of them (Nagel et al., arXiv 2203.11086; depthwise nets suffer most). Here the
-batch norms of the trained net see training images once more, cropped and mirrored as in training (images without that
-have other statistics), with all quantizers as they are:
+The running averages belong to earlier weights. At few bits, weights oscillate between two integers until the end, so
+the averages fit neither of them (Nagel et al., arXiv 2203.11086; models with depthwise layers lose the most accuracy).
+Here the batch norms of the trained model see training images again, augmented as in training, since other images have
+other statistics. All quantizers stay as they are:
 
-    mean, var  <-  the mean over batches of each batch's own        (no momentum, as in arXiv 1803.05407)
+    mean, var  <-  the mean over batches of the batch statistics       (no momentum, as in arXiv 1803.05407)
 
-Weight ranges follow the weights as they are now; activation ranges do not change.
+Quantizers whose weight range follows the weights in training use the current weights. Activation ranges do not change.
 """
 
 from collections.abc import Iterable
@@ -20,7 +20,10 @@ from quant.graph.quant_layers import QuantLayer
 
 @torch.no_grad()
 def reestimate_batch_norm(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Re-estimate the running statistics of all batch norms on batches of images. The model is in eval afterwards."""
+    """Set the running statistics of all batch norms from batches of images [N, 3, H, W].
+
+    The model is in eval mode afterwards.
+    """
     model.eval()
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]

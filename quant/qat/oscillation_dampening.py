@@ -1,12 +1,14 @@
-"""Oscillation dampening (Nagel et al., arXiv 2203.11086, section 4.1): weights drawn to their integers.
+"""Oscillation dampening (Nagel et al., arXiv 2203.11086, section 4.1): pull each weight towards its quantized value.
 
-    L_dampen = || w_hat - clip(w, n s, p s) ||^2,    its gradient  2 (clip(w, n s, p s) - w_hat)  inside,  0 beyond
+    L_dampen = || w_hat - clip(w, n s, p s) ||^2
+    gradient:  2 (clip(w, n s, p s) - w_hat)  inside the grid,  0 outside
 
-w_hat counts as a constant, n s and p s are the ends of the grid. Near the end of low-bit training a weight between two
-integers jumps from one to the other at each step and never settles. The term's strength lambda rises from 0 to
-`damping` along half a cosine: weights can choose an integer early in training, and keep it later.
+w_hat, the quantized weight, is treated as a constant. n s and p s are the ends of the grid. Near the end of low-bit
+training, a weight half-way between two integers oscillates: it changes from one to the other at each step and never
+settles. The strength lambda of the term rises from 0 to `damping` along half a cosine. So weights can still choose
+their integer at first, and keep it later.
 
-Differs from the paper: the strength rises over the whole of the quantized training (there: one of several schedules).
+Differs from the paper: the strength rises over the whole quantized training (the paper tries several schedules).
 """
 
 import math
@@ -20,9 +22,9 @@ from quant.graph.quant_layers import QuantLayer
 
 
 class Dampening:
-    """Hook on an optimizer: adds the gradient of damping * L_dampen to the weights of `model` before each step.
+    """Adds the gradient of lambda L_dampen to the gradients of the weights of `model`, before each step of `optimizer`.
 
-    progress(): the share of the quantized training that is done, in [0, 1].
+    damping: the final lambda. progress(): the fraction of the quantized training that is done, in [0, 1].
     """
 
     def __init__(
@@ -31,10 +33,10 @@ class Dampening:
         self.damping, self.progress = damping, progress
         layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
         self.layers = [layer for layer in layers if layer.weight_quantizer is not None]
-        optimizer.register_step_pre_hook(lambda *_: self.add())
+        optimizer.register_step_pre_hook(lambda *_: self.add_gradients())
 
     @torch.no_grad()
-    def add(self) -> None:
+    def add_gradients(self) -> None:
         strength = self.damping * 0.5 * (1 - math.cos(math.pi * self.progress()))
         for layer in self.layers:
             if layer.weight.grad is not None and layer.weight_quantizer.is_calibrated():
@@ -42,7 +44,7 @@ class Dampening:
 
 
 def distance_to_grid(layer: QuantLayer) -> torch.Tensor:
-    """clip(w, n s, p s) - w_hat"""
+    """clip(w, n s, p s) - w_hat, of the weight's shape."""
     grid, w = layer.weight_quantizer.grid(), layer.weight.float()
     least, most = (along_channels(grid.scale * q, w) for q in (grid.q_min, grid.q_max))
     return w.clamp(least, most) - grid.value(grid.centred(w))

@@ -27,7 +27,7 @@ def test_name_engines_and_the_quant_section_are_filled_in():
     [
         ({"data": {"name": "cifar"}}, "data.name: unknown 'cifar'"),
         ({"optim": {"name": "sdg"}}, "optim.name: unknown 'sdg'"),
-        ({"run": {"device": "tpu"}}, "run.device: 'tpu' is not to be had here"),
+        ({"run": {"device": "tpu"}}, "run.device: 'tpu' is not available here"),
         ({"run": {"engines": ["fbgem"]}}, "run.engines: unknown 'fbgem'"),
         ({"quant": {"engine": "fbgem"}}, "quant.engine: unknown 'fbgem'"),
         ({"optim": {"milestones": [0.5]}}, "optim.milestones is read by schedule step; optim.schedule is cosine"),

@@ -61,11 +61,11 @@ def test_timms():
     [
         ("my_nets:smal", {}, r"^model.name: my_nets has no function 'smal', did you mean small\?$"),
         ("my_net:small", {}, "^model.name: cannot import my_net: No module named 'my_net'$"),
-        ("my_nets:ten", {}, "^model my_nets:ten: gives 10 classes where the data has 7 classes$"),
+        ("my_nets:ten", {}, "^model my_nets:ten: returns 10 classes but the data has 7 classes$"),
         ("my_nets:small", {"depth": 2}, r"cannot be called with num_classes=7, depth=2: .*unexpected keyword"),
         ("my_nets:broken", {}, "cannot be called with num_classes=7: no such thing$"),
         ("torchvision:resnet19", {}, r"^model.name: torchvision: unknown 'resnet19'; .*\(nearest: resnet1\d+\)$"),
-        ("torchvision:alexnet", {}, "^model torchvision:alexnet: cannot take images of 16 x 16: "),
+        ("torchvision:alexnet", {}, "^model torchvision:alexnet: does not accept images of 16 x 16: "),
     ],
 )
 def test_refusals_are_one_line(name, options, message):

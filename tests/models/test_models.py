@@ -83,7 +83,7 @@ REFERENCE_CIFAR_MACS = {
 
 def small(name: str, form: str) -> int:
     row = models.MODELS[name]
-    return row.image_size or max(32, row.least.get(form, 1))
+    return row.image_size or max(32, row.min_image_size.get(form, 1))
 
 
 def on_meta(name: str, form: str, options: dict, size: int, classes: int) -> nn.Module:
@@ -314,8 +314,8 @@ def test_relu_in_place_of_hard_swish_up_to_the_head(name, variant):
 @pytest.mark.parametrize(
     ("name", "size", "options", "message"),
     [
-        ("vgg11", 31, {}, r"model.name: vgg11 takes images of 32 pixels or more in its cifar form, not of 31"),
-        ("alexnet", 62, {"form": "imagenet"}, r"alexnet takes images of 63 pixels or more in its imagenet form"),
+        ("vgg11", 31, {}, r"model.name: vgg11 accepts images of 32 pixels or more in its cifar form, not of 31"),
+        ("alexnet", 62, {"form": "imagenet"}, r"alexnet accepts images of 63 pixels or more in its imagenet form"),
         ("vgg16", 32, {"variant": "refrence"}, r"model.variant of vgg16: unknown 'refrence'; choose from torchvision"),
         ("resnt20", 32, {}, r"model.name: unknown 'resnt20'; choose from resnet20, .*\(nearest: resnet20\)"),
         ("resnet18", 32, {"froms": 1}, r"model.froms: resnet18 has no such option, did you mean form\?"),

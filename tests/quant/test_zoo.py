@@ -5,7 +5,7 @@ import torch
 
 import models
 import quant
-from quant.engines.layerwise_check import forced
+from quant.engines.layerwise_check import check_layerwise
 from quant.graph.quant_layers import QuantLayer
 from tests.conftest import KERNELS, photos, spec, with_real_statistics
 from utils.errors import UserError
@@ -43,7 +43,7 @@ def zoo(request):
 def test_forced_equality_of_every_operator(zoo, engine):
     name, prepared, images = zoo
     model = quant.convert(prepared, engine)
-    differences = forced(prepared, model, images)
+    differences = check_layerwise(prepared, model, images)
     assert len(differences) >= len(model.layers)
     for node, found in differences.items():
         assert found.within(), f"{name}, {node}: {found}"
@@ -55,7 +55,7 @@ def test_nothing_stays_in_float(zoo):
     assert model.float_layers == {}
     layers = [m for m in prepared.modules() if isinstance(m, QuantLayer)]
     assert len(model.layers) == len(layers) >= 18
-    islands = {row[0] for row in quant.report(prepared, model) if row[4] == "float"}
+    islands = {row[0] for row in quant.layer_rows(prepared, model) if row[4] == "float"}
     assert islands == set(), f"{name}: {islands}"
 
 

@@ -8,7 +8,7 @@ from utils import console
 
 
 def test_without_a_terminal_long_work_prints_a_line_now_and_then(monkeypatch, capsys):
-    monkeypatch.setattr(console, "EVERY", 0.0)
+    monkeypatch.setattr(console, "PROGRESS_SECONDS", 0.0)
     with console.Progress(100, "epoch 3", "images") as progress:
         progress.add(40, lambda: "loss 0.5")
     assert re.search(r"epoch 3: 40 of 100 images, \d+ s left; loss 0.5", capsys.readouterr().out)

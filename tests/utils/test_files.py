@@ -14,6 +14,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        files.write_whole(path, fail)
+        files.write_atomically(path, fail)
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]

@@ -9,7 +9,7 @@ PROGRAM = """
 import resource, sys, torch
 from utils import memory
 if sys.argv[1] == "kept":
-    memory.keep()
+    memory.keep_freed()
 def maps():
     for _ in range(20):
         [torch.ones(2**22) for _ in range(8)]

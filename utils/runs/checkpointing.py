@@ -11,7 +11,7 @@ from torch import nn
 from utils.console import say
 from utils.distributed import Processes
 from utils.errors import UserError
-from utils.metrics import Score, of_all
+from utils.metrics import Score, sum_over_processes
 from utils.runs import checkpoint, tensor_file
 from utils.runs.folder import BEST, LAST, PREVIOUS
 from utils.runs.interrupt import defer_signals
@@ -101,7 +101,7 @@ class CheckpointSaver:
 
         Returns the message for a user who stops the run here.
         """
-        total = of_all(position.score, self.processes)
+        total = sum_over_processes(position.score, self.processes)
         if self.processes.is_main:
             training = {"optimizer": optimizer.state_dict(), "step": position.step, "score": [*astuple(total)]}
             state = self.pack(model, position.epoch, training | {"log": log.state()})

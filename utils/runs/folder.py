@@ -17,7 +17,7 @@ from typing import Any
 
 from utils.console import say
 from utils.errors import UserError
-from utils.files import write_whole
+from utils.files import write_atomically
 from utils.runs import checkpoint
 
 LAST, PREVIOUS, BEST = "last.pt", "last.prev.pt", "best.pt"
@@ -132,7 +132,7 @@ class RunFolder:
             (Path(self.resume).with_name(BEST), self.path / BEST, None),
         ):
             if there.is_file() and there.resolve() != here.resolve():
-                write_whole(here, functools.partial(shutil.copyfile, there), keep)
+                write_atomically(here, functools.partial(shutil.copyfile, there), keep)
 
 
 def effective_resume(resume: str) -> str:

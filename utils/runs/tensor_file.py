@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError, nearest
-from utils.files import write_whole
+from utils.files import write_atomically
 
 CHECKSUM = "checksum"
 
 
 def save(path: Path, value: dict, keep: Path | None = None) -> None:
-    """Write plain tensors and JSON-able values in torch's format, with a checksum. keep: as in files.write_whole.
+    """Write plain tensors and JSON-able values in torch's format, with a checksum. keep: as in files.write_atomically.
 
     Raises OSError if the disk is full; the earlier file is then unchanged.
     """
     buffer = io.BytesIO()  # so that a full disk raises OSError rather than an error of torch's
     torch.save(value | {CHECKSUM: checksum(value)}, buffer)
-    write_whole(path, lambda part: part.write_bytes(buffer.getbuffer()), keep)
+    write_atomically(path, lambda part: part.write_bytes(buffer.getbuffer()), keep)
 
 
 def checksum(value: Any) -> str:

@@ -1,9 +1,9 @@
-"""The average of the weights over the last steps of training, which is often the better net (arXiv 1703.01780).
+"""The moving average of the weights in training, which is often the better model (arXiv 1703.01780).
 
-    a <- d a + (1 - d) w   after each step,    d = min(decay, (1 + t) / (10 + t)),    t: steps that w has been averaged
+    a <- d a + (1 - d) w   after each step,    d = min(decay, (1 + t) / (10 + t)),    t: number of steps averaged so far
 
-of all that the optimizer trains, steps and clips of quantizers included. Batch norm's statistics are those of w: with a
-in its place they have to be found anew (qat/bn_reestimation.py).
+for all parameters that the optimizer trains, including the steps and clips of quantizers. The statistics of batch norm
+belong to w. With a instead of w they must be re-estimated (quant/qat/bn_reestimation.py).
 """
 
 import contextlib
@@ -14,57 +14,58 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Attached to an optimizer, and saved and loaded as `average` in its state dict."""
+    """Follows an optimizer through hooks: updated after each step, saved and loaded as `average` in its state dict."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, decay: float):
         self.optimizer, self.decay = optimizer, decay
-        self.kept: dict[Tensor, dict] = {}
+        self.averages: dict[Tensor, dict] = {}
         optimizer.register_step_post_hook(lambda *_: self.update())
         optimizer.register_state_dict_post_hook(lambda _, state: state | {"average": self.state()})
         optimizer.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
 
     @torch.no_grad()
     def update(self) -> None:
+        """Update the average of every parameter; called after each optimizer step."""
         parameters = self._parameters()
         for p in parameters:
-            if p not in self.kept:
-                self.kept[p] = {"a": p.detach().clone(), "t": 0}
-        kept = [self.kept[p] for p in parameters]
-        shares = [1 - min(self.decay, (1 + k["t"]) / (10 + k["t"])) for k in kept]
-        averages = [k["a"] for k in kept]
-        moved = torch._foreach_sub(parameters, averages)
-        torch._foreach_mul_(moved, shares)
-        torch._foreach_add_(averages, moved)
-        for k in kept:
+            if p not in self.averages:
+                self.averages[p] = {"a": p.detach().clone(), "t": 0}
+        states = [self.averages[p] for p in parameters]
+        rates = [1 - min(self.decay, (1 + k["t"]) / (10 + k["t"])) for k in states]
+        averages = [k["a"] for k in states]
+        changes = torch._foreach_sub(parameters, averages)
+        torch._foreach_mul_(changes, rates)
+        torch._foreach_add_(averages, changes)
+        for k in states:
             k["t"] += 1
 
     @contextlib.contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
-        """With the averages as the model's weights; afterwards weights and buffers are what they were."""
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """A context in which the model has the averages as its weights. On exit, weights and buffers are restored."""
         buffers = [buffer.clone() for buffer in model.buffers()]
         self.swap()
         try:
             yield
         finally:
             self.swap()
-            for buffer, before in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+            for buffer, saved in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(saved)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Averages for weights, and weights for averages."""
-        for p, k in self.kept.items():
-            before = p.detach().clone()
+        """Exchange the weights and their averages."""
+        for p, k in self.averages.items():
+            weight = p.detach().clone()
             p.copy_(k["a"])
-            k["a"] = before
+            k["a"] = weight
 
     def state(self) -> dict:
-        """Plain tensors and numbers; parameters by their position in the optimizer."""
-        return {i: self.kept[p] for i, p in enumerate(self._parameters()) if p in self.kept}
+        """{index of a parameter in the optimizer: {"a": average, "t": number of steps}}."""
+        return {i: self.averages[p] for i, p in enumerate(self._parameters()) if p in self.averages}
 
     def _load(self, state: dict) -> dict:
         parameters = self._parameters()
-        self.kept = {
+        self.averages = {
             parameters[i]: {"a": k["a"].to(parameters[i].device, copy=True), "t": k["t"]}
             for i, k in state["average"].items()
         }

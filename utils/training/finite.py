@@ -1,25 +1,28 @@
-"""Where a net's numbers stop being numbers."""
+"""Find the first module whose output is NaN or infinite."""
 
 import torch
 from torch import Tensor, nn
 
 
 class _Found(Exception):
-    pass
+    """Ends the forward pass at the first such module."""
 
 
 @torch.no_grad()
 def first_not_finite(model: nn.Module, images: Tensor) -> str:
-    """The first module, in the order of computation, whose output is not finite, and whether its weights are."""
+    """The name of the first module, in the order of computation, whose output is NaN or infinite, for a message.
 
-    def look(name: str, module: nn.Module):
+    Adds a note if its weights are not finite either. "none; the loss itself" if all outputs are finite.
+    """
+
+    def add_hook(name: str, module: nn.Module):
         def hook(module: nn.Module, inputs: tuple, output) -> None:
             if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 raise _Found(name)
 
         return module.register_forward_hook(hook)
 
-    hooks = [look(name, module) for name, module in model.named_modules() if name]
+    hooks = [add_hook(name, module) for name, module in model.named_modules() if name]
     try:
         model(images)
     except _Found as found:

@@ -1,4 +1,4 @@
-"""fp32 or bf16: which of them trains a net faster on this machine, asked of a few steps."""
+"""Choose the precision in which a model trains faster on this machine, fp32 or bf16, by timing a few steps."""
 
 import copy
 import statistics
@@ -12,52 +12,55 @@ from utils.console import say
 from utils.distributed import Processes
 
 STEPS = 3
+"""Timed steps in each precision, after the first."""
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
-HOPELESS = 2.0
-"""How many times slower a first step must be for no more to be tried: bf16 without the instructions for it."""
+TOO_SLOW = 2.0
+"""If the first bf16 step takes this many times longer, no more are timed: the CPU has no bf16 instructions."""
 
 
 def choose(
-    asked: Precision | Literal["auto"],
-    known: Precision | None,
+    requested: Precision | Literal["auto"],
+    previous: Precision | None,
     model: nn.Module,
     batch_size: int,
     image_size: int,
     processes: Processes,
 ) -> Precision:
-    """What `asked` says, fp32, bf16, or auto: measured once a run, on a process's share of a batch.
+    """The precision to train in. requested: fp32, bf16, or auto (the faster one).
 
-    known: what the run has been trained in before, which it goes on with.
+    previous: the precision in which an interrupted run was trained so far, and which it keeps; None for a new run.
+    "auto" is measured on one process's share of a batch, in the first process.
     """
-    if asked != "auto":
-        return asked
-    if known in PRECISIONS:
-        return known
+    if requested != "auto":
+        return requested
+    if previous in PRECISIONS:
+        return previous
     return processes.broadcast_object(
         faster(model, max(2, batch_size // processes.world_size), image_size, processes.device)
     )
 
 
 def faster(model: nn.Module, batch_size: int, image_size: int, device: torch.device) -> Precision:
-    """ "fp32" or "bf16", by the median of a few steps by turns on random images; the model is left as it was."""
+    """The precision with the smaller median time of interleaved steps on random images. The model is not changed."""
     images = torch.rand(batch_size, 3, image_size, image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     trials = {name: copy.deepcopy(model).train() for name in PRECISIONS}
     first = {name: _seconds(trial, images, name) for name, trial in trials.items()}
     taken: dict[Precision, list[float]] = {name: [] for name in trials}
-    if first["bf16"] < HOPELESS * first["fp32"]:
+    if first["bf16"] < TOO_SLOW * first["fp32"]:
         for _ in range(STEPS):
             for name, trial in trials.items():
                 taken[name].append(_seconds(trial, images, name))
-    middle = {name: statistics.median(times or [first[name]]) for name, times in taken.items()}
-    best = min(middle, key=middle.__getitem__)
-    shown = ", ".join(f"{name} {batch_size / seconds:.0f}" for name, seconds in middle.items())
-    say(f"precision {best}: images a second in float training: {shown}")
+    medians = {name: statistics.median(times or [first[name]]) for name, times in taken.items()}
+    best = min(medians, key=medians.__getitem__)
+    shown = ", ".join(f"{name} {batch_size / seconds:.0f}" for name, seconds in medians.items())
+    say(f"precision {best}: images per second in float training: {shown}")
     return best
 
 
 def _seconds(model: nn.Module, images: torch.Tensor, precision: Precision) -> float:
+    """Seconds of one forward and backward pass."""
     began = time.perf_counter()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
         logits = model(images)

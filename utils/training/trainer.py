@@ -1,4 +1,4 @@
-"""The training loop: float epochs, then fake-quantized ones, under one optimizer, from any position to the end."""
+"""The training loop: float epochs, then quantized ones, with one optimizer, from any position to the end."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -28,12 +28,12 @@ class Trainer:
     """Trains `model`: `run` does the epochs, `finish` leaves the final model.
 
     train_batches, val_batches: batches of data/batches.py. val_batches is None without validation images; with them,
-        the best of the epochs that count is kept: of the quantized epochs, or of all if the run ends in float.
-    rate: learning rate as a function of the epochs done, whole ones and a fraction.
+        the best epoch is kept, of the quantized epochs, or of all epochs if the run ends in float.
+    rate: learning rate as a function of the epochs done, which need not be a whole number.
     loss_of: loss of (images, logits, labels), the mean over the images of this process (utils/training/distill.py).
     clip_norm: limit of the gradients' total norm, or None. bf16: run convolutions in bfloat16.
     quantize_from: index of the first quantized epoch, before which the model becomes quantize(model).
-    method: what the log calls quantized epochs.
+    method: the name of quantized epochs in the log.
     average: the moving average of the weights, or None.
     reestimate_batch_norm: measures a model's batch norm statistics again.
     """
@@ -58,7 +58,7 @@ class Trainer:
     saver: CheckpointSaver
     quantized: bool = False
     done: float = 0.0
-    """Epochs done, whole ones and a fraction."""
+    """Epochs done so far; not necessarily a whole number."""
     ddp_model: nn.Module | None = None
     """What `wrapped` made for the model as it is now, or None."""
 
@@ -159,7 +159,7 @@ class Trainer:
     def _finish_epoch(self, epoch: int, score: Score) -> None:
         """Score the epoch on the validation images, log it and save it."""
         self.processes.broadcast_buffers(self.model.buffers())
-        total, best = metrics.of_all(score, self.processes), self.log.best
+        total, best = metrics.sum_over_processes(score, self.processes), self.log.best
         counts = self.quantized or self.quantize_from >= self.epochs
         stage, lr = self.method if self.quantized else "float", self.optimizer.param_groups[0]["lr"]
         with self._final_weights():
@@ -174,14 +174,16 @@ class Trainer:
         if self.average is None or self.val_batches is None:
             yield
             return
-        with self.average.in_place(self.model):
+        with self.average.applied_to(self.model):
             self.reestimate_batch_norm(self.model)
             yield
 
     def _val_score(self) -> Score | None:
         if self.val_batches is None:
             return None
-        return metrics.of_all(metrics.score(self.model.eval(), self.val_batches, self.processes.device), self.processes)
+        return metrics.sum_over_processes(
+            metrics.score(self.model.eval(), self.val_batches, self.processes.device), self.processes
+        )
 
     def _save(self, at: Position) -> str:
         return self.saver.save(at, self.model, self.optimizer, self.log)

@@ -1,23 +1,28 @@
-"""PyTorch's integer engines: fbgemm, qnnpack, x86 and onednn. All contact with quantized tensors is in this folder.
+"""PyTorch's integer engines: fbgemm, qnnpack, x86 and onednn. No other folder uses torch's quantized tensors.
 
-PyTorch has announced to remove quantized tensors (pytorch #184982) and warns at their first use; that one warning is
-silenced here, by its message. Training, simulation and checkpoints need nothing of it.
+PyTorch has announced the removal of quantized tensors (pytorch #184982), on which its engines are built, and warns at
+their first use. This warning alone is silenced here, by its message. Training, simulation and checkpoints do not depend
+on quantized tensors.
 
-What is known of the kernels (each found by measurement), and what is done about it:
-- fbgemm's depthwise kernels add products in 16 bits and saturate on full-range data; where the channel count is no
-  multiple of 8 they are exact but many times slower. Depthwise layers therefore run on oneDNN.
-- Without VNNI, oneDNN's dense kernels saturate as well. So no kernel is trusted: engines/verify.py tries a layer's
-  candidates, at full range, on this CPU, and the first exact one is taken. Float32 arithmetic on the integers is the
-  last.
-- Engines clamp at 0 and 255 only. A grid of b < 8 bits is held shifted, its q_max at 255, so that saturation is its
-  upper clamp; a fused ReLU is the lower one where the zero point is q_min; other bounds are clamped in plain uint8.
-- An engine is fixed when a weight is packed; element-wise operators read the global engine when they run: see
+Known properties of the kernels, all measured, and how this folder deals with them:
+
+- fbgemm's depthwise kernels add products in 16 bits and saturate on full-range data. If the number of channels is not a
+  multiple of 8, they are exact but many times slower. Depthwise layers therefore run on oneDNN.
+- Without VNNI, oneDNN's dense kernels saturate, too. So no kernel is trusted: engines/verify.py tries the candidates
+  for a layer at full range on this CPU, and the first exact one is used. The last candidate is fp32 arithmetic.
+- Kernels clamp at 0 and 255 only. A grid of fewer than 8 bits is stored shifted, with its q_max at 255, so that
+  saturation is its upper clamp. A fused ReLU is the lower clamp if the zero point is q_min. Any other clamp is a
+  separate operator on plain uint8.
+- An engine is fixed when a weight is packed, but element-wise operators read the global engine when they run. See
   running().
-- Kernels scale, add the bias and round in orders of their own: qnnpack round((a + B) m) + z, as the layer does; fbgemm
-  round((a + fl(b / m)) m) + z with a float bias b; oneDNN round(fl(fl(fl(a m) + b) + z)). On multipliers that are off
-  ties (core/integer_layer.py) all come out the same; elsewhere fbgemm is a step apart for a sum in a million, and oneDNN,
-  for ten, is asked for its exact sums alone. Logits leave every engine but qnnpack as exact sums.
-- torch's x86 engine is a choice between fbgemm and oneDNN. So is ours: oneDNN, and fbgemm where ties are near.
+- Kernels scale, add the bias and round in different orders. With a the integer sum, B the integer bias, b = B m the
+  float bias and fl() rounding to fp32: qnnpack computes round((a + B) m) + z, as core/integer_layer.py does; fbgemm
+  round((a + fl(b / m)) m) + z; oneDNN round(fl(fl(fl(a m) + b) + z)). If no multiplier is near a tie
+  (core/integer_layer.py), all of them give the same integers. Otherwise fbgemm is off by one step for one sum in a
+  million, and oneDNN for ten. There oneDNN only computes the exact sums, and the rest is done here. Logits are computed
+  from exact sums on every engine but qnnpack.
+- torch's x86 engine chooses between fbgemm and oneDNN. So does this one: oneDNN, or fbgemm if a multiplier is near
+  a tie.
 """
 
 import contextlib
@@ -44,14 +49,15 @@ from quant.engines.native.tensors import (
 
 
 class NativeEngine(Engine):
-    """An engine by torch's name for it.
+    """One of torch's engines, by torch's name for it.
 
-    Values are held as quint8 tensors of scale 1: the zero point travels with them, scales live in the multipliers.
+    Native tensors are quint8 tensors with scale 1 and the grid's zero point. The true scales are part of the layers'
+    multipliers.
     """
 
     def __init__(self, name: str):
         self.name = name
-        _spend_warning()
+        _silence_removal_warning()
 
     def missing(self) -> str:
         return "" if self.name in torch.backends.quantized.supported_engines else "is not in this build of torch"
@@ -64,7 +70,7 @@ class NativeEngine(Engine):
 
     def dequantize(self, grid: Grid) -> Operator:
         scale = float(grid.scale)
-        return lambda held: held.dequantize().mul_(scale)
+        return lambda x: x.dequantize().mul_(scale)
 
     def to_native(self, grid: Grid) -> Operator:
         return lambda n: native_from_centred(n, zero_point_of(grid))
@@ -93,24 +99,24 @@ class NativeEngine(Engine):
     def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
         rounds_differently = self.name == "qnnpack" and op.arithmetic is add
         candidates = None if op.y is None or rounds_differently else CANDIDATES.get(op.arithmetic)
-        ways = [] if candidates is None else candidates(op)
-        return [(self.name, way) for way in ways] + [(FLOAT32_KERNEL, self.in_float32(op))]
+        kernels = [] if candidates is None else candidates(op)
+        return [(self.name, kernel) for kernel in kernels] + [(FLOAT32_KERNEL, self.in_float32(op))]
 
     def concatenate(self, grid: Grid, axis: int) -> Operator:
         zero_point = zero_point_of(grid)
-        return lambda values: native_from_uint8(torch.cat([uint8_view(held) for held in values], axis), zero_point)
+        return lambda values: native_from_uint8(torch.cat([uint8_view(x) for x in values], axis), zero_point)
 
     def shuffle(self, grid: Grid, groups: int) -> Operator:
         zero_point = zero_point_of(grid)
-        return lambda held: native_from_uint8(shuffled(uint8_view(held), groups), zero_point)
+        return lambda x: native_from_uint8(shuffled(uint8_view(x), groups), zero_point)
 
     def interleave(self, grid: Grid) -> Operator:
         return interleave(zero_point_of(grid), super().interleave(grid))
 
 
 @functools.cache
-def _spend_warning() -> None:
-    """torch warns once a process that quantized tensors will go; let it, unseen, and leave all other warnings alone."""
+def _silence_removal_warning() -> None:
+    """Trigger torch's warning about the removal of quantized tensors, which it gives once per process, and hide it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.quantize_per_tensor, torch.quantize_per_channel and other")
         torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)

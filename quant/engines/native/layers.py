@@ -1,4 +1,7 @@
-"""Integer layers (core/integer_layer.py) on torch's int8 kernels."""
+"""Integer layers (core/integer_layer.py) on torch's int8 kernels.
+
+All functions that build a layer return an Operator.
+"""
 
 import functools
 import warnings
@@ -20,8 +23,8 @@ from quant.engines.native.tensors import (
 )
 
 SUMS = "onednn sums"
-"""oneDNN's kernel, with scaling and rounding in passes of their own."""
-SUMMING = """
+"""Name of the kernel that computes sums in oneDNN's kernel, and scales and rounds them in separate passes."""
+SUMS_SOURCE = """
 def linear(x, zero_point: int, weight, ones, zeros, bias):
     return torch.ops.onednn.qlinear_pointwise(
         x, 1.0, zero_point, weight, ones, zeros, bias, 1.0, 0, torch.float32, "none", [], ""
@@ -36,13 +39,17 @@ def convolution(
         stride, padding, dilation, groups, 1.0, 0, torch.float32, "none", [], ""
     )
 """
-SHAPES = 8
-"""How many input shapes a layer keeps packed weights for."""
+MAX_SHAPES = 8
+"""For how many input shapes an operator keeps packed weights."""
 
 
 class Packed:
-    """An operator with packed weights: packed once, or for each shape of its input where the kernel lays them out for
-    the first it meets and lays them out anew, at every call, for others."""
+    """An operator with packed weights.
+
+    pack(shape of the input) -> packed weights. run(input, packed weights) -> output. by_shape: pack once for each input
+    shape instead of once only. oneDNN lays packed weights out for the first input shape that it sees, and lays them out
+    again at every call with another shape.
+    """
 
     def __init__(self, pack: Callable, by_shape: bool, run: Callable[[NativeTensor, Any], NativeTensor]):
         self.pack, self.by_shape, self.run = pack, by_shape, run
@@ -51,14 +58,17 @@ class Packed:
     def __call__(self, x: NativeTensor) -> NativeTensor:
         key = tuple(map(int, x.shape)) if self.by_shape else None
         if key not in self.packs:
-            if len(self.packs) == SHAPES:
+            if len(self.packs) == MAX_SHAPES:
                 self.packs.pop(next(iter(self.packs)))
             self.packs[key] = self.pack(x.shape)
         return self.run(x, self.packs[key])
 
 
 def packed(layer: IntegerLayer, kernel: str) -> Operator:
-    """The layer on the int8 kernel of that engine, with its multipliers as the scales of the weights."""
+    """The layer on the int8 kernel of an engine (fbgemm, qnnpack, onednn).
+
+    Weight scales are the layer's multipliers.
+    """
     geometry, y, m = layer.geometry, layer.y, layer.multiplier()
     weight = torch._make_per_channel_quantized_tensor(
         layer.weight.to(torch.int8), m.double(), torch.zeros(len(m), dtype=torch.long), 0
@@ -82,7 +92,7 @@ def packed(layer: IntegerLayer, kernel: str) -> Operator:
 
 
 def in_float32(layer: IntegerLayer) -> Operator:
-    """The layer's own exact arithmetic between two changes of type: always right, at the speed of float."""
+    """The exact fp32 arithmetic of core/integer_layer.py between conversions: always exact, as slow as float."""
     if layer.y is None:
         return lambda x: layer(x.dequantize())
     zero_point = zero_point_of(layer.y)
@@ -90,9 +100,9 @@ def in_float32(layer: IntegerLayer) -> Operator:
 
 
 def onednn_sums(layer: IntegerLayer) -> Operator:
-    """The layer on oneDNN's int8 kernel, which hands out its sums unscaled in fp32: exact.
+    """The layer on oneDNN's int8 kernel, which returns its exact integer sums unscaled in fp32.
 
-    The rest is one multiplication and one rounding, the layer's own, each a pass over memory.
+    Scaling and rounding follow, in the order of core/integer_layer.py, each as a pass over memory.
     """
     y = layer.y
     if y is None:
@@ -105,28 +115,31 @@ def onednn_sums(layer: IntegerLayer) -> Operator:
     )
 
 
-def _sums(layer: IntegerLayer, then: Callable[[Tensor], Tensor]) -> Operator:
-    """held -> then(sums and bias in fp32); torch's operators on plain uint8 tensors, with every scale 1."""
+def _sums(layer: IntegerLayer, finish: Callable[[Tensor], Tensor]) -> Operator:
+    """The operator native -> finish(integer sums plus bias, in fp32), with oneDNN's operators on plain uint8."""
     geometry, zero_point, functions = layer.geometry, zero_point_of(layer.x), torch.ops.onednn
     weight, ones, zeros = layer.weight.to(torch.int8), torch.ones(len(layer.weight)), torch.zeros(len(layer.weight))
-    given, run = (ones, zeros.long(), layer.bias), _summing()
+    arguments, compiled = (ones, zeros.long(), layer.bias), _sum_functions()
     if geometry.linear:
         return Packed(
             lambda shape: functions.qlinear_prepack(weight, shape),
             True,
-            lambda x, weights: then(run.linear(uint8_view(x), zero_point, weights, *given)),
+            lambda x, weights: finish(compiled.linear(uint8_view(x), zero_point, weights, *arguments)),
         )
     strides = [list(geometry.stride), list(geometry.padding), list(geometry.dilation), geometry.groups]
     return Packed(
         lambda shape: functions.qconv_prepack(weight, ones, 1.0, zero_point, *strides, shape),
         True,
-        lambda x, weights: then(run.convolution(uint8_view(x), zero_point, weights, *given, *strides)),
+        lambda x, weights: finish(compiled.convolution(uint8_view(x), zero_point, weights, *arguments, *strides)),
     )
 
 
 @functools.cache
-def _summing() -> torch.jit.CompilationUnit:
-    """oneDNN's operators as TorchScript: a trace cannot write down the empty list of their last arguments."""
+def _sum_functions() -> torch.jit.CompilationUnit:
+    """oneDNN's operators as TorchScript functions.
+
+    A trace cannot record the empty list that they take as an argument.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.CompilationUnit(SUMMING)
+        return torch.jit.CompilationUnit(SUMS_SOURCE)

@@ -1,8 +1,8 @@
 """Operators without weights (core/integer_operator.py) on torch's quantized tensors.
 
-CANDIDATES lists the kernels that may run each. None is trusted: each is tried on every integer, or pair of integers
-(engines/verify.py). Products, averages and most functions go through fp32, which holds their integers exactly:
-two changes of type cost less than torch's own quantized kernels.
+CANDIDATES lists the kernels that may run each operator. None is trusted: engines/verify.py tries them on every integer,
+or pair of integers. Products, averages and most functions are computed in fp32, which represents their integers
+exactly: two type conversions cost less than torch's own quantized kernels.
 """
 
 import sys
@@ -26,9 +26,10 @@ from quant.engines.native.tensors import (
 
 
 def _add(op: IntegerOperator) -> list[Operator]:
-    """torch's addition, on the scales as they are and divided by the output's: on most grids one of them is exact.
+    """torch's quantized addition, with the scales divided by the output's scale, and with the scales as they are.
 
-    It takes no tensors of different shapes, and qnnpack's own rounds otherwise and refuses some ratios of scales.
+    On most grids one of the two is exact. torch's kernel does not broadcast, so the inputs are broadcast first.
+    qnnpack's addition is not used: it rounds differently and rejects some ratios of scales.
     """
     scales = [grid.scale for grid in (*op.x, op.y)]
     return [_add_scaled(op, *(float(s / op.y.scale) for s in scales)), _add_scaled(op, *map(float, scales))]
@@ -49,41 +50,43 @@ def _add_scaled(op: IntegerOperator, a: float, b: float, y: float) -> Operator:
     return add
 
 
-def _stepped(op: IntegerOperator) -> Operator:
-    """float multiples of op.divisor() -> held"""
+def _quantize_by_divisor(op: IntegerOperator) -> Operator:
+    """The operator float -> native, with op.divisor() as the step between integers."""
     return quantizing(float(op.divisor()), *native_range(op.y, op.lo, op.hi))
 
 
 def _mul(op: IntegerOperator) -> list[Operator]:
-    """Products of integers in fp32, which hold them exactly. torch's own quantized product is slower."""
-    stepped = _stepped(op)
-    return [lambda p, q: stepped(p.dequantize() * q.dequantize())]
+    """Products of integers in fp32, which is exact. torch's own quantized product is slower."""
+    quantize = _quantize_by_divisor(op)
+    return [lambda p, q: quantize(p.dequantize() * q.dequantize())]
 
 
 def _average(op: IntegerOperator) -> list[Operator]:
-    stepped = _stepped(op)
-    return [lambda held: stepped(exact_average(op.run, held.dequantize()))]
+    quantize = _quantize_by_divisor(op)
+    return [lambda x: quantize(exact_average(op.run, x.dequantize()))]
 
 
 def _function(op: IntegerOperator) -> list[Operator]:
-    """torch's quantized kernel where there is one; the function in float; its table."""
-    x, (zero_point, lo, hi) = op.x[0], native_range(op.y, op.lo, op.hi)
-    scale, y, clamp, run = float(x.scale), float(op.y.scale), clamping(lo, hi), op.run
+    """torch's quantized kernel if it has one; the function in float; a lookup table."""
+    grid, (zero_point, lo, hi) = op.x[0], native_range(op.y, op.lo, op.hi)
+    scale, y, clamp, run = float(grid.scale), float(op.y.scale), clamping(lo, hi), op.run
     table = (op.table() + zero_point).to(torch.uint8)
-    table = torch.cat([table[:1].expand(shift(x) + x.q_min), table])  # below 8 bits, what is held starts above 0
+    table = torch.cat(
+        [table[:1].expand(shift(grid) + grid.q_min), table]
+    )  # below 8 bits, native integers start above 0
 
     quantize = quantizing(y, zero_point, lo, hi)
 
-    def in_float(held: NativeTensor) -> NativeTensor:
-        return quantize(run(held.dequantize().mul_(scale)))
+    def in_float(x: NativeTensor) -> NativeTensor:
+        return quantize(run(x.dequantize().mul_(scale)))
 
-    def look_up(held: NativeTensor) -> NativeTensor:
-        index = in_memory_order(uint8_view(held))
+    def look_up(x: NativeTensor) -> NativeTensor:
+        index = in_memory_order(uint8_view(x))
         found = table.index_select(0, index.flatten().int()).view(index.shape)
-        return native_from_uint8(found.permute(0, 3, 1, 2) if held.ndim == 4 else found, zero_point)
+        return native_from_uint8(found.permute(0, 3, 1, 2) if x.ndim == 4 else found, zero_point)
 
-    def kernel(held: NativeTensor) -> NativeTensor:
-        return clamp(rescaled(torch.ops.quantized.hardswish(rescaled(held, scale), y, zero_point), 1.0))
+    def kernel(x: NativeTensor) -> NativeTensor:
+        return clamp(rescaled(torch.ops.quantized.hardswish(rescaled(x, scale), y, zero_point), 1.0))
 
     return [*([kernel] if op.name == "hardswish" else []), in_float, look_up]
 
@@ -94,29 +97,30 @@ CANDIDATES: dict[Arithmetic, Callable[[IntegerOperator], list[Operator]]] = {
     average: _average,
     function: _function,
 }
-"""An operator's arithmetic -> (operator) -> kernels that may run it, the fastest first; others run in float32."""
+"""Arithmetic of an operator -> function that lists the kernels that may run it, the fastest first."""
 
 
 def shuffled(x: Tensor, groups: int) -> Tensor:
-    """Bytes [N, C, H, W], their channels as nn.ChannelShuffle orders them."""
+    """A uint8 tensor [N, C, H, W] with its channels in the order of nn.ChannelShuffle(groups)."""
     n, c, h, w = x.shape
     pixels = x.permute(0, 2, 3, 1).unflatten(3, (groups, c // groups))
     return pixels.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
 
 
-def interleave(zero_point: int, otherwise: Operator) -> Operator:
-    """(held, held) -> held, their channels by turns: on a little-endian machine, the bytes of p + 256 q in 16 bits.
+def interleave(zero_point: int, fallback: Operator) -> Operator:
+    """The operator (native, native) -> native whose channels alternate between the two inputs.
 
-    Four times faster than to copy byte after byte. `otherwise` takes what is not of one shape.
+    On a little-endian machine these are the bytes of the 16-bit integers p + 256 q, which is four times faster than
+    copying single bytes. `fallback` runs on other machines, and if the inputs differ in shape.
     """
 
     def run(p: NativeTensor, q: NativeTensor) -> NativeTensor:
         if p.shape != q.shape:
-            return otherwise(p, q)
+            return fallback(p, q)
         first, second = uint8_view(p).permute(0, 2, 3, 1), uint8_view(q).permute(0, 2, 3, 1)
         both = first.to(torch.int16, memory_format=torch.contiguous_format).add_(second, alpha=256)
         n, h, w, c = both.shape
         new = torch._empty_affine_quantized([0], scale=1.0, zero_point=zero_point, dtype=torch.quint8)
         return new.set_(both, 0, (n, 2 * c, h, w), (h * w * 2 * c, 1, w * 2 * c, 2 * c))
 
-    return run if sys.byteorder == "little" else otherwise
+    return run if sys.byteorder == "little" else fallback

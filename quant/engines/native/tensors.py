@@ -1,7 +1,7 @@
-"""Values as torch's quantized kernels hold them: quint8 tensors of scale 1, the zero point with them.
+"""Native tensors of torch's engines: quint8 tensors with scale 1 and a zero point, in channels_last memory format.
 
-Scales live in the multipliers of layers. A grid of fewer than 8 bits is held shifted, its q_max at 255. Memory is that
-of channels_last; what only changes how a tensor is seen does not touch it.
+The true scales are part of the layers' multipliers. A grid of fewer than 8 bits is stored shifted, with its q_max at
+255. Functions that only reinterpret a tensor (another scale, plain uint8) share its memory.
 """
 
 import contextlib
@@ -15,74 +15,77 @@ from quant.engines.base import NativeTensor, Operator
 
 @contextlib.contextmanager
 def running_on(engine: str):
-    """torch's global engine for a while: prepacking and some operators read it."""
-    before = torch.backends.quantized.engine
+    """A context manager that sets torch's global engine, which prepacking and some operators read."""
+    previous = torch.backends.quantized.engine
     torch.backends.quantized.engine = engine
     try:
         yield
     finally:
-        torch.backends.quantized.engine = before
+        torch.backends.quantized.engine = previous
 
 
 def shift(grid: Grid) -> int:
-    """How far above its own integers a grid is held: q_max sits at 255."""
+    """Native integer minus grid integer: q_max is stored as 255."""
     return 255 - grid.q_max
 
 
 def zero_point_of(grid: Grid) -> int:
+    """The zero point of the grid's native tensors."""
     return int(grid.zero_point) + shift(grid)
 
 
 def native_from_centred(n: Tensor, zero_point: int) -> NativeTensor:
-    """Centred integers in fp32, held."""
+    """A native tensor of centred integers in fp32. zero_point: that of native tensors (zero_point_of)."""
     return torch._make_per_tensor_quantized_tensor((n + zero_point).to(torch.uint8), 1.0, zero_point)
 
 
-def rescaled(held: NativeTensor, scale: float) -> NativeTensor:
-    """The same integers, on the same memory, with another scale."""
-    new = torch._empty_affine_quantized([0], scale=scale, zero_point=held.q_zero_point(), dtype=torch.quint8)
-    return _on_memory_of(new, held)
+def rescaled(x: NativeTensor, scale: float) -> NativeTensor:
+    """The same integers in the same memory, with another scale."""
+    new = torch._empty_affine_quantized([0], scale=scale, zero_point=x.q_zero_point(), dtype=torch.quint8)
+    return _on_memory_of(new, x)
 
 
-def uint8_view(held: NativeTensor) -> Tensor:
-    """The same integers, on the same memory, as a plain uint8 tensor."""
-    return _on_memory_of(torch.empty([0], dtype=torch.uint8), held)
+def uint8_view(x: NativeTensor) -> Tensor:
+    """The same integers in the same memory, as a plain uint8 tensor."""
+    return _on_memory_of(torch.empty([0], dtype=torch.uint8), x)
 
 
 def native_from_uint8(integers: Tensor, zero_point: int) -> NativeTensor:
-    """Plain uint8, held on the same memory."""
+    """A native tensor of a plain uint8 tensor, in the same memory."""
     new = torch._empty_affine_quantized([0], scale=1.0, zero_point=zero_point, dtype=torch.quint8)
     return _on_memory_of(new, integers)
 
 
 def _on_memory_of(new: Tensor, old: Tensor) -> Tensor:
-    """`new`, of whatever type of a byte, on the memory of `old` (of a copy where that has gaps)."""
+    """`new`, of any one-byte dtype, on the memory of `old`, or on that of a copy if `old` has gaps in memory."""
     dense = old if old.is_contiguous() else in_memory_order(old)
     if not dense.is_contiguous():
         old = old.contiguous(memory_format=torch.channels_last if old.ndim == 4 else torch.contiguous_format)
         dense = in_memory_order(old)
-    return new.set_(dense, 0, old.shape, old.stride())  # an offset counts from that of `dense`
+    return new.set_(dense, 0, old.shape, old.stride())  # the offset 0 is relative to the offset of `dense`
 
 
 def in_memory_order(x: Tensor) -> Tensor:
-    """A view with its axes as channels_last lays them out."""
+    """A view whose axes are in the order of memory: [N, H, W, C] of an [N, C, H, W] tensor in channels_last."""
     return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
 
 
 def clamping(lo: int, hi: int) -> Operator:
-    """Clamp held integers as plain uint8, in place where memory allows: torch.clamp scrambles qnnpack's channels_last
-    tensors."""
+    """The operator native -> native that clamps native integers to lo .. hi, in place if memory is dense.
+
+    It works on plain uint8: torch.clamp permutes the channels of qnnpack's channels_last tensors.
+    """
     if lo <= 0 and hi >= 255:
-        return lambda held: held
-    return lambda held: native_from_uint8(uint8_view(held).clamp_(lo, hi), held.q_zero_point())
+        return lambda x: x
+    return lambda x: native_from_uint8(uint8_view(x).clamp_(lo, hi), x.q_zero_point())
 
 
 def quantizing(scale: float, zero_point: int, lo: int, hi: int) -> Operator:
-    """float -> held: round(x / scale) + zero_point, within lo and hi"""
+    """The operator float -> native: clamp(round(x / scale) + zero_point, lo, hi). All integers are native ones."""
     clamp = clamping(lo, hi)
     return lambda x: clamp(rescaled(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8), 1.0))
 
 
 def native_range(y: Grid, lo: int, hi: int) -> tuple[int, int, int]:
-    """The zero point with which grid y is held, and lo and hi as they are held."""
+    """(zero_point, lo, hi) of grid y as native integers."""
     return zero_point_of(y), lo + shift(y), hi + shift(y)

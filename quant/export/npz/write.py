@@ -10,8 +10,8 @@
     grid_integers int32     [grids, 3]: and zero point, least and greatest integer
     model         text      JSON: {"format", "info", "nodes"}
 
-export/npz/records.py says how a layer lies in them. A node is {"name", "do", "with", "args", "kwargs"}: "do" is a key of
-quant.packed_model.DO, "with" holds what its operator is made of, "args" the values that it works on.
+export/npz/records.py says how a layer lies in them. A node is {"name", "do", "with", "args", "kwargs"}: "do" is a key
+of quant.packed_model.DO, "with" holds what its operator is made of, "args" the values that it works on.
 """
 
 import json
@@ -29,7 +29,7 @@ from quant.engines.convert import convert
 from quant.export.npz.calls import Call, call_of_node, call_of_operator, to_plain
 from quant.export.npz.records import Arrays, put_bounds, put_float_layer, put_layer, put_norm
 from quant.graph.quant_layers import FloatLayer, QuantOperator
-from utils.files import write_whole
+from utils.files import write_atomically
 
 FORMAT = 2
 
@@ -93,7 +93,7 @@ def save(prepared: fx.GraphModule, file: Path, info: dict[str, Any]) -> IntegerM
         with part.open("wb") as opened:
             numpy.savez_compressed(opened, model=text, **held)
 
-    write_whole(file, write)
+    write_atomically(file, write)
     return writer.model
 
 

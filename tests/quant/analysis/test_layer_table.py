@@ -28,7 +28,7 @@ def test_reports_name_the_kernel_or_the_reason():
 
     prepared = quant.prepare(Net(), spec(method="ptq"))
     quant.calibrate(prepared, [torch.randn(4, 3, 8, 8)])
-    rows = {row[0]: row for row in quant.report(prepared, quant.convert(prepared, "reference"))}
+    rows = {row[0]: row for row in quant.layer_rows(prepared, quant.convert(prepared, "reference"))}
     assert rows["conv"][1:5] == ["8", "8", "8", "integers in float32"]
     assert rows["fc"][4] == "integers in float32"
     assert rows["up"][4:] == ["float", "ConvTranspose2d has no integer form here"]
@@ -49,7 +49,7 @@ def test_inputs_that_can_be_negative_are_named_in_the_report(method, options, no
     settings = spec(method=method, weight_bits=4, act_bits=4, **options)
     prepared = quant.prepare(models.build("mobilenet_v2", 10, 32, {"form": "imagenet"}), settings)
     prepared.train()(torch.randn(4, 3, 32, 32))
-    rows = quant.report(prepared.eval(), quant.convert(prepared, "reference"))
+    rows = quant.layer_rows(prepared.eval(), quant.convert(prepared, "reference"))
     named = [row for row in rows if "its input can be negative" in row[-1] and note in row[-1]]
     assert len(named) == 17, "every expansion behind a linear bottleneck, and the last convolution"
     assert {row[2] for row in named} == {"8" if "affine" in note else "4"}
@@ -57,7 +57,7 @@ def test_inputs_that_can_be_negative_are_named_in_the_report(method, options, no
 
 def test_a_layer_and_an_operator_are_listed_with_what_they_read():
     prepared, _ = prepared_gated()
-    rows = {row[0]: row for row in quant.report(prepared, quant.convert(prepared, "reference"))}
+    rows = {row[0]: row for row in quant.layer_rows(prepared, quant.convert(prepared, "reference"))}
     kinds = {
         name.removeprefix("operators.")
         for name, m in prepared.named_modules()
@@ -68,7 +68,7 @@ def test_a_layer_and_an_operator_are_listed_with_what_they_read():
 
 
 def rows_of(prepared, engine: str = "reference") -> dict[str, list[str]]:
-    return {row[0]: row for row in quant.report(prepared, quant.convert(prepared, engine))}
+    return {row[0]: row for row in quant.layer_rows(prepared, quant.convert(prepared, engine))}
 
 
 def calibrated_residual(**keys):
@@ -78,7 +78,7 @@ def calibrated_residual(**keys):
 
 
 def test_every_column_of_every_row_of_a_net():
-    on, by_norm = "integers in float32", "scales per tensor, per channel with the batch norm absorbed"
+    on, by_norm = "integers in float32", "one weight scale per tensor, per channel after absorbing batch norm"
     prepared = calibrated_residual(granularity="per_tensor")
     assert list(rows_of(prepared).values()) == [
         ["image", "", "float", "8", "quantize", ""],
@@ -96,9 +96,9 @@ def test_every_column_of_every_row_of_a_net():
 
 def test_a_layer_in_float_says_what_keeps_it_there():
     weights = rows_of(calibrated_residual(weight_bits=32))
-    assert weights["first.0"][1:] == ["float", "3", "3", "float", "its weights stay float"]
+    assert weights["first.0"][1:] == ["float", "3", "3", "float", "its weights stay in float"]
     inputs = rows_of(calibrated_residual(act_bits=32))
-    assert inputs["first.0"][1:] == ["4", "float", "float", "float", "its input stays float"]
+    assert inputs["first.0"][1:] == ["4", "float", "float", "float", "its input stays in float"]
     assert inputs["add"][1:] == ["", "", "float", "float", "no integer form: works on dequantized values"]
 
 
@@ -126,7 +126,7 @@ class NoInt8(Engine):
 
 def test_a_layer_without_an_exact_int8_kernel_is_noted_unless_the_engine_has_none():
     prepared = calibrated_residual()
-    noted = {row[0]: row[-1] for row in quant.report(prepared, convert(prepared, NoInt8()))}
+    noted = {row[0]: row[-1] for row in quant.layer_rows(prepared, convert(prepared, NoInt8()))}
     assert noted["first.0"] == "no int8 kernel of this CPU is exact for it"
     assert noted["head.2"] == "", "logits are exact sums: they need no int8 kernel"
     assert rows_of(prepared)["first.0"][-1] == ""
@@ -135,9 +135,9 @@ def test_a_layer_without_an_exact_int8_kernel_is_noted_unless_the_engine_has_non
 def test_the_line_counts_kernels_and_names_eight_operators_in_float():
     prepared = calibrated_residual()
     model = quant.convert(prepared, "reference")
-    assert quant.report_line(prepared, model) == "reference: 8 on integers in float32; in float: nothing"
+    assert quant.layer_summary(prepared, model) == "reference: 8 on integers in float32; in float: nothing"
     floats = calibrated_residual(act_bits=32)
-    line = quant.report_line(floats, quant.convert(floats, "reference"))
+    line = quant.layer_summary(floats, quant.convert(floats, "reference"))
     named = [row[0] for row in rows_of(floats).values() if row[4] == "float"]
     shown, rest = ", ".join(named[:8]), len(named) - 8
     assert line.endswith(f"in float: {shown}" + (f" and {rest} more" if rest > 0 else ""))
@@ -146,7 +146,7 @@ def test_the_line_counts_kernels_and_names_eight_operators_in_float():
 def test_the_table_has_the_rows_under_a_header():
     prepared = calibrated_residual()
     model = quant.convert(prepared, "reference")
-    lines = quant.analysis.layer_table.report_table(prepared, model).splitlines()
+    lines = quant.analysis.layer_table.layer_table(prepared, model).splitlines()
     assert lines[0].split() == ["layer", "weight", "bits", "input", "bits", "output", "bits", "runs", "on", "note"]
-    for row in quant.report(prepared, model):
+    for row in quant.layer_rows(prepared, model):
         assert any(line.split()[0] == row[0] and row[4] in line for line in lines), row

@@ -9,7 +9,7 @@ import torch
 import quant
 from experiment import training
 from quant.analysis.compare import megabytes_at_bits
-from quant.analysis.mixed_precision import Path, ladders, quantized_after_training
+from quant.analysis.mixed_precision import GreedyPath, quantized_after_training, weight_candidates
 from quant.graph.views import layers
 from tests.conftest import agrees_in_integers, spec
 from utils.errors import UserError
@@ -75,7 +75,7 @@ def test_harm_and_bytes_are_those_of_a_net_with_these_bits_in_a_single_layer(pla
     sample, _ = without_labels(digits16)
     settings = spec(**AUTO, target_mb=1)
     prepared = quantized_after_training(plain_net, settings, sample)
-    found = ladders(prepared, settings, range(2, 9), sample[:2])
+    found = weight_candidates(prepared, settings, range(2, 9), sample[:2])
     for bits in (2, 4):
         alone = quant.prepare(
             copy.deepcopy(plain_net),
@@ -85,23 +85,26 @@ def test_harm_and_bytes_are_those_of_a_net_with_these_bits_in_a_single_layer(pla
         rows = quant.sensitivity(alone, [(x, torch.zeros(len(x), dtype=torch.long)) for x, _ in sample[:2]])["rows"]
         for row in rows:
             rung = next(rung for rung in found[row["layer"]] if rung.bits == bits)
-            assert rung.harm == pytest.approx(row["harm"], rel=1e-3)
+            assert rung.kl_divergence == pytest.approx(row["harm"], rel=1e-3)
     for ladder in found.values():
         assert [rung.bits for rung in ladder] == [8, 6, 4, 3, 2]
         assert [rung.bytes for rung in ladder] == sorted((rung.bytes for rung in ladder), reverse=True)
-        assert ladder[-1].harm > 10 * ladder[0].harm
+        assert ladder[-1].kl_divergence > 10 * ladder[0].kl_divergence
 
 
 def test_the_first_step_is_the_cheapest_a_byte(plain_net, digits16):
     sample, _ = without_labels(digits16)
     settings = spec(**AUTO, target_mb=1)
     prepared = quantized_after_training(plain_net, settings, sample)
-    found = ladders(prepared, settings, range(2, 9), sample[:1])
+    found = weight_candidates(prepared, settings, range(2, 9), sample[:1])
     for ladder, harm in zip(found.values(), (1.0, 0.1, 0.2, 5.0), strict=True):
         for step, rung in enumerate(ladder):
-            rung.harm = harm * step
-    path = Path(prepared, found)
-    cost = {name: (one[1].harm - one[0].harm) / (one[0].bytes - one[1].bytes) for name, one in found.items()}
+            rung.kl_divergence = harm * step
+    path = GreedyPath(prepared, found)
+    cost = {
+        name: (one[1].kl_divergence - one[0].kl_divergence) / (one[0].bytes - one[1].bytes)
+        for name, one in found.items()
+    }
     assert path.steps[0] == min(cost, key=cost.get)
     assert len(path.steps) == 16
     assert set(path.after(16).values()) == {4}
@@ -109,10 +112,14 @@ def test_the_first_step_is_the_cheapest_a_byte(plain_net, digits16):
 
 def test_a_target_that_cannot_be_met_is_a_line(plain_net, digits16):
     with pytest.raises(
-        UserError, match=r"quant.target_mb: 0.001 MB cannot be had; on the fewest bits it is 0.00\d\d MB"
+        UserError,
+        match=r"quant.target_mb: 0.001 MB cannot be reached; with the fewest bits the model takes 0.00\d\d MB",
     ):
         chosen(plain_net, digits16, target_mb=0.001)
-    with pytest.raises(UserError, match=r"quant.target_drop: 0.0 % cannot be had: on the most bits \d+.\d\d % of"):
+    with pytest.raises(
+        UserError,
+        match=r"quant.target_drop: 0.0 % cannot be reached: with the most bits, the predicted class changes for \d",
+    ):
         chosen(plain_net, digits16, target_drop=0.0, act_bits=1)
 
 

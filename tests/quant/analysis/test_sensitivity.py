@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import quant
-from quant.analysis.sensitivity import divergence
+from quant.analysis.sensitivity import kl_divergence
 from quant.graph.views import layers, only
 from tests.conftest import a_step, spec
 
@@ -101,5 +101,5 @@ def test_what_stays_float_has_no_noise_and_a_layer_all_in_float_no_row(plain_net
 
 def test_the_divergence_is_zero_of_equals_and_grows():
     p = torch.randn(5, 10)
-    assert (divergence(p, p + 3.0).abs() < 1e-6).all(), "softmax does not see a constant"
-    assert (divergence(p, p + 0.1 * torch.randn(5, 10)) < divergence(p, torch.randn(5, 10) * 3)).all()
+    assert (kl_divergence(p, p + 3.0).abs() < 1e-6).all(), "softmax does not see a constant"
+    assert (kl_divergence(p, p + 0.1 * torch.randn(5, 10)) < kl_divergence(p, torch.randn(5, 10) * 3)).all()

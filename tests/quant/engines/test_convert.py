@@ -22,7 +22,7 @@ def test_parts_left_in_float_still_convert(keys):
     for engine in ("reference", quant.parse().engine):
         model = quant.convert(prepared, engine)
         assert torch.allclose(model(x), prepared(x), atol=0.05)
-        rows = quant.report(prepared, model)
+        rows = quant.layer_rows(prepared, model)
         assert any(row[4] == "float" for row in rows)
 
 
@@ -53,7 +53,7 @@ def test_every_method_trains_and_converts_it(method, bits):
         for engine in KERNELS:
             model = quant.convert(prepared, engine)
             assert torch.equal(model(images), simulated), engine
-            assert quant.report_line(prepared, model).endswith("in float: nothing")
+            assert quant.layer_summary(prepared, model).endswith("in float: nothing")
 
 
 @pytest.mark.parametrize("axis", [0, 2, -1])

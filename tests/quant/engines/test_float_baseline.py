@@ -14,7 +14,7 @@ def test_folded_is_the_same_net_without_batch_norms(name):
     images = photos(4, 64)
     model = with_real_statistics(models.build(name, 10, 64, {}), images)
     state = {key: value.clone() for key, value in model.state_dict().items()}
-    folded = quant.fold(model)
+    folded = quant.float_baseline(model)
     assert not [module for module in folded.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
         expected = model(images)
@@ -35,4 +35,4 @@ def test_a_convolution_that_others_read_keeps_its_batch_norm():
     images = photos(4, 32)
     model = with_real_statistics(Net(), images)
     with torch.no_grad():
-        assert torch.equal(quant.fold(model)(images), model(images))
+        assert torch.equal(quant.float_baseline(model)(images), model(images))

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from tests.conftest import KERNELS
-from tests.helpers import assert_forced_equal
+from tests.helpers import assert_layerwise_exact
 
 
 @pytest.mark.parametrize("engine", KERNELS)
 def test_whole_net_on_real_images(engine, net, digits32):
     """Forced equality of every operator on real images; and the same predictions, with an accuracy that means it."""
     _, images, labels = digits32
-    model = assert_forced_equal(net, engine, images)
+    model = assert_layerwise_exact(net, engine, images)
     with torch.inference_mode():
         simulated, integer = net(images), model(images)
     assert (simulated.argmax(1) == labels).float().mean() >= 0.95

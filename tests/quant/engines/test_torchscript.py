@@ -21,14 +21,14 @@ def test_a_frozen_program_gives_the_same_integers(name, engine):
     with torch.inference_mode():
         expected = prepared(images)
     for count in (1, 3):
-        program = integer.frozen(images[:count])
+        program = integer.compile_for(images[:count])
         assert torch.equal(program(images[:count]), expected[:count])
     assert torch.equal(integer(images), expected)
 
 
 def test_a_frozen_program_is_for_one_shape():
     prepared, images = prepared_gated()
-    program = quant.convert(prepared, "reference").frozen(images)
+    program = quant.convert(prepared, "reference").compile_for(images)
     assert torch.equal(program(images), program(images.contiguous()))
     with pytest.raises(ValueError, match=r"for images \(8, 3, 16, 16\), not \(2, 3, 16, 16\)"):
         program(images[:2])

@@ -120,7 +120,7 @@ def test_one_step_on_one_element_in_ten_thousand_is_exact(steps, differing, elem
 
 def test_a_difference_is_the_largest_distance_and_how_many_differ():
     found = difference(torch.tensor([1.0, 5.0, -2.0, 0.0]), torch.tensor([1.0, 2.0, -1.0, 0.0]))
-    assert (found.steps, found.differing, found.elements, found.share) == (3, 2, 4, 0.5)
+    assert (found.steps, found.differing, found.elements, found.fraction) == (3, 2, 4, 0.5)
 
 
 @pytest.mark.parametrize("float_out", [False, True])

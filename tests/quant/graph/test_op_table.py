@@ -18,13 +18,13 @@ from tests.nets import Hooked, SharedFunctions
 
 def test_an_activation_that_a_net_shares_is_an_integer_operator_wherever_it_is_called():
     _, prepared = simulated_against_float(SharedFunctions())
-    rows = {row[0]: row for row in quant.report(prepared, quant.convert(prepared, "reference"))}
+    rows = {row[0]: row for row in quant.layer_rows(prepared, quant.convert(prepared, "reference"))}
     assert all(rows[name][-2] == "integers in float32" for name in ("act", "act_1", "pool", "pool_1"))
 
 
 def test_a_layer_with_hooks_stays_as_it_is():
     _, prepared = simulated_against_float(Hooked())
-    rows = {row[0]: row for row in quant.report(prepared, quant.convert(prepared, "reference"))}
+    rows = {row[0]: row for row in quant.layer_rows(prepared, quant.convert(prepared, "reference"))}
     assert rows["b"][-2:] == ["float", "it has hooks"]
 
 

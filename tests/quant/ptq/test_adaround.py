@@ -9,8 +9,8 @@ import models
 import quant
 from quant.core.observed import ObservedActivationQuantizer, ObservedWeightQuantizer
 from quant.ptq.adaround import SoftRounding, beta_at
-from quant.ptq.blocks import Run, blocks
-from quant.ptq.brecq import Learning, Scaling, drawn, learn, parts
+from quant.ptq.blocks import BlockRunner, blocks
+from quant.ptq.brecq import RangeScaling, ReconstructionRunner, random_mask, reconstruct, reconstruction_units
 from tests.conftest import photos, spec, with_real_statistics
 
 
@@ -39,7 +39,7 @@ def test_equations_of_adaround(bits):
     assert numpy.allclose(rounding.weight().detach().numpy(), expected, atol=1e-5)
     assert rounding.penalty(3.0).item() == pytest.approx((1 - numpy.abs(2 * h - 1) ** 3).sum(), rel=1e-4)
 
-    rounding.settle()
+    rounding.store()
     assert quantizer.offset.dtype == torch.int8
     assert set(quantizer.offset.unique().tolist()) <= {-1, 0, 1}
     up = numpy.clip(floor + (h >= 0.5), -most, most)
@@ -73,7 +73,7 @@ def test_a_scaling_moves_the_range_about_zero_with_lsqs_gradient(signed):
     quantizer.finish_observing()
     quantizer.eval()
     x = x if signed else x.relu()
-    scaling, grid = Scaling(quantizer), quantizer.grid()
+    scaling, grid = RangeScaling(quantizer), quantizer.grid()
     assert torch.equal(scaling(x), quantizer(x))
     scaling(x).sum().backward()
     ratio, zero = (x / grid.scale).double(), int(grid.zero_point)
@@ -83,14 +83,14 @@ def test_a_scaling_moves_the_range_about_zero_with_lsqs_gradient(signed):
     with torch.no_grad():
         scaling.r.fill_(0.75)
     y = scaling(x)
-    scaling.settle()
+    scaling.store()
     assert torch.allclose(quantizer(x), y, atol=1e-6)
     assert quantizer.grid().zero_point == grid.zero_point
 
 
 def test_drop_takes_its_share():
     like = torch.empty(8, 5, 7, 9).contiguous(memory_format=torch.channels_last)
-    ones = torch.stack([drawn(like, 0.25, torch.Generator().manual_seed(i)) for i in range(20)])
+    ones = torch.stack([random_mask(like, 0.25, torch.Generator().manual_seed(i)) for i in range(20)])
     assert ones.mean().item() == pytest.approx(0.25, abs=0.01)
     assert set(ones.unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(ones[0], ones[1])
@@ -108,7 +108,7 @@ def calibrated(bits: int, count: int, **keys):
 @pytest.mark.parametrize("rounding", ["adaround", "brecq"])
 def test_a_block_comes_nearer_to_its_float_output(rounding):
     prepared, images, _ = calibrated(2, 64, rounding=rounding)
-    found, run, x = blocks(prepared, images[:2]), Run(prepared), images
+    found, run, x = blocks(prepared, images[:2]), BlockRunner(prepared), images
     for block in found[:8]:
         x = run.values(block, x)
     block = found[8]
@@ -117,13 +117,13 @@ def test_a_block_comes_nearer_to_its_float_output(rounding):
     quant.set_enabled(prepared, True)
     before = (run.values(block, x) - aim).square().mean()
     weights = {name: p.detach().clone() for name, p in prepared.named_parameters()}
-    for part in parts(block, rounding):
-        fed = run.values(block.before(part.exit), x) if part is not block else x
+    for part in reconstruction_units(block, rounding):
+        fed = run.values(block.up_to(part.exit), x) if part is not block else x
         quant.set_enabled(prepared, False)
         target = run.values(part, fed)
         quant.set_enabled(prepared, True)
-        learning = Learning(prepared, part, 0.5 if part is block else 1.0, torch.Generator().manual_seed(0))
-        learn(learning, part, fed, fed, target, 60, lambda count: None)
+        learning = ReconstructionRunner(prepared, part, 0.5 if part is block else 1.0, torch.Generator().manual_seed(0))
+        reconstruct(learning, part, fed, fed, target, 60, lambda count: None)
     assert (run.values(block, x) - aim).square().mean() < 0.9 * before
     assert all(torch.equal(weights[name], p) for name, p in prepared.named_parameters()), "float weights stay"
     assert all(p.grad is None for p in prepared.parameters())
@@ -132,12 +132,12 @@ def test_a_block_comes_nearer_to_its_float_output(rounding):
 def test_a_block_of_many_layers_is_taken_by_the_layer():
     prepared, images, _ = calibrated(4, 4, rounding="brecq")
     found = blocks(prepared, images[:2])
-    assert [len(parts(block, "brecq")) for block in found] == [1] * 11
-    assert sum(len(parts(block, "adaround")) for block in found) == 20
+    assert [len(reconstruction_units(block, "brecq")) for block in found] == [1] * 11
+    assert sum(len(reconstruction_units(block, "adaround")) for block in found) == 20
     whole = found[0]
     for block in found[1:]:
         whole = type(whole)(whole.entry, whole.nodes + block.nodes, block.exit, whole.layers + block.layers)
-    assert [len(part.layers) for part in parts(whole, "brecq")] == [1] * 20
+    assert [len(part.layers) for part in reconstruction_units(whole, "brecq")] == [1] * 20
 
 
 def test_a_batch_norm_of_a_dead_channel_and_a_layer_without_weights_to_round():
@@ -149,5 +149,5 @@ def test_a_batch_norm_of_a_dead_channel_and_a_layer_without_weights_to_round():
     settings = spec(method="ptq", recipe="best", rounding_steps=5, layers={"4": "float"})
     prepared = quant.prepare(model, settings)
     quant.calibrate(prepared, [photos(40, 32)])
-    quant.refine(prepared, [photos(40, 32)], settings)
+    quant.run_ptq_pipeline(prepared, [photos(40, 32)], settings)
     assert torch.isfinite(prepared.eval()(photos(4, 32))).all()

@@ -7,8 +7,8 @@ from torch import nn
 import quant
 from quant.graph.quant_layers import QuantLayer
 from quant.graph.views import layer_view, layers
-from quant.ptq.bias_correction import MOST, Moments, correct, moments
-from quant.ptq.blocks import Run, blocks
+from quant.ptq.bias_correction import MAX_GAIN, Moments, apply_bias_correction, moments
+from quant.ptq.blocks import BlockRunner, blocks
 from tests.conftest import KERNELS, photos, spec, with_real_statistics
 from tests.nets import plain
 
@@ -29,18 +29,18 @@ def refined(make, **keys):
         in_float = model(images)
     prepared = quant.prepare(model, settings)
     quant.calibrate(prepared, [images])
-    quant.refine(prepared, [images], settings)
+    quant.run_ptq_pipeline(prepared, [images], settings)
     return prepared.eval(), images, in_float
 
 
 def layers_of(prepared, images, enabled: bool) -> dict[str, Moments]:
     """The moments of each layer's output before its activation, in the net with its quantizers on or off."""
     quant.set_enabled(prepared, enabled)
-    run, found, value = Run(prepared), {}, images
+    run, found, value = BlockRunner(prepared), {}, images
     for block in blocks(prepared, images[:2]):
         for node in block.layers:
             layer, _, _, norm = layer_view(dict(prepared.named_modules()), node)
-            found[node.target] = moments(layer, norm, run.values(block.before(node), value))
+            found[node.target] = moments(layer, norm, run.values(block.up_to(node), value))
         value = run.values(block, value)
     quant.set_enabled(prepared, True)
     return found
@@ -58,7 +58,7 @@ def test_statistics_are_those_of_the_float_net(make, kind):
     )
     for name, (mean, var) in aim.items():
         gain = dict(prepared.named_modules())[name].correction.gain
-        free = (gain > 1 / MOST) & (gain < MOST)
+        free = (gain > 1 / MAX_GAIN) & (gain < MAX_GAIN)
         assert torch.allclose(found[name].mean, mean, atol=1e-4)
         if kind == "norm":
             assert free.float().mean() > 0.8
@@ -99,9 +99,11 @@ def test_a_channel_without_variance_is_not_blown_up():
     layer = next(module for module in prepared.modules() if isinstance(module, QuantLayer))
     mean = torch.zeros(16, dtype=torch.float64)
     var = torch.ones(16, dtype=torch.float64)
-    correct(layer, "norm", Moments(mean + 1, var), Moments(mean, torch.where(torch.arange(16) == 3, 0.0, var)))
-    assert layer.correction.gain[3] == MOST
-    correct(layer, "norm", Moments(mean + 1, 0 * var), Moments(mean, 0 * var))
+    apply_bias_correction(
+        layer, "norm", Moments(mean + 1, var), Moments(mean, torch.where(torch.arange(16) == 3, 0.0, var))
+    )
+    assert layer.correction.gain[3] == MAX_GAIN
+    apply_bias_correction(layer, "norm", Moments(mean + 1, 0 * var), Moments(mean, 0 * var))
     assert torch.equal(layer.correction.gain, torch.ones(16))
     assert torch.equal(layer.correction.shift, torch.ones(16))
 

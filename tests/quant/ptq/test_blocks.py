@@ -9,7 +9,7 @@ from torch import nn
 import models
 import quant
 from quant.graph.quant_layers import QuantLayer
-from quant.ptq.blocks import Run, blocks
+from quant.ptq.blocks import BlockRunner, blocks
 from tests.conftest import photos, spec, with_real_statistics
 from tests.nets import plain
 
@@ -39,7 +39,7 @@ def test_blocks_in_turn_are_the_whole_net(name):
     inside = [node.target for block in found for node in block.layers]
     assert sorted(inside) == sorted(name for name, m in prepared.named_modules() if isinstance(m, QuantLayer))
     assert all(before.exit is after.entry for before, after in itertools.pairwise(found))
-    run, value = Run(prepared), images
+    run, value = BlockRunner(prepared), images
     for block in found:
         value = run.values(block, value)
     with torch.no_grad():
@@ -86,11 +86,11 @@ def test_a_split_and_its_sum_are_one_block():
 
 def test_a_layer_alone_is_fed_what_the_block_feeds_it():
     prepared, images = calibrated(models.build("resnet20", 10, 32, {}), 32)
-    run, block = Run(prepared), blocks(prepared, images[:2])[1]
+    run, block = BlockRunner(prepared), blocks(prepared, images[:2])[1]
     entry = torch.rand(4, 16, 32, 32)
     first, second = block.layers
-    x = run.values(block.before(second), entry)
-    assert torch.equal(x, run.values(block.alone(first), run.values(block.before(first), entry)))
-    assert not torch.equal(run.values(block.alone(second), x), run.values(block, entry)), (
+    x = run.values(block.up_to(second), entry)
+    assert torch.equal(x, run.values(block.single_layer(first), run.values(block.up_to(first), entry)))
+    assert not torch.equal(run.values(block.single_layer(second), x), run.values(block, entry)), (
         "the addition is still to come"
     )

@@ -40,7 +40,7 @@ def test_the_float_net_stays_what_it_is(name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.no_grad():
         expected = model(images)
-        count = quant.equalize(model)
+        count = quant.equalize_cross_layer(model)
         found = model(images)
     assert count > 0
     assert EXACT[name][2] in (None, count)
@@ -53,7 +53,9 @@ def test_ranges_of_a_pair_become_the_same():
     with torch.no_grad():
         model[0].weight.mul_(torch.logspace(-1, 1, 16).view(-1, 1, 1, 1))
     before = copy.deepcopy(model)
-    assert quant.equalize(model) == 3, "the linear layer reads the third convolution through a pool and a flattening"
+    assert quant.equalize_cross_layer(model) == 3, (
+        "the linear layer reads the third convolution through a pool and a flattening"
+    )
     for producer, consumer in ((model[0], model[2]), (model[2], model[4]), (model[4], model[8])):
         rows = torch.maximum(producer.weight.flatten(1).abs().amax(1), producer.bias.abs())
         columns = consumer.weight.transpose(0, 1).flatten(1).abs().amax(1)
@@ -95,7 +97,7 @@ def test_a_channel_that_is_all_bias_is_not_blown_up():
     model, images = build("resnet20")
     with torch.no_grad():
         model.layer1[0].bn1.weight[3], model.layer1[0].bn1.bias[3] = 1e-12, 0.5
-        quant.equalize(model)
+        quant.equalize_cross_layer(model)
     assert model.layer1[0].bn1.bias.abs().max() < 5
     assert torch.isfinite(model(images)).all()
 
@@ -105,7 +107,7 @@ def test_dead_channels_are_left_alone():
     with torch.no_grad():
         model[0].weight[3], model[2].weight[:, 5] = 0, 0
         expected = model(x)
-        quant.equalize(model)
+        quant.equalize_cross_layer(model)
         assert torch.allclose(model(x), expected, rtol=1e-4, atol=1e-5)
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
@@ -132,7 +134,7 @@ class Tied(nn.Sequential):
 def test_layers_that_only_look_like_a_pair_are_left_alone(model):
     x = photos(4, 16)
     expected = model.eval()(x)
-    quant.equalize(model)
+    quant.equalize_cross_layer(model)
     assert torch.allclose(model(x), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -141,5 +143,5 @@ def test_tokens_made_flat_keep_their_channels_last():
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8, 5)).eval()
     x = torch.randn(3, 4, 12)
     expected = model(x)
-    assert quant.equalize(model) == 0
+    assert quant.equalize_cross_layer(model) == 0
     assert torch.equal(model(x), expected)

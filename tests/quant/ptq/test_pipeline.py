@@ -36,11 +36,11 @@ def quantized(float_net, digits32, **keys):
     settings = spec(method="ptq", **keys)
     model = copy.deepcopy(float_net)
     if quant.equalizes(settings):
-        assert quant.equalize(model) == 3
+        assert quant.equalize_cross_layer(model) == 3
     prepared = quant.prepare(model, settings)
     images = [x for x, _ in digits32[0]][:2]
     quant.calibrate(prepared, images)
-    quant.refine(prepared, images, settings)
+    quant.run_ptq_pipeline(prepared, images, settings)
     return prepared.eval(), settings
 
 
@@ -82,6 +82,6 @@ def test_the_same_again_with_the_same_images(float_net, digits32):
 def test_plain_does_nothing_more(float_net, digits32):
     prepared, settings = quantized(float_net, digits32)
     before = {key: value.clone() for key, value in prepared.state_dict().items()}
-    quant.refine(prepared, [], settings)
+    quant.run_ptq_pipeline(prepared, [], settings)
     assert all(torch.equal(before[key], value) for key, value in prepared.state_dict().items())
     assert not any("offset" in key or "correction" in key for key in before), "checkpoints hold nothing of it"

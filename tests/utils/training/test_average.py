@@ -31,7 +31,7 @@ def test_it_is_the_weighted_sum_of_the_weights_so_far():
     for t, weight in enumerate(weights):
         d = min(DECAY, (1 + t) / (10 + t))
         expected = d * expected + (1 - d) * weight
-    with average.in_place(model):
+    with average.applied_to(model):
         assert torch.allclose(model.weight, expected, atol=1e-6)
     assert torch.equal(model.weight, weights[-1])
 
@@ -45,7 +45,7 @@ def test_weights_and_buffers_come_back_whatever_happens_meanwhile():
     before = copy.deepcopy(model.state_dict())
 
     def disturbed() -> None:
-        with average.in_place(model):
+        with average.applied_to(model):
             model[1].running_mean.add_(1)
             raise RuntimeError("meanwhile")
 

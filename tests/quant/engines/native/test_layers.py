@@ -10,7 +10,7 @@ import quant
 from quant.engines.base import FLOAT32_KERNEL
 from quant.engines.verify import choose_kernel, input_shape, layer_difference, with_full_range_weights
 from tests.conftest import KERNELS, photos
-from tests.helpers import assert_forced_equal, converts_exactly, prepared_with
+from tests.helpers import assert_layerwise_exact, converts_exactly, prepared_with
 
 
 @pytest.mark.parametrize("bits", [3, 8])
@@ -60,7 +60,7 @@ def test_convolution(engine, bits, bias, name):
         nn.Linear(8 * (10 // stride) ** 2, 5),
     )
     prepared, images = prepared_with(module, bits, (3, 10, 10))
-    assert_forced_equal(prepared, engine, images)
+    assert_layerwise_exact(prepared, engine, images)
 
 
 @pytest.mark.parametrize("engine", KERNELS)

@@ -10,7 +10,7 @@ from quant.core.activation import IDENTITY
 from quant.core.integer_operator import add, average, function, integer_operator, mul
 from quant.engines.verify import choose_operator
 from tests.conftest import KERNELS
-from tests.helpers import assert_forced_equal, grid, prepared_with
+from tests.helpers import assert_layerwise_exact, grid, prepared_with
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -59,7 +59,7 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_additions_pools_and_linear(engine, bits):
     prepared, images = prepared_with(Residual(), bits, (3, 16, 16))
-    model = assert_forced_equal(prepared, engine, images)
+    model = assert_layerwise_exact(prepared, engine, images)
     assert sum(name.startswith("operators.add") for name in model.operators) == 3
     assert len(model.layers) == 4
 
@@ -76,7 +76,7 @@ def test_adaptive_pool_with_overlapping_bins(engine):
         nn.Linear(20, 5),
     )
     prepared, images = prepared_with(module, 8, (3, 9, 9))
-    assert_forced_equal(prepared, engine, images)
+    assert_layerwise_exact(prepared, engine, images)
 
 
 class Shuffle(nn.Module):
@@ -99,7 +99,7 @@ class Shuffle(nn.Module):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_split_concatenate_shuffle(engine, bits):
     prepared, images = prepared_with(Shuffle(), bits, (3, 10, 10))
-    model = assert_forced_equal(prepared, engine, images)
+    model = assert_layerwise_exact(prepared, engine, images)
     assert len(model.layers) == 4
 
 
