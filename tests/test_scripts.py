@@ -42,11 +42,13 @@ def trained(tmp_path_factory):
 
 
 SCRIPTS = {"train.py": training, "evaluate.py": evaluation, "latency.py": latency}
-COMMANDS = re.findall(r"^ {4}python (\w+\.py.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^ *(?:python|torchrun [^\n]*?) (\w+\.py.*)$", re.MULTILINE)
+COMMANDS = dict.fromkeys(line for path in DOCUMENTS for line in COMMAND.findall(path.read_text()))
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[0] in SCRIPTS])
-def test_a_command_of_the_readme_is_one_that_its_script_takes(command, monkeypatch, capsys):
+def test_a_command_of_the_documents_is_one_that_its_script_takes(command, monkeypatch, capsys):
     """The checkpoints in it are other commands' own, and not here."""
     monkeypatch.setattr(tensor_file, "check_exists", lambda path: None)
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: None)
