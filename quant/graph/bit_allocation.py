@@ -32,7 +32,7 @@ INTEGER_ROLES = ("binary", "average", "function", "activation")
 
 @dataclass(frozen=True)
 class Chain:
-    """A node that computes, `head`, and the batch norm and activation that are fused into it; `end` is the last."""
+    """A node that computes, `head`, and the batch norm and activation that are fused into it; `end` is the last of them."""
 
     head: fx.Node
     end: fx.Node
@@ -55,7 +55,7 @@ UNQUANTIZED = Edge(FLOAT_BITS, False)
 class Decision:
     """What becomes of a chain.
 
-    weight_bits: 32 for float. read: how it wants its inputs quantized; written: how its value is. signed: whether that
+    weight_bits: 32 for float. read: how its inputs are to be quantized; written: how its value is. signed: whether that
     can be negative. shared: the name of the quantizer that it shares in a concatenation, or None; members: how many
     chains share it.
     """
@@ -117,7 +117,7 @@ class BitAllocation:
         return self.spec.weight_bits if self.is_hidden(chain) else self._first_last(self.spec.weight_bits)
 
     def read(self, head: fx.Node) -> Edge:
-        """How the head of a chain wants its inputs quantized; 32 bits if it does not mind."""
+        """How the head of a chain needs its inputs quantized; 32 bits if it takes them as they are."""
         if self.role[head] == "layer":
             return self._read_by_layer(self.by_head[head])
         if self.role[head] not in INTEGER_ROLES or not self._quantizes() or self.is_last(self.by_head[head]):
@@ -206,8 +206,8 @@ class BitAllocation:
         return Chain(head, end, norm, act)
 
     def _activation(self, chain: Chain) -> ClampedAffine:
-        """Its activation; or the bounds beyond which the only function that reads it is constant, or a ReLU behind
-        pools and reshapes, which might as well be in front of them."""
+        """What to apply before the chain's value is quantized: the fused activation; a ReLU behind pools and reshapes,
+        which gives the same in front of them; or the bounds beyond which the only function that reads it is constant."""
         fused = None if chain.act is None else self.graph.activation(chain.act)
         if fused is not None:
             return fused
@@ -217,7 +217,7 @@ class BitAllocation:
         return IDENTITY if function is None else self.graph.operator(function).tail
 
     def _ends_in_relu(self, chain: Chain) -> bool:
-        """Whether all that read a chain without an activation read it through a ReLU."""
+        """Whether a chain has no activation and all its readers read it through a ReLU."""
         return (
             chain.act is None and self.role[chain.head] not in ("image", "activation") and self._behind_relu(chain.end)
         )
@@ -230,7 +230,7 @@ class BitAllocation:
         )
 
     def _share(self, concatenation: fx.Node) -> None:
-        """Join the chains whose values meet in a concatenation, and those that they share a quantizer with already."""
+        """Let the chains whose values a concatenation joins share a quantizer, with all that share one with them already."""
         name, found = f"quantizers.{concatenation.name}", {}
         for end in self._origins(concatenation):
             for chain in self._sharing(self.by_end[end]):
@@ -242,13 +242,13 @@ class BitAllocation:
         return self.shared[chain.head][1] if chain.head in self.shared else [chain]
 
     def _origins(self, node: fx.Node) -> list[fx.Node]:
-        """The ends of the chains whose values a node hands on."""
+        """The ends of the chains whose values reach a node unchanged."""
         if node in self.by_end:
             return [node]
         return [end for value in data_inputs(node) for end in self._origins(value)]
 
     def _is_convolution(self, head: fx.Node) -> bool:
-        """A batch norm behind a linear layer may run over another axis (of [N, T, C]): it stays a float operator."""
+        """Only a convolution absorbs its batch norm: behind a linear layer it may run over another axis, of [N, T, C]."""
         return isinstance(self.graph.submodule(head), nn.Conv2d)
 
     def _only_user(self, node: fx.Node, role: str) -> fx.Node | None:
@@ -261,7 +261,7 @@ class BitAllocation:
                 continue
             if user in self.by_head or not self.graph.preserves_qparams(user):
                 yield user
-            elif end in data_inputs(user):  # else it is a size or an index that a pass node is given
+            elif end in data_inputs(user):  # else it only sets a size or an index
                 yield from self._readers(user)
 
 

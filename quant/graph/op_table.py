@@ -61,7 +61,7 @@ class Operator:
     modules: tuple[type[nn.Module], ...] = ()
     """Classes of modules that compute it, and their subclasses unless `exact`."""
     functions: tuple[Callable, ...] = ()
-    """Functions that compute it. The first is the one that torch.onnx and the .npz file write, unless `call` is given."""
+    """Functions that compute it. torch.onnx and the .npz file write the first one, unless `call` is given."""
     methods: tuple[str, ...] = ()
     """Names of tensor methods that compute it."""
     in_place: tuple[Callable | str, ...] = ()

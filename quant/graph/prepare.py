@@ -1,4 +1,4 @@
-"""prepare: a float model becomes one that trains fake-quantized and, in eval, computes what its integer model computes."""
+"""prepare: from a float model to one that trains fake-quantized, and in eval computes as its integer model does."""
 
 import copy
 from collections.abc import Callable
@@ -84,7 +84,7 @@ class _Editor:
             node = self.graph.call_module(name, (x, source and self.graph.get_attr(source.name), norm))
         written_as = self._output(name, layer, decision) if written.bits != FLOAT_BITS else None
         self._take_place(node, [chain.act if written.bits != FLOAT_BITS else None, chain.norm, chain.head])
-        if written_as is not None:  # else an activation of a float output stays a node of its own
+        if written_as is not None:  # else the activation of a float output stays a separate node
             self.source[node] = _Source(written_as, written, decision.signed)
 
     def _output(self, name: str, module: QuantLayer | QuantOperator, decision: Decision) -> str:

@@ -1,8 +1,9 @@
-"""The prepared layer: a convolution or linear layer with its batch norm, activation and quantizers as one unit.
+"""The modules of a prepared model: layers with batch norm, activation and quantizers, and operators without weights.
 
-It takes the place of the float layer under the same name and holds the very same Parameter objects. In train mode it is
-the usual fake-quantized computation, batch norm live and unfolded. In eval, with its quantizers enabled, it *is* the
-integer layer (core/integer_layer.py), computed on integers held in fp32. Operators without weights are prepared alike.
+A QuantLayer replaces the float layer under the same name and holds the same Parameter objects. In train mode it
+computes in float with fake-quantized weights, its batch norm live and unfolded. In eval mode, with its quantizers
+enabled, it *is* the integer layer (core/integer_layer.py), computed on integers stored in fp32. A QuantOperator does
+the same for an operator without weights (core/integer_operator.py).
 """
 
 import copy
@@ -23,7 +24,8 @@ from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 
 
 class Correction(nn.Module):
-    """gain y + shift: what puts back what rounding took from the statistics of a layer's output (ptq/bias_correction.py)."""
+    """gain y + shift, for each output channel: restores the statistics of a layer's output that rounding changed
+    (ptq/bias_correction.py). Its gain is 1 and its shift 0 until `set`."""
 
     gain: Tensor
     shift: Tensor
@@ -45,7 +47,7 @@ class Correction(nn.Module):
     def behind(
         self, weight: Tensor, bias: Tensor | None, norm: BatchNorm | None
     ) -> tuple[Tensor, Tensor | None, BatchNorm | None]:
-        """Weight, bias and batch norm of a layer that has the line in its norm, or in itself."""
+        """Weight, bias and norm of a layer with the correction absorbed: in the norm, or without one in the others."""
         if norm is None:
             shift = self.shift if bias is None else bias * self.gain + self.shift
             return weight * self.gain.view(-1, *[1] * (weight.ndim - 1)), shift, None
@@ -60,13 +62,15 @@ class Correction(nn.Module):
 
 
 class QuantLayer(nn.Module):
-    """weight and bias are those of `layer`.
+    """A convolution or linear layer, prepared. weight and bias are the Parameters of `layer`.
 
-    `weight_quantizer`, `gradient` (what quantizes the gradient of its sums), `correction` (on where the weights'
-    quantizer is) and `output` (the quantizer of what leaves) may be None.
+    weight_quantizer: None leaves the weights in float. gradient: the module that quantizes the gradient of the layer's
+    sums, or None. correction: active while the weight quantizer is enabled, or None. output: the activation quantizer
+    of the result, after `activation`; None for a result in float. limit: the largest integer weight.
 
-    forward(x, source, norm): `source` is the quantizer whose grid x lies on, `norm` the batch norm; both live
-    elsewhere in the model under their own names and are passed in by the graph, or are None.
+    forward(x, source, norm): x [N, C, H, W], or [N, .., C] for a linear layer; `source` is the activation quantizer on
+    whose grid x lies and `norm` the batch norm. Both live elsewhere in the model under their own names; the graph
+    passes them in, or None.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class QuantLayer(nn.Module):
         return self.output.forward_normed(self._summed(x, weight), norm, self.activation)
 
     def frozen(self, norm: BatchNorm | None) -> "FloatLayer":
-        """What `simulate` does in eval before its output quantizer, with the weights as they are now."""
+        """What `simulate` computes in eval before the output quantizer, with the current weights."""
         weight, bias = self.used_weight().detach(), self.bias
         correction = self.active_correction()
         if correction is not None:
@@ -110,7 +114,7 @@ class QuantLayer(nn.Module):
         return FloatLayer(self.geometry, weight, bias, norm, self.activation)
 
     def in_float(self, x: Tensor, weight: Tensor, norm: BatchNorm | None) -> Tensor:
-        """Its output before its quantizer, with these weights."""
+        """The output before the output quantizer, with these weights."""
         return self.activation(self.before_activation(x, weight, norm))
 
     def before_activation(self, x: Tensor, weight: Tensor, norm: BatchNorm | None) -> Tensor:
@@ -222,7 +226,7 @@ class FunctionCall:
 
 
 class _Tensor(enum.Enum):
-    """A type of its own, so that a copied FunctionCall holds the same mark."""
+    """An enum, because a copied FunctionCall must hold the same object."""
 
     TENSOR = "tensor"
 
@@ -231,7 +235,7 @@ TENSOR = _Tensor.TENSOR
 
 
 def share_output(module: QuantLayer | QuantOperator, quantizer: ActivationQuantizer) -> None:
-    """Let a quantizer that lives elsewhere in the model, under a name of its own, be the module's output."""
+    """Make a quantizer that is registered elsewhere in the model the module's output, without registering it again."""
     module.__dict__["output"] = quantizer
 
 

@@ -1,4 +1,4 @@
-"""The layers and operators of a prepared model as typed views of its nodes, and their quantizers switched on and off."""
+"""Typed views of a prepared model's nodes, and switches for its quantizers."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
