@@ -32,7 +32,7 @@ INTEGER_ROLES = ("binary", "average", "function", "activation")
 
 @dataclass(frozen=True)
 class Chain:
-    """A node that computes, `head`, and the batch norm and activation that are fused into it; `end` is the last of them."""
+    """A node that computes, `head`, and the batch norm and activation that are fused into it; `end` is the last."""
 
     head: fx.Node
     end: fx.Node
@@ -207,7 +207,7 @@ class BitAllocation:
 
     def _activation(self, chain: Chain) -> ClampedAffine:
         """What to apply before the chain's value is quantized: the fused activation; a ReLU behind pools and reshapes,
-        which gives the same in front of them; or the bounds beyond which the only function that reads it is constant."""
+        which gives the same in front of them; or the bounds beyond which its only reader, a function, is constant."""
         fused = None if chain.act is None else self.graph.activation(chain.act)
         if fused is not None:
             return fused
@@ -230,7 +230,7 @@ class BitAllocation:
         )
 
     def _share(self, concatenation: fx.Node) -> None:
-        """Let the chains whose values a concatenation joins share a quantizer, with all that share one with them already."""
+        """Let the chains that a concatenation joins share one quantizer, with all that share one with them already."""
         name, found = f"quantizers.{concatenation.name}", {}
         for end in self._origins(concatenation):
             for chain in self._sharing(self.by_end[end]):
@@ -248,7 +248,7 @@ class BitAllocation:
         return [end for value in data_inputs(node) for end in self._origins(value)]
 
     def _is_convolution(self, head: fx.Node) -> bool:
-        """Only a convolution absorbs its batch norm: behind a linear layer it may run over another axis, of [N, T, C]."""
+        """Only a convolution absorbs its batch norm: behind a linear layer it may run over another axis (of [N, T, C])."""
         return isinstance(self.graph.submodule(head), nn.Conv2d)
 
     def _only_user(self, node: fx.Node, role: str) -> fx.Node | None:
