@@ -248,7 +248,7 @@ class BitAllocation:
         return [end for value in data_inputs(node) for end in self._origins(value)]
 
     def _is_convolution(self, head: fx.Node) -> bool:
-        """Only a convolution absorbs its batch norm; behind a linear layer, a norm may run over another axis: [N, T, C]."""
+        """Only a convolution absorbs its batch norm; behind a linear layer it may run over another axis: [N, T, C]."""
         return isinstance(self.graph.submodule(head), nn.Conv2d)
 
     def _only_user(self, node: fx.Node, role: str) -> fx.Node | None:
