@@ -20,8 +20,8 @@ from quant.core.settings import LayerBits, QuantSettings, ResolvedQuant
 from quant.engines.base import IntegerModel
 from quant.engines.convert import convert as _convert
 from quant.engines.float_baseline import float_baseline
-from quant.export.npz.read import export as export_packed
 from quant.export.npz.read import load as load_packed
+from quant.export.npz.write import export as export_packed
 from quant.export.onnx import check_onnx, export_onnx
 from quant.export.torch_export import export
 from quant.graph.prepare import prepare as _prepare

@@ -5,13 +5,21 @@ from torch import nn
 
 import models
 import quant
+from quant.core.integer_layer import IntegerLayer
 from tests.conftest import photos, spec, with_real_statistics
 from tests.nets import plain
 
 INFO = {"classes": ["a", "b"], "mean": [0.5] * 3, "std": [0.25] * 3, "image_size": 32}
 EVERY_METHOD = [
     {"method": "ptq", "weight_bits": 5, "act_bits": 3, "granularity": "per_tensor"},
-    {"method": "ptq", "weight_bits": 3, "act_bits": 4, "rounding": "adaround", "rounding_steps": 3, "correct": "norm"},
+    {
+        "method": "ptq",
+        "weight_bits": 3,
+        "act_bits": 4,
+        "rounding": "adaround",
+        "rounding_steps": 3,
+        "bias_correction": "norm",
+    },
     {"method": "lsq", "weight_bits": 2, "act_bits": 2},
     {"method": "dorefa", "weight_bits": 1, "act_bits": 2},
     {"method": "dorefa", "weight_bits": 3, "act_bits": 4},
@@ -38,6 +46,12 @@ def prepared_net(name: str, options: dict, keys: dict):
 def exported(prepared, file):
     quant.export_packed(prepared, file, 32, INFO)
     return quant.load_packed(str(file))
+
+
+def integer_layers(read) -> list[IntegerLayer]:
+    """The integer layers of a model that was read, in their order."""
+    operators = [getattr(node.target, "__self__", None) for node in read.graph.nodes]
+    return [operator for operator in operators if isinstance(operator, IntegerLayer)]
 
 
 class Everything(nn.Module):

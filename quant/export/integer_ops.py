@@ -1,11 +1,11 @@
-"""The operators of an exported integer model. torch is all this file needs: it travels with the model.
+"""The operators of an exported integer model. A copy of this file lies beside the model and needs torch only.
 
     import integer_ops
     model = torch.export.load("model.pt2").module()
     logits = model(images)        float32 [N, 3, H, W], normalised as model.json says
 
-integer::layer and integer::logits compute convolutions and linear layers on uint8 activations and int8 weights, with
-oneDNN's int8 kernels where those are exact on this CPU (tried when they are first needed), else in float64.
+integer::layer and integer::logits compute convolutions and linear layers on uint8 activations and int8 weights. They
+use oneDNN's int8 kernels if those are exact on this CPU, which is tested at the first call, and float64 otherwise.
 """
 
 import functools
@@ -34,9 +34,9 @@ def layer(
 ) -> Tensor:
     """clamp(round((sum (x - x_zero_point) weight + bias) scale) + zero_point, lo, hi), uint8; ties to even.
 
-    weight int8 [O, I/g, kh, kw] or [O, I]; bias (integers) and scale fp32 [O]; geometry (stride, padding and dilation
-    by height and width, groups), or nothing for a linear layer. fused: no sum is near a tie,
-    so that the kernel may scale and round by itself.
+    x: uint8 [N, I, H, W] or [N, I]. weight: int8 [O, I/g, kh, kw] or [O, I]. bias: integers in fp32, [O]. scale: fp32
+    [O]. geometry: stride, padding and dilation, each for height and width, and groups; empty for a linear layer.
+    fused: no scaled sum is near a rounding tie, so a kernel that scales and rounds in another order is exact too.
     """
     x = _laid_out(x)
     if fused and _exact():
@@ -65,7 +65,7 @@ def _float64(x: Tensor, weight: Tensor, bias: Tensor, geometry: list[int], x_zer
 def _onednn(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, geometry: list[int], x_zero_point: int, zero_point: int, out
 ) -> Tensor:
-    """oneDNN's kernel: fl(fl(sums scale) + bias) + zero_point, rounded where `out` is uint8."""
+    """oneDNN's kernel: fl(fl(sums scale) + bias) + zero_point, rounded if `out` is uint8."""
     functions, packed = torch.ops.onednn, _packed(weight, tuple(geometry), x_zero_point, (1, *x.shape[1:]))
     arguments = (x, 1.0, x_zero_point, packed, scale, torch.zeros(len(scale), dtype=torch.long), bias)
     after = (1.0, zero_point, out, "none", [], "")
@@ -76,7 +76,7 @@ def _onednn(
 
 @functools.lru_cache(maxsize=512)
 def _packed(weight: Tensor, geometry: tuple[int, ...], x_zero_point: int, shape: tuple[int, ...]) -> Tensor:
-    """Weights in the layout that inputs of this shape ask for; unpacked and packed at every call they cost more."""
+    """Weights in oneDNN's layout for inputs of this shape. Cached: without it, every call would pack them again."""
     if not geometry:
         return torch.ops.onednn.qlinear_prepack(weight, shape)
     ones = torch.ones(len(weight))

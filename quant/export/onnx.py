@@ -1,4 +1,4 @@
-"""Writing the integer model as an ONNX file."""
+"""Exports the integer model as an ONNX file in QDQ format."""
 
 import json
 from pathlib import Path
@@ -16,16 +16,17 @@ from utils.files import write_atomically
 
 
 def check_onnx(key: str) -> None:
-    """Raise UserError, for the setting's `key`, unless ONNX files can be written."""
+    """Raise UserError, naming the setting `key`, if the packages that write ONNX files are not installed."""
     if missing():
         raise UserError(f"{key}: an ONNX file {missing()}")
 
 
 def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str, Any]) -> IntegerModel:
-    """Write the integer model of a prepared one as an ONNX file; returns what was written.
+    """Write the integer model of a prepared one as an ONNX file, and check it with ONNX Runtime if that is installed.
 
-    Input "images", float32 [N, 3, image_size, image_size], N any number; output "logits". `info` is its metadata: text
-    as it is, all else as JSON.
+    Input "images": normalised float32 [N, 3, image_size, image_size], any N. Output "logits": float32 [N, classes].
+    `info` becomes the file's metadata: text as it is, everything else as JSON. Returns the integer model. Raises
+    UserError if a quantizer has not been calibrated, or if ONNX Runtime computes other logits.
     """
     import onnx
 
@@ -40,7 +41,7 @@ def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dic
 
 
 def _check_by_running(file: bytes, model: IntegerModel, images: Tensor) -> None:
-    """Raise UserError if ONNX Runtime, where it is installed, computes something else from the file."""
+    """Raise UserError if ONNX Runtime's logits are off by more than 10 % of the largest; skipped if not installed."""
     if missing("onnxruntime"):
         return
     ours, theirs = model(images), onnxruntime_session(file, images.shape, 1)(images)

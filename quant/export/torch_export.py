@@ -1,7 +1,7 @@
-"""A model to take away: a file of torch.export that computes the integers and needs nothing of this repository.
+"""Exports the integer model with torch.export into a folder that can be used without this repository.
 
 model.pt2        the integer model: int8 weights, any batch size
-integer_ops.py   its operators (export/integer_ops.py), to be imported before it is loaded
+integer_ops.py   its operators (a copy of export/integer_ops.py); import it before loading model.pt2
 model.json       image size, normalisation, class names
 example.py       classifies an image file
 """
@@ -51,7 +51,10 @@ with torch.inference_mode():
 
 
 class PortableEngine(Engine):
-    """Native tensors are plain uint8 (q - q_min). All operators can be written by torch.export."""
+    """An engine of operators that torch.export can write; layers use those of export/integer_ops.py.
+
+    A native tensor is uint8 and holds q - q_min.
+    """
 
     name = "portable"
 
@@ -60,7 +63,7 @@ class PortableEngine(Engine):
 
     def dequantize(self, grid: Grid) -> Operator:
         centred = self.from_native(grid)
-        return lambda held: grid.value(centred(held))
+        return lambda native: grid.value(centred(native))
 
     def to_native(self, grid: Grid) -> Operator:
         zero_point = _zero_point(grid)
@@ -68,7 +71,7 @@ class PortableEngine(Engine):
 
     def from_native(self, grid: Grid) -> Operator:
         zero_point = _zero_point(grid)
-        return lambda held: held.float() - zero_point
+        return lambda native: native.float() - zero_point
 
     def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
         return ("onednn", "onednn sums") if layer.y is not None and layer.off_ties() else ("onednn sums",)
@@ -86,23 +89,28 @@ class PortableEngine(Engine):
 
     def relu(self, grid: Grid) -> Operator:
         zero_point = _zero_point(grid)
-        return lambda held: held.clamp_min(zero_point)
+        return lambda native: native.clamp_min(zero_point)
 
     def conversions_around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator] | None:
         return (self.from_native(grid), self.to_native(grid)) if pads else None
 
 
 def _zero_point(grid: Grid) -> int:
+    """The zero point of native tensors on the grid."""
     return int(grid.zero_point) - grid.q_min
 
 
 def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict) -> IntegerModel:
-    """Write the integer model of a prepared one into a folder, with `info` as model.json; returns what was written."""
+    """Write the integer model of a prepared one into a folder, with `info` as model.json.
+
+    image_size: the side of the square images that the model takes, in pixels. Returns the integer model. Raises
+    UserError if a quantizer has not been calibrated.
+    """
     model, images = convert(prepared, PortableEngine()), torch.zeros(2, 3, image_size, image_size)
     batch = {0: torch.export.Dim("batch")}
     with torch.no_grad():
         program = torch.export.export(model.graph, (images,), dynamic_shapes=(batch,))
-    for node in program.graph.nodes:  # where this machine keeps its source is nobody's business, and half the file
+    for node in program.graph.nodes:  # paths of this machine's source files, and half the size of the file
         node.meta.pop("stack_trace", None)
     write_atomically(folder / "model.pt2", lambda part: torch.export.save(program, part))
     write_atomically(folder / "integer_ops.py", lambda part: shutil.copyfile(integer_ops.__file__, part))

@@ -129,7 +129,11 @@ OPERATORS: dict[str, Operator] = {
     "conv2d": _layer(modules=(nn.Conv2d,)),
     "linear": _layer(modules=(nn.Linear,)),
     "batch_norm": Operator(
-        role="norm", modules=(nn.BatchNorm1d, nn.BatchNorm2d), exact=True, accepts=calls.tracks_statistics
+        role="norm",
+        modules=(nn.BatchNorm1d, nn.BatchNorm2d),
+        exact=True,
+        accepts=calls.tracks_statistics,
+        call=F.batch_norm,
     ),
     # activations; ReLU6 is a Hardtanh
     "relu": _activation(

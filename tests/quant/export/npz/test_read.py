@@ -10,7 +10,7 @@ import torch
 
 import quant
 from tests.conftest import photos
-from tests.packed import EVERY_METHOD, INFO, exported, prepared_net
+from tests.packed import EVERY_METHOD, INFO, exported, integer_layers, prepared_net
 from utils.errors import UserError
 
 
@@ -18,11 +18,12 @@ from utils.errors import UserError
 def test_the_integers_and_the_logits_of_every_method_come_back(keys, tmp_path):
     prepared = prepared_net("resnet20", {}, keys)
     read, reference = exported(prepared, tmp_path / "m.npz"), quant.convert(prepared, "reference")
-    assert len(read.layers) == len(reference.layers) == 20
-    for name, converted in reference.layers.items():
+    layers = integer_layers(read)
+    assert len(layers) == len(reference.layers) == 20
+    for layer, (name, converted) in zip(layers, reference.layers.items(), strict=True):
         for part in ("weight", "scale", "bias"):
-            assert torch.equal(getattr(read.layers[name], part), getattr(converted.layer, part)), (name, part)
-        assert read.layers[name].weight.unique().numel() > 1
+            assert torch.equal(getattr(layer, part), getattr(converted.layer, part)), (name, part)
+        assert layer.weight.unique().numel() > 1
     with torch.inference_mode():
         simulated = prepared(photos(8, 32))
     assert torch.equal(read(photos(8, 32)), simulated)
@@ -43,7 +44,7 @@ def test_nets_with_all_kinds_of_operators_come_back(name, tmp_path):
     "keys",
     [
         {"act_bits": 32},
-        {"act_bits": 32, "correct": "norm"},
+        {"act_bits": 32, "bias_correction": "norm"},
         {"weight_bits": 32},
         {"first_last_bits": 32},
         {"layers": {"fc": "float"}},
@@ -67,17 +68,27 @@ def changed(file, change) -> None:
     numpy.savez(file, model=numpy.array(json.dumps(model)), **arrays)
 
 
+def operator_of(node: list, kind: str, parts: list) -> None:
+    """Make a node of a file call something else: a node is [name, {kind: parts}, args, kwargs]."""
+    node[1] = {kind: parts}
+
+
 MISCHIEF = {
-    "'system' is not a call that a file may ask for": lambda m, a: m["nodes"][-3].update(
-        {"do": "call", "with": [{"call": "system", "args": [], "kwargs": {}}]}
+    "'system' is not a call that a file may ask for": lambda m, a: operator_of(
+        m["nodes"][-3], "Call", ["system", {"tuple": []}, {"dict": []}]
     ),
-    "'eval'": lambda m, a: m["nodes"][3].update(do="eval"),
+    "'eval'": lambda m, a: operator_of(m["nodes"][3], "eval", ["1"]),
+    "'finished' is not an operator": lambda m, a: operator_of(m["nodes"][0], "EngineOperator", ["finished", []]),
+    "no attribute '__call__'": lambda m, a: operator_of(m["nodes"][3], "tuple", []),
     "format 99": lambda m, a: m.update(format=99),
-    "one input, the first": lambda m, a: m["nodes"].pop(),
-    "reads": lambda m, a: m["nodes"].pop(2),
-    "weights end before": lambda m, a: a.update(weights=a["weights"][:-1]),
-    "scales": lambda m, a: a.pop("scales"),
-    "bytes for": lambda m, a: m["nodes"][2]["with"][0].update(bits=7),
+    "a node reads": lambda m, a: m["nodes"].pop(),
+    "a node reads ": lambda m, a: m["nodes"].pop(1),
+    "which no node before it computes": lambda m, a: m["nodes"].reverse(),
+    "'input'": lambda m, a: m.pop("input"),
+    "'output'": lambda m, a: m.pop("output"),
+    "uint8 values end before": lambda m, a: a.update(uint8=a["uint8"][:-1]),
+    "float32": lambda m, a: a.pop("float32"),
+    "bytes for": lambda m, a: m["nodes"][1][1]["IntegerLayer"][0]["integers"].__setitem__(1, 7),
 }
 
 

@@ -15,8 +15,8 @@ def test_the_size_is_that_of_the_arrays_and_of_the_bits(tmp_path):
         exported(prepared, tmp_path / "m.npz")
         with numpy.load(tmp_path / "m.npz", allow_pickle=False) as file:
             assert all(file[name].dtype.kind in "iufU" for name in file.files)
-            sizes[bits] = file["weights"].nbytes
-            of_layers = sum(file[name].nbytes for name in ("weights", "scales", "biases", "floats"))
+            sizes[bits] = file["uint8"].nbytes
+            of_layers = sum(file[name].nbytes for name in ("uint8", "float32", "int32"))
             assert json.loads(str(file["model"]))["format"] == 2
         assert megabytes_at_bits(prepared) == of_layers / 1e6
         weights = sum(p.numel() for name, p in prepared.named_parameters() if p.ndim in (2, 4))

@@ -1,0 +1,107 @@
+"""Values as JSON, and one flat array for all tensors of a dtype: an array of its own costs a file 200 bytes.
+
+Numbers, strings, None and lists are themselves in JSON. All else is {kind: [values]}: an object of a class in KINDS,
+by its fields; a tensor, by its place in the array of its dtype; a reference to the output of a node; a tuple, dict or
+slice; an infinite number.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, fx
+
+from quant.export.npz.calls import refused
+from quant.export.npz.operators import KINDS, Packed
+
+DTYPES = ("uint8", "int8", "int16", "int32", "float32")
+BUILTINS: dict[str, Callable[..., Any]] = {
+    "tuple": lambda *values: values,
+    "dict": lambda *items: dict(items),
+    "slice": slice,
+    "float": float,
+}
+
+
+class Encoder:
+    """Encodes values, and collects the arrays of their tensors by dtype."""
+
+    def __init__(self):
+        self.arrays = {dtype: [numpy.zeros(0, dtype)] for dtype in DTYPES}
+
+    def encode(self, value: Any) -> Any:
+        """The value as JSON. Raises UserError for a value that a file cannot represent."""
+        if value is None or isinstance(value, int | str) or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        if isinstance(value, list):
+            return [self.encode(part) for part in value]
+        kind, parts = self._packed(value)
+        return {kind: [self.encode(part) for part in parts]}
+
+    def _packed(self, value: Any) -> Packed:
+        name = type(value).__name__
+        if isinstance(value, Packed):
+            return value
+        if KINDS.get(name) is type(value):
+            fields = value._fields if isinstance(value, tuple) else [f.name for f in dataclasses.fields(value)]
+            return Packed(name, [getattr(value, field) for field in fields])
+        if isinstance(value, Tensor):
+            return self._tensor(value.detach())
+        if isinstance(value, fx.Node):
+            return Packed("node", [value.name])
+        if isinstance(value, tuple):
+            return Packed("tuple", list(value))
+        if isinstance(value, dict):
+            return Packed("dict", [list(item) for item in value.items()])
+        if isinstance(value, slice):
+            return Packed("slice", [value.start, value.stop, value.step])
+        if isinstance(value, float):
+            return Packed("float", [str(value)])
+        raise refused(f"an argument {value!r}")
+
+    def _tensor(self, tensor: Tensor) -> Packed:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise refused(f"a tensor of {dtype}")
+        if not tensor.ndim:
+            return Packed("scalar", [dtype, tensor.item()])
+        start = sum(map(len, self.arrays[dtype]))
+        self.arrays[dtype].append(tensor.numpy().reshape(-1))
+        return Packed("tensor", [dtype, start, list(tensor.shape)])
+
+
+class Decoder:
+    """Decodes what an Encoder encoded. arrays: its arrays, each as one; nodes: the nodes to refer to, by name."""
+
+    def __init__(self, arrays: Mapping[str, numpy.ndarray], nodes: Mapping[str, fx.Node]):
+        self.tensors = {dtype: torch.from_numpy(arrays[dtype].astype(dtype).reshape(-1)) for dtype in DTYPES}
+        self.nodes = nodes
+        self.kinds = BUILTINS | KINDS | {"tensor": self._tensor, "scalar": self._scalar, "node": self._node}
+
+    def decode(self, plain: Any) -> Any:
+        """The value. Raises ValueError for an unknown kind, and whatever the constructors of KINDS raise."""
+        if isinstance(plain, list):
+            return [self.decode(part) for part in plain]
+        if not isinstance(plain, dict):
+            return plain
+        ((kind, parts),) = plain.items()
+        if kind not in self.kinds:
+            raise ValueError(f"{kind!r} is not a kind of value that a file may contain")
+        return self.kinds[kind](*self.decode(parts))
+
+    def _tensor(self, dtype: str, start: int, shape: list[int]) -> Tensor:
+        end = start + math.prod(shape)
+        if not 0 <= start <= end <= len(self.tensors[dtype]):
+            raise ValueError(f"{dtype} values end before {end}")
+        return self.tensors[dtype][start:end].view(shape).clone()
+
+    def _scalar(self, dtype: str, number: float) -> Tensor:
+        return torch.tensor(number, dtype=self.tensors[dtype].dtype)
+
+    def _node(self, name: str) -> fx.Node:
+        if name not in self.nodes:
+            raise ValueError(f"a node reads {name!r}, which no node before it computes")
+        return self.nodes[name]
