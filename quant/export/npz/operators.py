@@ -1,7 +1,7 @@
 """The operators of a model in a .npz file: what a node of the integer model becomes, and KINDS, the whitelist.
 
-A dataclass or named tuple in KINDS is written as its fields. Where more is to be done, packed_* returns a Packed: the
-name of a function in KINDS, and the arguments from which it makes the object again.
+A dataclass or named tuple in KINDS is written as its fields. For other objects, packed_* returns a Packed: the name of
+a function in KINDS, and the arguments from which that function makes the object when the file is read.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from quant.graph.quant_layers import FloatLayer, QuantLayer, QuantOperator
 
 @dataclass(frozen=True)
 class EngineOperator:
-    """What a method of the reference engine returns for `args`. Raises ValueError for another than ENGINE_METHODS."""
+    """What a method of the reference engine returns for `args`. Raises ValueError if it is not in ENGINE_METHODS."""
 
     method: str
     args: tuple
@@ -39,7 +39,7 @@ class EngineOperator:
 
 
 class RecordingEngine(Engine):
-    """The reference engine. Its operators know the method and the arguments that they are from."""
+    """The reference engine. Its operators know the method and the arguments that made them."""
 
     name = "npz"
 
@@ -93,8 +93,9 @@ def packed_operator(op: IntegerOperator) -> Packed:
     return Packed("IntegerOperator", [call_of_operator(op), op.x, op.y, op.lo, op.hi])
 
 
-def integer_operator(run: Call, *x_y_lo_hi: Any) -> IntegerOperator:
-    return IntegerOperator(run.name, OPERATORS[run.name].arithmetic, run, *x_y_lo_hi)
+def integer_operator(run: Call, *rest: Any) -> IntegerOperator:
+    """rest: x, y, lo, hi."""
+    return IntegerOperator(run.name, OPERATORS[run.name].arithmetic, run, *rest)
 
 
 def lookup_table(x: Grid, outputs: Tensor) -> Callable[[Tensor], Tensor]:
@@ -120,20 +121,20 @@ def integer_layer(
     `channels` are not on their quantizer's grid (dead, or rounded again on a larger scale): their weights are
     `replacement`. rest: geometry, x, y, lo, hi.
     """
-    geometry, *x_y_lo_hi = rest
+    geometry, *grids_and_bounds = rest
     weight = weight * along_channels(factor * scale.sign(), weight)
     weight[channels] = replacement.float()
-    return IntegerLayer(geometry, weight, scale.abs(), bias.float(), *x_y_lo_hi)
+    return IntegerLayer(geometry, weight, scale.abs(), bias.float(), *grids_and_bounds)
 
 
 def packed_float_layer(layer: FloatLayer, source: QuantLayer) -> Packed:
-    """Its weights are packed where they are quantized."""
+    """A layer that runs in float; its weights are packed if they are quantized."""
     weight: Any = layer.weight
     if source.weight_quantizer is not None:
         scale = source.weight_quantizer.grid().scale
         in_weight = source.corrects() and layer.norm is None  # otherwise the norm contains the correction
         weight = Packed("scaled", [packed_weight(source), scale * source.correction.gain if in_weight else scale])
-    norm = layer.norm and call_of_norm(layer.norm)
+    norm = None if layer.norm is None else call_of_norm(layer.norm)
     return Packed("FloatLayer", [layer.geometry, weight, layer.bias, norm, layer.activation])
 
 

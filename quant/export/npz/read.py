@@ -28,7 +28,8 @@ class PackedModel(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """Float logits [N, classes] of normalised float images [N, 3, H, W]."""
-        return fx.Interpreter(self, graph=self.graph).run(images)  # a GraphModule would execute code with its names
+        # not a GraphModule: that would generate Python code with strings of the file in it, and execute it
+        return fx.Interpreter(self, graph=self.graph).run(images)
 
 
 def load(path: str) -> PackedModel:

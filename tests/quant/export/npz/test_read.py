@@ -102,6 +102,17 @@ def test_a_file_that_is_not_what_it_should_be_is_refused_in_a_line(reason, tmp_p
     assert "\n" not in str(caught.value)
 
 
+def test_names_in_a_file_are_not_executed(tmp_path):
+    """Python code that is generated from a graph has the names of nodes and of keyword arguments in it."""
+    file, proof = tmp_path / "m.npz", tmp_path / "proof"
+    exported(prepared_net("plain", {}, EVERY_METHOD[0]), file)
+    code = f"x=__import__('pathlib').Path({str(proof)!r}).touch(), y"
+    changed(file, lambda m, a: m["nodes"][0].__setitem__(3, {"dict": [[code, 1]]}))
+    with pytest.raises((UserError, TypeError)):
+        quant.load_packed(str(file))(photos(1, 32))
+    assert not proof.exists()
+
+
 @pytest.mark.parametrize("damage", ["a bit", "the end", "a hole"])
 def test_a_damaged_file_is_refused_in_a_line(damage, tmp_path):
     file, generator = tmp_path / "m.npz", random.Random(0)
