@@ -131,9 +131,10 @@ def packed_float_layer(layer: FloatLayer, source: QuantLayer) -> Packed:
     """A layer that runs in float; its weights are packed if they are quantized."""
     weight: Any = layer.weight
     if source.weight_quantizer is not None:
-        scale = source.weight_quantizer.grid().scale
-        in_weight = source.corrects() and layer.norm is None  # otherwise the norm contains the correction
-        weight = Packed("scaled", [packed_weight(source), scale * source.correction.gain if in_weight else scale])
+        scale, correction = source.weight_quantizer.grid().scale, source.active_correction()
+        if correction is not None and layer.norm is None:  # otherwise the norm contains the correction
+            scale = scale * correction.gain
+        weight = Packed("scaled", [packed_weight(source), scale])
     norm = None if layer.norm is None else call_of_norm(layer.norm)
     return Packed("FloatLayer", [layer.geometry, weight, layer.bias, norm, layer.activation])
 
