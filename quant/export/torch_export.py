@@ -83,9 +83,9 @@ class PortableEngine(Engine):
         if y is None:
             given = (*numbers, layer.accumulator_scale(), geometry, _zero_point(layer.x))
             return lambda x: operators.logits(x, *given)
-        given = (*numbers, layer.multiplier(), geometry, _zero_point(layer.x))
-        given += (_zero_point(y), layer.lo - y.q_min, layer.hi - y.q_min, kernel == "onednn")
-        return lambda x: operators.layer(x, *given)
+        inputs = (*numbers, layer.multiplier(), geometry, _zero_point(layer.x))
+        outputs = (_zero_point(y), layer.lo - y.q_min, layer.hi - y.q_min, kernel == "onednn")
+        return lambda x: operators.layer(x, *inputs, *outputs)
 
     def relu(self, grid: Grid) -> Operator:
         zero_point = _zero_point(grid)

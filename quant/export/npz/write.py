@@ -55,7 +55,8 @@ def _save(prepared: fx.GraphModule, model: IntegerModel, file: Path, info: dict[
         ],
         "output": encoder.encode(output.args[0]),
     }
-    arrays = {dtype: numpy.concatenate(parts) for dtype, parts in encoder.arrays.items()}
+    arrays: dict[str, Any] = {dtype: numpy.concatenate(parts) for dtype, parts in encoder.arrays.items()}
+    arrays["model"] = numpy.array(json.dumps(graph, allow_nan=False))
     buffer = io.BytesIO()
-    numpy.savez_compressed(buffer, model=numpy.array(json.dumps(graph, allow_nan=False)), **arrays)
+    numpy.savez_compressed(buffer, **arrays)
     write_atomically(file, lambda part: part.write_bytes(buffer.getvalue()))
