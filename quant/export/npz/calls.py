@@ -3,7 +3,7 @@
 A name that the table does not have is refused, when a file is written and when it is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,11 +28,16 @@ class Call:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.name not in OPERATORS or OPERATORS[self.name].function is None:
-            raise ValueError(f"{self.name!r} is not a call that a file may ask for")
+        self.function()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return OPERATORS[self.name].function(*args, *self.args, **self.kwargs, **kwargs)
+        return self.function()(*args, *self.args, **self.kwargs, **kwargs)
+
+    def function(self) -> Callable:
+        function = OPERATORS[self.name].function if self.name in OPERATORS else None
+        if function is None:
+            raise ValueError(f"{self.name!r} is not a call that a file may ask for")
+        return function
 
 
 def call_of_operator(operator: QuantOperator | IntegerOperator) -> Call:
@@ -54,7 +59,7 @@ def call_of_node(node: fx.Node, module: nn.Module | None) -> Call:
     name = operator_name(NodeView(node, module))
     if name is None:
         raise refused(name_of(node) if module is None else type(module).__name__)
-    if name == "batch_norm":
+    if name == "batch_norm" and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return call_of_norm(module)
     return Call(name) if module is None else _call_of_module(name, module)
 

@@ -46,7 +46,9 @@ class Encoder:
         if isinstance(value, Packed):
             return value
         if KINDS.get(name) is type(value):
-            fields = value._fields if isinstance(value, tuple) else [f.name for f in dataclasses.fields(value)]
+            fields = (
+                value._fields if isinstance(value, tuple) else [f.name for f in dataclasses.fields(value) if f.init]
+            )
             return Packed(name, [getattr(value, field) for field in fields])
         if isinstance(value, Tensor):
             return self._tensor(value.detach())

@@ -5,7 +5,7 @@ a function in KINDS, and the arguments from which that function makes the object
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from quant.core.activation import ClampedAffine
 from quant.core.grid import Grid, along_channels
 from quant.core.integer_layer import Geometry, IntegerLayer, refinement
 from quant.core.integer_operator import IntegerOperator, function, look_up
+from quant.core.quantizer import WeightQuantizer
 from quant.engines.base import FLOAT32_KERNEL, Engine, Operator
 from quant.export.npz.calls import Call, call_of_node, call_of_norm, call_of_operator
 from quant.export.npz.packing import pack, unpack
@@ -28,6 +29,7 @@ class EngineOperator:
 
     method: str
     args: tuple
+    run: Operator = field(init=False)
 
     def __post_init__(self):
         if self.method not in ENGINE_METHODS:
@@ -94,8 +96,11 @@ def packed_operator(op: IntegerOperator) -> Packed:
 
 
 def integer_operator(run: Call, *rest: Any) -> IntegerOperator:
-    """rest: x, y, lo, hi."""
-    return IntegerOperator(run.name, OPERATORS[run.name].arithmetic, run, *rest)
+    """rest: x, y, lo, hi. Raises ValueError for a call that has no integer form."""
+    arithmetic = OPERATORS[run.name].arithmetic
+    if arithmetic is None:
+        raise ValueError(f"{run.name!r} has no integer form")
+    return IntegerOperator(run.name, arithmetic, run, *rest)
 
 
 def lookup_table(x: Grid, outputs: Tensor) -> Callable[[Tensor], Tensor]:
@@ -104,7 +109,9 @@ def lookup_table(x: Grid, outputs: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def packed_layer(layer: IntegerLayer, source: QuantLayer) -> Packed:
-    weight, factor = packed_weight(source), refinement(source.weight_quantizer.grid(), source.limit)
+    assert source.weight_quantizer is not None  # otherwise it would be a float layer
+    weight = packed_weight(source.weight, source.weight_quantizer)
+    factor = refinement(source.weight_quantizer.grid(), source.limit)
     on_grid = factor * integers(*weight.values)
     same, flipped = ((layer.weight == sign * on_grid).flatten(1).all(1) for sign in (1, -1))
     other = ~(same | flipped)
@@ -134,7 +141,7 @@ def packed_float_layer(layer: FloatLayer, source: QuantLayer) -> Packed:
         scale, correction = source.weight_quantizer.grid().scale, source.active_correction()
         if correction is not None and layer.norm is None:  # otherwise the norm contains the correction
             scale = scale * correction.gain
-        weight = Packed("scaled", [packed_weight(source), scale])
+        weight = Packed("scaled", [packed_weight(source.weight, source.weight_quantizer), scale])
     norm = None if layer.norm is None else call_of_norm(layer.norm)
     return Packed("FloatLayer", [layer.geometry, weight, layer.bias, norm, layer.activation])
 
@@ -144,11 +151,10 @@ def scaled(weight: Tensor, scale: Tensor) -> Tensor:
     return weight * along_channels(scale, weight)
 
 
-def packed_weight(source: QuantLayer) -> Packed:
+def packed_weight(weight: Tensor, quantizer: WeightQuantizer) -> Packed:
     """The integers of a layer's weights, at the bits of their quantizer."""
-    quantizer = source.weight_quantizer
-    step, weight = quantizer.grid().step, source.weight.detach().float()
-    codes = (quantizer.to_int(weight) - (step - 1)) / step
+    step = quantizer.grid().step
+    codes = (quantizer.to_int(weight.detach().float()) - (step - 1)) / step
     packed = torch.from_numpy(pack(codes.detach().numpy(), quantizer.bits))
     return Packed("integers", [packed, quantizer.bits, step, list(weight.shape)])
 

@@ -67,6 +67,7 @@ MISCHIEF = {
     "'x', which no node before it computes": {"node": ["x"]},
     "'system' is not a call": {"Call": ["system", {"tuple": []}, {"dict": []}]},
     "'dropout' is not a call": {"Call": ["dropout"]},
+    "'relu' has no integer form": {"IntegerOperator": [{"Call": ["relu"]}, {"tuple": []}, None, 0, 0]},
     "'finished' is not an operator": {"EngineOperator": ["finished", {"tuple": [None]}]},
 }
 
