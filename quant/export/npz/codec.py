@@ -46,10 +46,9 @@ class Encoder:
         if isinstance(value, Packed):
             return value
         if KINDS.get(name) is type(value):
-            fields = (
-                value._fields if isinstance(value, tuple) else [f.name for f in dataclasses.fields(value) if f.init]
-            )
-            return Packed(name, [getattr(value, field) for field in fields])
+            if isinstance(value, tuple):
+                return Packed(name, list(value))
+            return Packed(name, [getattr(value, field.name) for field in dataclasses.fields(value) if field.init])
         if isinstance(value, Tensor):
             return self._tensor(value.detach())
         if isinstance(value, fx.Node):
