@@ -12,7 +12,7 @@ from tests.nets import Residual
 RECIPES = {
     "adaround": {"observer": "mse", "rounding": "adaround", "rounding_steps": 80},
     "brecq": {"observer": "mse", "rounding": "brecq", "rounding_steps": 80},
-    "corrected": {"observer": "mse", "correct": "norm"},
+    "corrected": {"observer": "mse", "bias_correction": "norm"},
     "best": {"recipe": "best", "rounding_steps": 80},
 }
 
