@@ -68,7 +68,7 @@ def _onednn(
     """oneDNN's kernel: fl(fl(sums scale) + bias) + zero_point, rounded where `out` is uint8."""
     functions, packed = torch.ops.onednn, _packed(weight, tuple(geometry), x_zero_point, (1, *x.shape[1:]))
     arguments = (x, 1.0, x_zero_point, packed, scale, torch.zeros(len(scale), dtype=torch.long), bias)
-    after = (1.0, zero_point, out, "none", [], "")
+    after: tuple = (1.0, zero_point, out, "none", [], "")
     if geometry:
         return functions.qconv2d_pointwise.default(*arguments, *_strides(geometry), *after)
     return functions.qlinear_pointwise.default(*arguments, *after)

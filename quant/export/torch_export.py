@@ -80,9 +80,9 @@ class PortableEngine(Engine):
         if y is None:
             given = (*numbers, layer.accumulator_scale(), geometry, _zero_point(layer.x))
             return lambda x: operators.logits(x, *given)
-        given = (*numbers, layer.multiplier(), geometry, _zero_point(layer.x))
-        given += (_zero_point(y), layer.lo - y.q_min, layer.hi - y.q_min, kernel == "onednn")
-        return lambda x: operators.layer(x, *given)
+        on_grid = (*numbers, layer.multiplier(), geometry, _zero_point(layer.x), _zero_point(y))
+        bounds = (layer.lo - y.q_min, layer.hi - y.q_min)
+        return lambda x: operators.layer(x, *on_grid, *bounds, kernel == "onednn")
 
     def relu(self, grid: Grid) -> Operator:
         zero_point = _zero_point(grid)
