@@ -7,10 +7,13 @@ import torch
 from torch import nn
 
 import quant
+from quant.core.integer_layer import Geometry, IntegerLayer
 from quant.engines.base import FLOAT32_KERNEL
+from quant.engines.native import NativeEngine
+from quant.engines.native.layers import MAX_SHAPES, SUMS, Packed
 from quant.engines.verify import choose_kernel, input_shape, layer_difference, with_full_range_weights
 from tests.conftest import KERNELS, photos
-from tests.helpers import assert_layerwise_exact, converts_exactly, prepared_with
+from tests.helpers import assert_layerwise_exact, converts_exactly, grid, prepared_with
 
 
 @pytest.mark.parametrize("bits", [3, 8])
@@ -102,3 +105,98 @@ def test_depthwise_layers_do_not_run_on_the_saturating_kernel(net):
     for converted in quant.convert(net, "fbgemm").layers.values():
         if converted.layer.geometry.groups > 1:
             assert converted.kernel.startswith("onednn")
+
+
+needs_onednn = pytest.mark.skipif("onednn" not in KERNELS, reason="this build of torch lacks onednn")
+
+
+def layer_of(multiplier: float, bias: float, groups: int, y_bits: int | None = 8) -> IntegerLayer:
+    """A 1x1 convolution of 4 channels whose multipliers and biases are all the same."""
+    weight, y = torch.ones(4, 4 // groups, 1, 1), None if y_bits is None else grid(1.0, 0, y_bits)
+    geometry = Geometry((1, 1), (0, 0), (1, 1), groups)
+    return IntegerLayer(geometry, weight, torch.full((4,), multiplier), torch.full((4,), bias), grid(1.0, 0), y, 0, 255)
+
+
+CASES = {
+    "off ties": (1 / 4095, 100.0),
+    "a multiplier below 1 / 4,095": (1 / 4101, 100.0),
+    "a bias of more than 512 steps": (0.5, 1026.0),
+    "a negative bias of more than 512 steps": (0.5, -1026.0),
+}
+
+
+@needs_onednn
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
+def test_onednn_rounds_by_itself_only_off_ties(groups, case):
+    """Elsewhere x86 takes fbgemm for dense layers, and all others oneDNN's exact sums."""
+    layer, exact = layer_of(*CASES[case], groups), (SUMS, FLOAT32_KERNEL)
+    assert layer.off_ties() == (case == "off ties")
+    by_itself = ("onednn", *exact) if case == "off ties" else exact
+    fbgemm = ("fbgemm", *exact)
+    assert NativeEngine("onednn").kernels(layer) == by_itself
+    assert NativeEngine("fbgemm").kernels(layer) == (fbgemm if groups == 1 else by_itself)
+    near_ties = fbgemm if groups == 1 else exact
+    assert NativeEngine("x86").kernels(layer) == (by_itself if case == "off ties" else near_ties)
+
+
+@needs_onednn
+def test_logits_leave_every_engine_but_qnnpack_as_exact_sums():
+    layer = layer_of(0.5, 0.0, 1, None)
+    for name in ("fbgemm", "x86", "onednn"):
+        assert NativeEngine(name).kernels(layer) == (SUMS, FLOAT32_KERNEL)
+    assert NativeEngine("qnnpack").kernels(layer) == (FLOAT32_KERNEL,)
+    assert NativeEngine("qnnpack").kernels(layer_of(0.5, 0.0, 1)) == ("qnnpack", FLOAT32_KERNEL)
+
+
+def test_a_layer_of_one_channel_is_not_depthwise():
+    one = IntegerLayer(
+        Geometry((1, 1), (0, 0), (1, 1)), torch.ones(1, 1, 1, 1), torch.ones(1), torch.zeros(1), grid(1.0, 0), None, 0, 0
+    )
+    dense = IntegerLayer(one.geometry, one.weight, one.scale, one.bias, one.x, grid(1.0, 0), 0, 255)
+    if "onednn" in KERNELS:
+        assert NativeEngine("fbgemm").kernels(dense)[0] == "fbgemm"
+
+
+@needs_onednn
+def test_a_bias_that_the_sums_cancel_is_exact_on_onednn():
+    """A linear layer whose biases are 4,000 output steps and whose weights are all -127. oneDNN's own kernel rounds some
+    of these sums to a neighbouring integer: in fp32, 4,000 steps away from zero, ties are too near."""
+    m = (torch.randint(1, 30, (64,)).double() / 4095).float()
+    full = (4000 / m / (255 * 127)).floor()  # inputs that are always 255, each of which takes 255 * 127 from the bias
+    columns = torch.arange(float(full.max()))
+    weight = torch.cat([torch.tensor([[-127.0, -1.0]]).expand(64, 2), -127.0 * (columns < full[:, None])], 1)
+    bias = (full * 255 * 127 + torch.rand(64) * 200 / m).round()
+    layer = IntegerLayer(Geometry(), weight, m, bias, grid(1.0, 0), grid(1.0, 0), 0, 255)
+    some = torch.cartesian_prod(torch.arange(256.0), torch.arange(0.0, 256.0, 4))
+    n = torch.cat([some, torch.full((len(some), len(columns)), 255.0)], 1)
+    engine = quant.engine("onednn")
+    _, operator, _ = choose_kernel(engine, layer)
+    assert layer_difference(engine, layer, operator, n).differing == 0
+
+
+def test_packed_weights_are_kept_for_the_last_shapes():
+    shapes = []
+
+    def pack(shape: torch.Size) -> int:
+        shapes.append(shape[0])
+        return shape[0]
+
+    operator = Packed(pack, True, lambda x, weights: (len(x), weights))
+    for length in range(1, MAX_SHAPES + 2):
+        assert operator(torch.zeros(length)) == (length, length)
+    assert len(operator.packs) == MAX_SHAPES
+    assert shapes == list(range(1, MAX_SHAPES + 2))
+    operator(torch.zeros(2))
+    assert len(shapes) == MAX_SHAPES + 1, "it is still there"
+    assert operator(torch.zeros(1)) == (1, 1), "the oldest was dropped, and is packed again"
+    assert shapes[-1] == 1
+    assert len(operator.packs) == MAX_SHAPES
+
+
+def test_weights_that_do_not_depend_on_the_shape_are_packed_once():
+    shapes = []
+    operator = Packed(lambda shape: shapes.append(shape), False, lambda x, weights: x)
+    for length in (1, 2, 1):
+        operator(torch.zeros(length))
+    assert shapes == [torch.Size([1])]
