@@ -151,7 +151,14 @@ def test_logits_leave_every_engine_but_qnnpack_as_exact_sums():
 
 def test_a_layer_of_one_channel_is_not_depthwise():
     one = IntegerLayer(
-        Geometry((1, 1), (0, 0), (1, 1)), torch.ones(1, 1, 1, 1), torch.ones(1), torch.zeros(1), grid(1.0, 0), None, 0, 0
+        Geometry((1, 1), (0, 0), (1, 1)),
+        torch.ones(1, 1, 1, 1),
+        torch.ones(1),
+        torch.zeros(1),
+        grid(1.0, 0),
+        None,
+        0,
+        0,
     )
     dense = IntegerLayer(one.geometry, one.weight, one.scale, one.bias, one.x, grid(1.0, 0), 0, 255)
     if "onednn" in KERNELS:
