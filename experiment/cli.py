@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from setting.names import TABLES
+from experiment.registries import TABLES
 from utils import config
 from utils.errors import UserError
 from utils.sections import Section

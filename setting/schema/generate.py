@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from experiment.registries import TABLES
 from experiment.settings import EvaluateSettings, LatencySettings, TrainSettings
-from setting.names import TABLES
 from utils.files import write_json
 from utils.sections import Section
 
