@@ -5,7 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx, nn
 
-from quant.core.quantizer import Quantizer
+from quant.core.batch_norm import BatchNorm
+from quant.core.quantizer import ActivationQuantizer, Quantizer
 from quant.engines.base import IntegerModel
 from quant.graph.quant_layers import Correction, QuantLayer
 from quant.graph.views import layers, quantizers, set_enabled
@@ -15,7 +16,7 @@ from utils.table import text_table
 
 
 @torch.inference_mode()
-def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches: Iterable, with_float: bool) -> dict:
+def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iterable, with_float: bool) -> dict:
     """Measure a prepared model and its integer models over batches of (images, labels).
 
     engines: integer models by engine name. with_float: also measure the model with all quantizers disabled. A model
@@ -57,7 +58,7 @@ def compare(prepared: fx.GraphModule, engines: dict[str, IntegerModel], batches:
     }
 
 
-def float_state(prepared: fx.GraphModule) -> dict[str, Tensor]:
+def float_state(prepared: nn.Module) -> dict[str, Tensor]:
     """The state dict of the prepared model without the tensors of quantizers and bias corrections."""
     added = tuple(f"{name}." for name, module in prepared.named_modules() if isinstance(module, Quantizer | Correction))
     return {name: value for name, value in prepared.state_dict().items() if not name.startswith(added)}
@@ -79,7 +80,7 @@ def megabytes_at_bits(model: nn.Module) -> float:
     return size / 1e6
 
 
-def layer_bytes(layer: QuantLayer, source: Quantizer | None, norm: nn.Module | None) -> int:
+def layer_bytes(layer: QuantLayer, source: ActivationQuantizer | None, norm: BatchNorm | None) -> int:
     """Bytes of a layer: ceil(n bits / 8) for n weights, and 4 for each scale and each bias.
 
     source: the quantizer of its input, or None. Unquantized weights take 4 bytes each. A layer that runs in float also

@@ -9,9 +9,10 @@ from torch import fx, nn
 
 from quant.core.quantizer import Quantizer
 from quant.engines.base import FLOAT32_KERNEL, IntegerModel
+from quant.graph.node_view import as_node, target
 from quant.graph.quant_layers import QuantLayer, QuantOperator
 from quant.graph.typed_graph import TypedGraph
-from quant.graph.views import LayerView, OperatorView, layer_view, operator_view
+from quant.graph.views import LayerView, OperatorView, called_module, layer_view, operator_view
 from utils.table import text_table
 
 COMPUTING_ROLES = ("binary", "function", "float", "norm", "layer")
@@ -25,11 +26,11 @@ def layer_rows(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]
     modules, graph = dict(prepared.named_modules()), TypedGraph(prepared)
     rows = []
     for node in graph.nodes:
-        module = modules.get(node.target) if node.op == "call_module" else None
+        module = called_module(modules, node)
         if layer := layer_view(modules, node):
-            rows.append(_layer_row(node.target, layer, model))
+            rows.append(_layer_row(target(node), layer, model))
         elif operator := operator_view(modules, node):
-            rows.append(_quant_operator_row(node.target, operator, model))
+            rows.append(_quant_operator_row(target(node), operator, model))
         elif isinstance(module, Quantizer):
             rows += _quantizer_row(node, module, modules)
         elif node.op != "get_attr" and (graph.roles[node] in COMPUTING_ROLES or _acts_in_float(node, graph, model)):
@@ -65,7 +66,7 @@ def _layer_row(name: str, view: LayerView, model: IntegerModel) -> list[str]:
         notes.append("its weights stay in float" if layer.weight_quantizer is None else "its input stays in float")
     elif converted.kernel == FLOAT32_KERNEL and layer.output is not None and model.engine.name != "reference":
         notes.append("no int8 kernel of this CPU is exact for it")
-    elif layer.weight_quantizer.grid().scale.ndim == 0 and norm is not None:
+    elif layer.weight_quantizer is not None and layer.weight_quantizer.grid().scale.ndim == 0 and norm is not None:
         notes.append("one weight scale per tensor, per channel after absorbing batch norm")
     where, note = "float" if converted is None else converted.kernel, "; ".join(filter(None, notes))
     return [name, _bits(layer.weight_quantizer), _bits(source), _bits(layer.output), where, note]
@@ -78,28 +79,28 @@ def _quant_operator_row(name: str, view: OperatorView, model: IntegerModel) -> l
     return [name.removeprefix("operators."), "", input_bits, _bits(view.operator.output), where, note]
 
 
-def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict) -> list[list[str]]:
-    producer = node.args[0]
+def _quantizer_row(node: fx.Node, quantizer: Quantizer, modules: dict[str, nn.Module]) -> list[list[str]]:
+    producer = as_node(node.args[0])
     if producer.op == "placeholder":
         return [["image", "", "float", _bits(quantizer), "quantize", ""]]
-    module = modules.get(producer.target) if producer.op == "call_module" else None
+    module = called_module(modules, producer)
     if not isinstance(module, Quantizer | QuantLayer | QuantOperator):
         return []  # the output quantizer of a float operator, which has its own row
     input_quantizer = module if isinstance(module, Quantizer) else module.output
-    return [[node.target.removeprefix("quantizers."), "", _bits(input_quantizer), _bits(quantizer), "requantize", ""]]
+    return [[target(node).removeprefix("quantizers."), "", _bits(input_quantizer), _bits(quantizer), "requantize", ""]]
 
 
-def _operator_row(node: fx.Node, graph: TypedGraph, modules: dict) -> list[str]:
-    name = node.target if node.op == "call_module" else node.name
+def _operator_row(node: fx.Node, graph: TypedGraph, modules: dict[str, nn.Module]) -> list[str]:
+    name = target(node) if node.op == "call_module" else node.name
     reason = graph.why_float(node) or "no integer form: works on dequantized values"
     return [name, "", "", _output_bits(node, modules), "float", reason]
 
 
-def _output_bits(node: fx.Node, modules: dict) -> str:
+def _output_bits(node: fx.Node, modules: dict[str, nn.Module]) -> str:
     """The bits of the quantizer that reads a node's value, or "float"."""
-    users = [modules.get(u.target) if u.op == "call_module" else None for u in node.users]
+    users = [called_module(modules, user) for user in node.users]
     return next((_bits(u) for u in users if isinstance(u, Quantizer)), "float")
 
 
-def _bits(quantizer: nn.Module | None) -> str:
+def _bits(quantizer: Quantizer | None) -> str:
     return "float" if quantizer is None else str(quantizer.bits)

@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 
 from quant.analysis.compare import layer_bytes, megabytes_at_bits
 from quant.analysis.sensitivity import kl_divergence
-from quant.core.quantizer import Quantizer
+from quant.core.quantizer import WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.graph.prepare import prepare
 from quant.graph.views import LayerView, layers, only, set_enabled
@@ -49,11 +49,12 @@ def choose_bits(
     if not candidates:
         raise UserError("quant.layers: auto has nothing to choose: the weights of all layers stay in float")
     path = GreedyPath(prepared, candidates)
-    steps = (
-        path.steps_to_size(spec.target_mb)
-        if spec.target_drop is None
-        else path.steps_to_drop(spec.target_drop, held_out)
-    )
+    if spec.target_drop is not None:
+        steps = path.steps_to_drop(spec.target_drop, held_out)
+    elif spec.target_mb is not None:
+        steps = path.steps_to_size(spec.target_mb)
+    else:
+        raise UserError("quant.layers: auto needs a target: quant.target_drop or quant.target_mb")
     say(f"layers: {path.summary(steps)}")
     return path.bits(steps)
 
@@ -63,7 +64,7 @@ class Candidate:
     """A layer's weights at a number of bits: the quantizer, the bytes of the layer, and the mean KL divergence."""
 
     bits: int
-    quantizer: Quantizer
+    quantizer: WeightQuantizer
     bytes: int
     kl_divergence: float = 0.0
 
@@ -88,7 +89,7 @@ class GreedyPath:
         """The names of the layers in the order of their steps."""
         at = dict.fromkeys(self.candidates, 0)
         while costs := {name: self._cost(name, at[name]) for name in at if at[name] + 1 < len(self.candidates[name])}:
-            cheapest = min(costs, key=costs.get)
+            cheapest = min(costs, key=costs.__getitem__)
             at[cheapest] += 1
             yield cheapest
 
@@ -215,6 +216,8 @@ def _spec(spec: ResolvedQuant) -> ResolvedQuant:
 def _layer_candidates(view: LayerView, spec: ResolvedQuant, allowed: Collection[int]) -> list[Candidate]:
     layer, source, norm = view.layer, view.source, view.norm
     first, candidates = layer.weight_quantizer, []
+    if first is None:
+        return []
     lower = [_calibrated_quantizer(layer.weight, spec, bits) for bits in BITS if bits < first.bits and bits in allowed]
     for quantizer in (first, *lower):
         layer.weight_quantizer = quantizer
@@ -223,7 +226,7 @@ def _layer_candidates(view: LayerView, spec: ResolvedQuant, allowed: Collection[
     return candidates
 
 
-def _calibrated_quantizer(weight: Tensor, spec: ResolvedQuant, bits: int) -> Quantizer:
+def _calibrated_quantizer(weight: Tensor, spec: ResolvedQuant, bits: int) -> WeightQuantizer:
     """A weight quantizer with so many bits, calibrated on this weight."""
     quantizer = ptq.weight(spec, bits, tuple(weight.shape)).eval()
     quantizer.observing = True

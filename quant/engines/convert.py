@@ -12,9 +12,10 @@ from quant.core.grid import Grid
 from quant.core.quantizer import Quantizer
 from quant.engines.base import Converted, Engine, IntegerModel
 from quant.engines.verify import choose_kernel, choose_operator
+from quant.graph.node_view import as_node, concatenated_axis, target
 from quant.graph.op_table import module_operator
 from quant.graph.typed_graph import TypedGraph, data_inputs
-from quant.graph.views import LayerView, OperatorView, layer_view, operator_view, quantizers
+from quant.graph.views import LayerView, OperatorView, called_module, layer_view, operator_view, quantizers
 from utils.errors import UserError
 
 
@@ -64,8 +65,8 @@ class _Converter:
         return IntegerModel(self.engine, graph, self.layers, self.operators, self.float_layers, node_map)
 
     def _convert(self, node: fx.Node) -> None:
-        module = self.modules.get(node.target) if node.op == "call_module" else None
-        if node.op == "get_attr" and isinstance(self.modules.get(node.target), nn.Module):
+        module = called_module(self.modules, node)
+        if node.op == "get_attr" and isinstance(self.modules.get(target(node)), nn.Module):
             return  # a quantizer or batch norm passed to a layer: the integer layer already contains its numbers
         if layer := layer_view(self.modules, node):
             self._convert_layer(node, layer)
@@ -74,7 +75,8 @@ class _Converter:
         elif isinstance(module, Quantizer):
             self._convert_quantizer(node, module)
         elif module_operator(module).identity_in_eval:
-            self._set(node, self.converted[node.args[0]], self.grid[node.args[0]])
+            x = as_node(node.args[0])
+            self._set(node, self.converted[x], self.grid[x])
         elif self._on_grid(node):
             self._convert_passthrough(node)
         elif self.typed.roles[node] == "shape":
@@ -85,10 +87,11 @@ class _Converter:
     def _convert_layer(self, node: fx.Node, view: LayerView) -> None:
         module, x, source, norm = view
         grid = None if module.output is None else module.output.grid()
-        if module.runs_in_integers(source) and self.grid[x] is not None:
-            layer = module.integer(self.grid[x], norm)
+        input_grid = self.grid[x]
+        if input_grid is not None and module.runs_in_integers(source):
+            layer = module.integer(input_grid, norm)
             kernel, run, _ = choose_kernel(self.engine, layer)
-            self.layers[node.target] = Converted(layer, kernel)
+            self.layers[target(node)] = Converted(layer, kernel)
             self._set(node, self._call(run, (self.converted[x],), node.name), grid)
             return
         for suffix, submodule in (("", module), (".norm", norm)):
@@ -101,27 +104,30 @@ class _Converter:
     def _convert_operator(self, node: fx.Node, view: OperatorView) -> None:
         module, values, sources = view
         grid = None if module.output is None else module.output.grid()
-        grids = [self.grid[value] for value in values]
-        if module.runs_in_integers(sources) and all(grids):
+        grids = [grid for grid in map(self.grid.__getitem__, values) if grid is not None]
+        if module.runs_in_integers(sources) and len(grids) == len(values):
             kernel, run = choose_operator(self.engine, module.integer(grids))
-            self.operators[node.target] = kernel
+            self.operators[target(node)] = kernel
             self._set(node, self._call(run, [self.converted[value] for value in values], node.name), grid)
             return
         value = self._call(module.in_float, [self._float(value) for value in values], node.name)
         self._set(node, self._quantized(value, grid, node), grid)
 
     def _convert_quantizer(self, node: fx.Node, quantizer: Quantizer) -> None:
-        x, y = node.args[0], quantizer.grid()
-        run = self.engine.quantize(y) if self.grid[x] is None else self.engine.requantize(self.grid[x], y)
+        x, y = as_node(node.args[0]), quantizer.grid()
+        grid = self.grid[x]
+        run = self.engine.quantize(y) if grid is None else self.engine.requantize(grid, y)
         self._set(node, self._call(run, (self.converted[x],), node.name), y)
 
     def _convert_passthrough(self, node: fx.Node) -> None:
         """A node whose output lies on the grid of its input: an activation, or a node that only moves values."""
         if self.typed.roles[node] == "activation":
-            x = node.args[0]
-            self._set(node, self._call(self.engine.relu(self.grid[x]), (self.converted[x],), node.name), self.grid[x])
+            x = as_node(node.args[0])
+            grid = self._grid(x)
+            self._set(node, self._call(self.engine.relu(grid), (self.converted[x],), node.name), grid)
             return
-        x, grid = data_inputs(node)[0], self.grid[data_inputs(node)[0]]
+        x = data_inputs(node)[0]
+        grid = self._grid(x)
         if len(data_inputs(node)) > 1 or self.typed.names[node] == "channel_shuffle":
             self._convert_channels(node, grid)
             return
@@ -150,15 +156,15 @@ class _Converter:
             and self._shuffles_in_two_groups(*node.users)
         ):
             self.interleaved[next(iter(node.users))], self.grid[node] = values, grid
-        elif len(values) > 1:
-            self._set(node, self._call(self.engine.concatenate(grid, node.args[1]), (values,), node.name), grid)
+        elif isinstance(module := self.typed.submodule(node), nn.ChannelShuffle):
+            self._set(node, self._call(self.engine.shuffle(grid, module.groups), values, node.name), grid)
         else:
-            groups = self.modules[node.target].groups
-            self._set(node, self._call(self.engine.shuffle(grid, groups), values, node.name), grid)
+            concatenate = self.engine.concatenate(grid, concatenated_axis(node))
+            self._set(node, self._call(concatenate, (values,), node.name), grid)
 
     def _shuffles_in_two_groups(self, node: fx.Node) -> bool:
         """Whether a node is a channel shuffle in two groups."""
-        module = self.modules.get(node.target) if node.op == "call_module" else None
+        module = called_module(self.modules, node)
         return isinstance(module, nn.ChannelShuffle) and module.groups == 2
 
     def _on_grid(self, node: fx.Node) -> bool:
@@ -168,12 +174,20 @@ class _Converter:
             return False
         return self.typed.preserves_qparams(node)
 
+    def _grid(self, node: fx.Node) -> Grid:
+        """The grid of a value that is in integers."""
+        grid = self.grid[node]
+        if grid is None:
+            raise ValueError(f"{node.name} is in float")
+        return grid
+
     def _float(self, node: fx.Node) -> fx.Node:
         """The value of a node in float."""
-        if self.grid[node] is None:
+        grid = self.grid[node]
+        if grid is None:
             return self.converted[node]
         if node not in self.dequantized:
-            run = self.engine.dequantize(self.grid[node])
+            run = self.engine.dequantize(grid)
             self.dequantized[node] = self._call(run, (self.converted[node],), f"{node.name}_dequantize")
         return self.dequantized[node]
 

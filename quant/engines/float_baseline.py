@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from quant.core.batch_norm import BatchNorm
 from quant.engines.torchscript import to_torchscript
+from quant.graph.node_view import first_input, target
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph
 
@@ -42,12 +44,12 @@ def float_baseline(model: nn.Module) -> FloatModel:
     traced = trace(copy.deepcopy(model).eval())
     role = TypedGraph(traced).roles
     for node in list(traced.graph.nodes):
-        before = node.args[0] if role[node] == "norm" else None
+        before = first_input(node) if role[node] == "norm" else None
         if before is None or role[before] != "layer" or len(before.users) > 1:
             continue
-        convolution, norm = traced.get_submodule(before.target), traced.get_submodule(node.target)
-        if isinstance(convolution, nn.Conv2d):
-            parent, _, child = before.target.rpartition(".")
+        convolution, norm = traced.get_submodule(target(before)), traced.get_submodule(target(node))
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNorm):
+            parent, _, child = target(before).rpartition(".")
             setattr(traced.get_submodule(parent), child, fuse_conv_bn_eval(convolution.eval(), norm.eval()))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)

@@ -168,7 +168,9 @@ def _like(x: Tensor, weight: Tensor, g: list[int]) -> Tensor:
 def _translations() -> dict:
     """For each operator above, the function that writes it in ONNX operators."""
     import onnx_ir as ir
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its functions are typed by their ONNX tensors, and called with what is traced
 
     def constant(value: float, kind):
         return op.Constant(value=ir.tensor(numpy.array(value, kind)))
@@ -236,4 +238,6 @@ def onnx_model(graph: fx.GraphModule, images: Tensor) -> Any:
             opset_version=18,
             verbose=False,
         )
+    if written is None:
+        raise RuntimeError("torch.onnx.export returned no program")
     return written.model_proto

@@ -36,6 +36,8 @@ class Runtime(QdqEngine):
 class RuntimeModel(IntegerModel):
     """An integer model that runs in another package. It uses torch.get_num_threads() threads, read at each call."""
 
+    engine: Runtime
+
     def __init__(self, engine: Runtime, model: IntegerModel):
         super().__init__(engine, model.graph, model.layers, model.operators, model.float_layers, model.node_map)
         self.files: dict[torch.Size, bytes] = {}

@@ -71,7 +71,7 @@ def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, D
         if not _exact_for_shape(engine, kernel, _shape_of(layer)):
             continue
         operator, measured = _try_kernel(engine, layer, kernel, n)
-        if measured.within():
+        if operator is not None and measured.within():
             return kernel, operator, measured
     raise RuntimeError(f"{engine.name}: no kernel is exact for the layer {layer.geometry}, {tuple(layer.weight.shape)}")
 
@@ -98,7 +98,7 @@ def choose_operator(engine: Engine, op: IntegerOperator) -> tuple[str, Operator]
     for kernel, operator in candidates:
         with engine.running():
             theirs = operator(*(engine.to_native(grid)(n) for grid, n in zip(op.x, inputs, strict=True)))
-        if torch.equal(ours, engine.from_native(op.y)(theirs)):
+        if torch.equal(ours, engine.from_native(op.output_grid)(theirs)):
             return kernel, operator
     raise RuntimeError(f"{engine.name}: no kernel is exact for {op}")
 

@@ -58,6 +58,14 @@ def inputs(node: fx.Node) -> list[fx.Node]:
     return [value for value in node.args if isinstance(value, fx.Node)]
 
 
+def concatenated_axis(node: fx.Node) -> int:
+    """The axis of a concatenation; tracing passes it by position (graph/trace.py)."""
+    axis = node.args[1]
+    if not isinstance(axis, int):
+        raise TypeError(f"{node.name}: the axis {axis!r} is not a number")
+    return axis
+
+
 def why_layer_is_float(view: NodeView) -> str:
     """Why a convolution or linear layer cannot run in integers; empty if it can."""
     layer = view.module

@@ -6,6 +6,7 @@ from collections import Counter
 from torch import fx, nn
 
 from quant.core.activation import ClampedAffine
+from quant.core.batch_norm import BatchNorm
 from quant.graph.node_view import NodeView, as_node, target, why_layer_is_float
 from quant.graph.op_table import (
     FLOAT_OPERATOR,
@@ -56,6 +57,13 @@ class TypedGraph:
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             raise TypeError(f"{node.name} is not a convolution or linear layer")
         return layer
+
+    def batch_norm(self, node: fx.Node) -> BatchNorm:
+        """The batch norm that a node of role norm calls."""
+        norm = self.submodule(node)
+        if not isinstance(norm, BatchNorm):
+            raise TypeError(f"{node.name} is not a batch norm")
+        return norm
 
     def name(self, node: fx.Node) -> str:
         """The name of a node's row of the table. Raises ValueError where the table has none."""

@@ -34,9 +34,14 @@ class OperatorView(NamedTuple):
     sources: tuple[ActivationQuantizer | None, ...]
 
 
+def called_module(modules: Mapping[str, nn.Module], node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, of those of the model by name; None if it calls a function or a method."""
+    return modules.get(target(node)) if node.op == "call_module" else None
+
+
 def layer_view(modules: Mapping[str, nn.Module], node: fx.Node) -> LayerView | None:
     """A node of a prepared graph as a layer; None if it is none. modules: those of the model, by name."""
-    layer = modules.get(target(node)) if node.op == "call_module" else None
+    layer = called_module(modules, node)
     if not isinstance(layer, QuantLayer):
         return None
     x, source, norm = node.args
@@ -45,7 +50,7 @@ def layer_view(modules: Mapping[str, nn.Module], node: fx.Node) -> LayerView | N
 
 def operator_view(modules: Mapping[str, nn.Module], node: fx.Node) -> OperatorView | None:
     """A node of a prepared graph as an operator without weights; None if it is none."""
-    operator = modules.get(target(node)) if node.op == "call_module" else None
+    operator = called_module(modules, node)
     if not isinstance(operator, QuantOperator):
         return None
     values, sources = (argument for argument in node.args if isinstance(argument, tuple))

@@ -48,6 +48,8 @@ class SoftRounding:
     @torch.no_grad()
     def store(self) -> None:
         """Round h to 0 or 1 and store the offsets to nearest rounding in the quantizer."""
+        if self.quantizer.offset is None:
+            raise ValueError("the quantizer was made without learned_rounding")
         self.quantizer.offset.copy_(self.floor + (self.h() >= 0.5) - self.nearest)
 
 

@@ -14,8 +14,9 @@ a is limited to [1/2, 2], so that a channel whose weights were almost all rounde
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from quant.core.batch_norm import BatchNorm
 from quant.core.quantizer import TINY
 from quant.graph.quant_layers import QuantLayer
 from quant.ptq.blocks import BATCH
@@ -31,7 +32,7 @@ class Moments(NamedTuple):
 
 
 @torch.no_grad()
-def apply_bias_correction(layer: QuantLayer, kind: str, target: Moments, measured: Moments) -> None:
+def apply_bias_correction(layer: QuantLayer, kind: str | None, target: Moments, measured: Moments) -> None:
     """Set the layer's affine map such that its output gets the moments `target`.
 
     kind: "norm" (mean and variance) or "bias" (mean). measured: the moments of its quantized output without correction.
@@ -40,16 +41,19 @@ def apply_bias_correction(layer: QuantLayer, kind: str, target: Moments, measure
     if kind == "norm":
         gain = (target.var / measured.var.clamp(min=TINY)).sqrt().clamp(1 / MAX_GAIN, MAX_GAIN)
         gain = torch.where(target.var > 0, gain, 1)
+    if layer.correction is None:
+        raise ValueError("the layer was prepared without a correction")
     layer.correction.set(gain, target.mean - gain * measured.mean)
 
 
 @torch.no_grad()
-def moments(layer: QuantLayer, norm: nn.Module | None, x: Tensor) -> Moments:
+def moments(layer: QuantLayer, norm: BatchNorm | None, x: Tensor) -> Moments:
     """Moments of the layer's output before its activation. Quantizers are used as they are now.
 
     x: the inputs of the layer for all calibration images, [N, C, H, W] or [N, ..., C]. norm: its batch norm, or None.
     """
-    weight, total, squares, count = layer.used_weight(), 0, 0, 0
+    weight, count = layer.used_weight(), 0
+    total = squares = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
     for batch in x.split(BATCH):
         y = layer.before_activation(batch, weight, norm)
         rows = (y if layer.geometry.linear else y.permute(0, 2, 3, 1)).flatten(0, -2).double()

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.core.integer_operator import function
+from quant.graph.node_view import as_node
 from quant.graph.quant_layers import QuantLayer
 from quant.graph.typed_graph import TypedGraph
-from quant.graph.views import operator_view
+from quant.graph.views import called_module, operator_view
 
 MAX_CHAIN = 3
 """How many layers in a chain are merged into one block."""
@@ -41,11 +42,11 @@ class Block:
 
     def single_layer(self, layer: fx.Node) -> "Block":
         """The block that consists of one of this block's layers."""
-        return Block(layer.args[0], _with_arguments([layer]), layer, (layer,))
+        return Block(as_node(layer.args[0]), _with_arguments([layer]), layer, (layer,))
 
     def up_to(self, layer: fx.Node) -> "Block":
         """The part of the block that computes the input of one of its layers. It may have no nodes."""
-        return Block(self.entry, self.nodes[: self.nodes.index(layer)], layer.args[0], ())
+        return Block(self.entry, self.nodes[: self.nodes.index(layer)], as_node(layer.args[0]), ())
 
 
 class BlockRunner(fx.Interpreter):
@@ -73,8 +74,9 @@ def blocks(prepared: fx.GraphModule, images: Tensor) -> list[Block]:
     images: two images [2, 3, H, W]. One run on them shows which values have a row for each image.
     """
     modules = dict(prepared.named_modules())
-    layers = [node for node in prepared.graph.nodes if isinstance(_module(modules, node), QuantLayer)]
-    merged, chain = [], []
+    layers = [node for node in prepared.graph.nodes if isinstance(called_module(modules, node), QuantLayer)]
+    merged: list[Block] = []
+    chain: list[Block] = []
     for entry, nodes, end in _between(prepared, modules, _cut_points(prepared, images)):
         block = Block(entry, _with_arguments(nodes), end, tuple(node for node in nodes if node in layers))
         chain.append(block)
@@ -111,14 +113,15 @@ def _between(
 ) -> Iterator[tuple[fx.Node, list[fx.Node], fx.Node]]:
     """(entry, nodes, exit) of the smallest blocks: from cut point to cut point, with at least one layer in each."""
     order, graph = _computing(prepared), TypedGraph(prepared)
-    entry, nodes, has_layers = points[0], [], False
+    nodes: list[fx.Node] = []
+    entry, has_layers = points[0], False
     for before, point in itertools.pairwise(points):
         segment = order[order.index(before) + 1 : order.index(point) + 1]
         if has_layers and not (len(segment) == 1 and _is_function(modules, graph, point)):
             yield entry, nodes, before
             entry, nodes, has_layers = before, [], False
         nodes = [*nodes, *segment]
-        has_layers = has_layers or any(isinstance(_module(modules, node), QuantLayer) for node in segment)
+        has_layers = has_layers or any(isinstance(called_module(modules, node), QuantLayer) for node in segment)
     if has_layers:
         yield entry, nodes, points[-1]
 
@@ -144,14 +147,10 @@ def _merge(chain: list[Block]) -> list[Block]:
 
 def _linear(modules: dict[str, nn.Module], block: Block) -> bool:
     """Whether a block ends with a layer whose output is not clamped from below."""
-    last = _module(modules, block.exit)
+    last = called_module(modules, block.exit)
     return isinstance(last, QuantLayer) and math.isinf(last.activation.low)
 
 
 def _is_function(modules: dict[str, nn.Module], graph: TypedGraph, node: fx.Node) -> bool:
     operator = operator_view(modules, node)
     return graph.roles[node] == "activation" or (operator is not None and operator.operator.arithmetic is function)
-
-
-def _module(modules: dict[str, nn.Module], node: fx.Node) -> nn.Module | None:
-    return modules.get(node.target) if node.op == "call_module" else None

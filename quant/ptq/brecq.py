@@ -18,13 +18,16 @@ bits, are not scaled. A block of more than 12 layers is reconstructed layer by l
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.fx.node import Target
 
 from quant.core.fake_quantize import Rounding, rounded
 from quant.core.observed import ObservedActivationQuantizer
 from quant.core.quantizer import Quantizer
+from quant.graph.node_view import target
 from quant.graph.quant_layers import QuantLayer, QuantOperator
 from quant.ptq.adaround import SoftRounding, beta_at
 from quant.ptq.blocks import Block, BlockRunner
@@ -73,26 +76,26 @@ class ReconstructionRunner(BlockRunner):
     def __init__(self, prepared: fx.GraphModule, block: Block, drop: float, generator: torch.Generator):
         super().__init__(prepared)
         self.drop, self.generator = drop, generator
-        layers = {node.target: self.fetch_attr(node.target) for node in block.layers}
+        layers = {target(node): self.fetch_attr(target(node)) for node in block.layers}
         self.roundings = {
             name: SoftRounding(layer.weight_quantizer, layer.weight)
             for name, layer in layers.items()
             if layer.weight_quantizer is not None
         }
-        self.scalings = (
-            {} if drop == 1 else {q: RangeScaling(q) for q in self._activation_quantizers(block) if _is_scaled(q)}
-        )
+        scaled = [] if drop == 1 else [q for q in self._activation_quantizers(block) if _is_scaled(q)]
+        self.scalings: dict[nn.Module, RangeScaling] = {quantizer: RangeScaling(quantizer) for quantizer in scaled}
 
-    def _activation_quantizers(self, block: Block) -> list[Quantizer]:
-        modules = [self.fetch_attr(node.target) for node in block.nodes if node.op == "call_module"]
+    def _activation_quantizers(self, block: Block) -> list[ObservedActivationQuantizer]:
+        modules = [self.fetch_attr(target(node)) for node in block.nodes if node.op == "call_module"]
         outputs = [m.output if isinstance(m, QuantLayer | QuantOperator) else m for m in modules]
         return [q for q in outputs if isinstance(q, ObservedActivationQuantizer)]
 
-    def call_module(self, target: str, args: tuple, kwargs: dict):
-        module = self.fetch_attr(target)
+    def call_module(self, target: Target, args: tuple, kwargs: dict) -> Any:
+        name = str(target)
+        module = self.fetch_attr(name)
         if isinstance(module, QuantLayer):
             x, _source, norm = args
-            rounding = self.roundings.get(target)
+            rounding = self.roundings.get(name)
             weight = module.used_weight() if rounding is None else rounding.weight()
             return self.quantized(module.in_float(x, weight, norm), module.output)
         if isinstance(module, QuantOperator):
@@ -133,7 +136,7 @@ def random_mask(like: Tensor, fraction: float, generator: torch.Generator) -> Te
     return ones
 
 
-def reconstruction_units(block: Block, rounding: str) -> list[Block]:
+def reconstruction_units(block: Block, rounding: str | None) -> list[Block]:
     """What is reconstructed at once: the block (`brecq`, up to MAX_LAYERS layers), or each of its layers by itself."""
     at_once = rounding == "brecq" and len(block.layers) <= MAX_LAYERS
     return [block] if at_once else [block.single_layer(layer) for layer in block.layers]
@@ -166,8 +169,10 @@ def reconstruct(
             parameter.grad = gradient
         optimizer.step()
         progress(1)
-    for learned in (*runner.roundings.values(), *runner.scalings.values()):
-        learned.store()
+    for rounding in runner.roundings.values():
+        rounding.store()
+    for scaling in runner.scalings.values():
+        scaling.store()
 
 
 def _positions(y: Tensor) -> int:

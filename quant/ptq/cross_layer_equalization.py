@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from quant.core.batch_norm import BatchNorm, running_statistics
 from quant.graph.op_table import RELU
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph
@@ -38,7 +39,7 @@ class Pair:
     """A producer, its batch norm or None, and the consumer of its channels."""
 
     producer: nn.Conv2d | nn.Linear
-    norm: nn.BatchNorm2d | None
+    norm: BatchNorm | None
     consumer: nn.Conv2d | nn.Linear
 
     def modules(self) -> list[nn.Module]:
@@ -58,22 +59,22 @@ def equalize_cross_layer(model: nn.Module) -> int:
 
 def pairs(traced: fx.GraphModule) -> list[Pair]:
     """The pairs of layers that can be equalized, in topological order."""
-    graph, found, calls = TypedGraph(traced), [], Counter(node.target for node in traced.graph.nodes)
+    found: list[Pair] = []
+    graph, calls = TypedGraph(traced), Counter(node.target for node in traced.graph.nodes)
     role = graph.roles
     owners = Counter(id(tensor) for _, tensor in traced.named_parameters(remove_duplicate=False))
     for node in traced.graph.nodes:
         if role[node] != "layer":
             continue
         end = _only_reader(node)
-        normed = end.target if end and role[end] == "norm" else None
-        norm = normed and traced.get_submodule(normed)
-        end = _only_reader(end) if norm is not None else end
+        norm = end if end and role[end] == "norm" else None
+        end = _only_reader(norm) if norm else end
         end, between = _only_reader(end) if end and graph.activation(end) == RELU else end, []
         while end and _keeps_channels(graph, end):
             between.append(end)
             end = _only_reader(end)
-        if end and role[end] == "layer" and (norm is None or calls[normed] == 1):
-            pair = Pair(traced.get_submodule(node.target), norm, traced.get_submodule(end.target))
+        if end and role[end] == "layer" and (norm is None or calls[norm.target] == 1):
+            pair = Pair(graph.layer(node), None if norm is None else graph.batch_norm(norm), graph.layer(end))
             alone = all(
                 owners[id(tensor)] == 1 for module in pair.modules() for tensor in module.parameters(recurse=False)
             )
@@ -145,7 +146,7 @@ def _range(pair: Pair) -> Tensor:
     """r1, [output channels of the producer]."""
     norm, bias, r1 = pair.norm, pair.producer.bias, pair.producer.weight.flatten(1).abs().amax(1)
     if norm is not None:
-        r1, bias = r1 * norm.weight.abs() / (norm.running_var + norm.eps).sqrt(), norm.bias
+        r1, bias = r1 * norm.weight.abs() / (running_statistics(norm)[1] + norm.eps).sqrt(), norm.bias
     return r1 if bias is None else torch.maximum(r1, bias.abs())
 
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
-from quant.graph.views import layer_view, set_enabled
+from quant.graph.node_view import target as target_of
+from quant.graph.views import layers, set_enabled
 from quant.methods.ptq import Options
 from quant.ptq.bias_correction import apply_bias_correction, moments
 from quant.ptq.blocks import Block, BlockRunner, blocks
@@ -60,7 +61,7 @@ class _Pipeline:
 
     def __init__(self, prepared: fx.GraphModule, options: Options):
         self.prepared, self.options, self.runner = prepared, options, BlockRunner(prepared)
-        self.modules = dict(prepared.named_modules())
+        self.layers = layers(prepared)
         self.generator = torch.Generator().manual_seed(0)
 
     def max_elements(self, found: list[Block], image: Tensor) -> int:
@@ -97,11 +98,11 @@ class _Pipeline:
             )
             target = self.float_output(unit, float_input)
             mixed_with = float_input if whole_block else x
-            reconstruct(runner, unit, mixed_with, x, target, self.options.rounding_steps, progress.add)
+            reconstruct(runner, unit, mixed_with, x, target, self.options.rounding_steps or 0, progress.add)
 
     def correct_biases(self, block: Block, in_float: Tensor, quantized: Tensor) -> None:
         for node in block.layers:
-            layer, _, _, norm = layer_view(self.modules, node)
+            layer, _, _, norm = self.layers[target_of(node)]
             if layer.correction is None:
                 continue
             before = block.up_to(node)

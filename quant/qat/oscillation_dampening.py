@@ -39,12 +39,15 @@ class Dampening:
     def add_gradients(self) -> None:
         strength = self.damping * 0.5 * (1 - math.cos(math.pi * self.progress()))
         for layer in self.layers:
-            if layer.weight.grad is not None and layer.weight_quantizer.is_calibrated():
+            calibrated = layer.weight_quantizer is not None and layer.weight_quantizer.is_calibrated()
+            if layer.weight.grad is not None and calibrated:
                 layer.weight.grad.add_(distance_to_grid(layer), alpha=2 * strength)
 
 
 def distance_to_grid(layer: QuantLayer) -> torch.Tensor:
     """clip(w, n s, p s) - w_hat, of the weight's shape."""
+    if layer.weight_quantizer is None:
+        raise ValueError("float weights have no grid to be near to")
     grid, w = layer.weight_quantizer.grid(), layer.weight.float()
     least, most = (along_channels(grid.scale * q, w) for q in (grid.q_min, grid.q_max))
     return w.clamp(least, most) - grid.value(grid.centred(w))

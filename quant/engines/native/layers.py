@@ -69,7 +69,7 @@ def packed(layer: IntegerLayer, kernel: str) -> Operator:
 
     Weight scales are the layer's multipliers.
     """
-    geometry, y, m = layer.geometry, layer.y, layer.multiplier()
+    geometry, m = layer.geometry, layer.multiplier()
     weight = torch._make_per_channel_quantized_tensor(
         layer.weight.to(torch.int8), m.double(), torch.zeros(len(m), dtype=torch.long), 0
     )
@@ -81,7 +81,7 @@ def packed(layer: IntegerLayer, kernel: str) -> Operator:
         with running_on(kernel):
             return prepack(weight, layer.bias * m, *arguments)
 
-    zero_point, lo, hi = native_range(y, layer.lo, layer.hi)
+    zero_point, lo, hi = native_range(layer.output_grid, layer.lo, layer.hi)
     relu = lo == zero_point
     if geometry.linear:
         function = (functions.linear_relu if relu else functions.linear).default

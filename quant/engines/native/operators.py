@@ -31,12 +31,12 @@ def _add(op: IntegerOperator) -> list[Operator]:
     On most grids one of the two is exact. torch's kernel does not broadcast, so the inputs are broadcast first.
     qnnpack's addition is not used: it rounds differently and rejects some ratios of scales.
     """
-    scales = [grid.scale for grid in (*op.x, op.y)]
-    return [_add_scaled(op, *(float(s / op.y.scale) for s in scales)), _add_scaled(op, *map(float, scales))]
+    scales = [grid.scale for grid in (*op.x, op.output_grid)]
+    return [_add_scaled(op, *(float(s / op.output_grid.scale) for s in scales)), _add_scaled(op, *map(float, scales))]
 
 
 def _add_scaled(op: IntegerOperator, a: float, b: float, y: float) -> Operator:
-    zero_point, lo, hi = native_range(op.y, op.lo, op.hi)
+    zero_point, lo, hi = native_range(op.output_grid, op.lo, op.hi)
     relu = lo == zero_point
     function = (torch.ops.quantized.add_relu if relu else torch.ops.quantized.add).default
     clamp = clamping(0 if relu else lo, hi)
@@ -52,7 +52,7 @@ def _add_scaled(op: IntegerOperator, a: float, b: float, y: float) -> Operator:
 
 def _quantize_by_divisor(op: IntegerOperator) -> Operator:
     """The operator float -> native, with op.divisor() as the step between integers."""
-    return quantizing(float(op.divisor()), *native_range(op.y, op.lo, op.hi))
+    return quantizing(float(op.divisor()), *native_range(op.output_grid, op.lo, op.hi))
 
 
 def _mul(op: IntegerOperator) -> list[Operator]:
@@ -68,8 +68,8 @@ def _average(op: IntegerOperator) -> list[Operator]:
 
 def _function(op: IntegerOperator) -> list[Operator]:
     """torch's quantized kernel if it has one; the function in float; a lookup table."""
-    grid, (zero_point, lo, hi) = op.x[0], native_range(op.y, op.lo, op.hi)
-    scale, y, clamp, run = float(grid.scale), float(op.y.scale), clamping(lo, hi), op.run
+    grid, (zero_point, lo, hi) = op.x[0], native_range(op.output_grid, op.lo, op.hi)
+    scale, y, clamp, run = float(grid.scale), float(op.output_grid.scale), clamping(lo, hi), op.run
     table = (op.table() + zero_point).to(torch.uint8)
     table = torch.cat(
         [table[:1].expand(shift(grid) + grid.q_min), table]
@@ -121,6 +121,7 @@ def interleave(zero_point: int, fallback: Operator) -> Operator:
         both = first.to(torch.int16, memory_format=torch.contiguous_format).add_(second, alpha=256)
         n, h, w, c = both.shape
         new = torch._empty_affine_quantized([0], scale=1.0, zero_point=zero_point, dtype=torch.quint8)
-        return new.set_(both, 0, (n, 2 * c, h, w), (h * w * 2 * c, 1, w * 2 * c, 2 * c))
+        size, stride = (n, 2 * c, h, w), (h * w * 2 * c, 1, w * 2 * c, 2 * c)
+        return new.set_(both, 0, size, stride)  # type: ignore[call-overload]  # torch declares only storages
 
     return run if sys.byteorder == "little" else fallback

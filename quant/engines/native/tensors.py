@@ -62,7 +62,8 @@ def _on_memory_of(new: Tensor, old: Tensor) -> Tensor:
     if not dense.is_contiguous():
         old = old.contiguous(memory_format=torch.channels_last if old.ndim == 4 else torch.contiguous_format)
         dense = in_memory_order(old)
-    return new.set_(dense, 0, old.shape, old.stride())  # the offset 0 is relative to the offset of `dense`
+    # The offset 0 is relative to the offset of `dense`.
+    return new.set_(dense, 0, old.shape, old.stride())  # type: ignore[call-overload]  # torch declares only storages
 
 
 def in_memory_order(x: Tensor) -> Tensor:
