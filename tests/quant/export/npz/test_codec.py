@@ -53,7 +53,11 @@ def test_tensors_come_back_with_their_dtypes_and_shapes():
     assert (grid.scale.tolist(), grid.q_min, grid.q_max, grid.step) == (torch.tensor([0.1, 0.3]).tolist(), -3, 3, 2)
 
 
-@pytest.mark.parametrize("value", [torch.float16, torch.zeros(1, dtype=torch.float64), object(), print], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [torch.float16, torch.zeros(1, dtype=torch.float64), object(), print],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_a_file_cannot_represent_is_refused_in_a_line(value):
     with pytest.raises(UserError, match=r"^export: a .npz file has no place for .*$"):
         Encoder().encode([value])
