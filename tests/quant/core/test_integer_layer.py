@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from quant.core.activation import IDENTITY, ClampedAffine
+from quant.core.batch_norm import running_statistics
 from quant.core.grid import Grid
-from quant.core.integer_layer import Geometry, _off_ties, absorb, exact_sums, shares
+from quant.core.integer_layer import Geometry, IntegerLayer, _off_ties, absorb, exact_sums, shares
 from quant.core.observed import ObservedWeightQuantizer
 from tests.helpers import grid
 
@@ -159,3 +160,15 @@ def test_a_bias_too_large_for_the_grid_raises_the_scale():
     layer = absorb(Geometry((1, 1), (0, 0), (1, 1)), torch.ones(2, 4, 1, 1), wg, conv.bias, None, x, y, IDENTITY, 127)
     assert layer.bias.abs().max() <= 2**30 * 1.001
     assert y.value(layer(torch.zeros(1, 4, 1, 1)))[0, 0].item() == pytest.approx(5.0)
+
+
+def test_a_layer_with_a_float_output_has_no_output_grid():
+    x, ones = grid(0.1, 3), torch.ones(3)
+    layer = IntegerLayer(Geometry(), torch.ones(3, 2), ones, ones, x, None, 0, 0)
+    with pytest.raises(ValueError, match="no output grid"):
+        layer.multiplier()
+
+
+def test_a_batch_norm_without_running_statistics_cannot_be_absorbed():
+    with pytest.raises(ValueError, match="without running statistics"):
+        running_statistics(nn.BatchNorm2d(3, track_running_stats=False))

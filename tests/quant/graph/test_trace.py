@@ -125,6 +125,24 @@ def test_a_channel_shuffle_is_known_by_what_it_does(swap):
     assert "shape" not in TypedGraph(traced).roles.values() or swap, "nothing asks for sizes any more"
 
 
+def test_axes_that_are_computed_do_not_make_a_channel_shuffle():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 12, 1), nn.Linear(12, 3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            n, c, h, w = x.size()
+            x = x.reshape(n, 3, c // 3, h, w).transpose(1, x.dim() - 2).reshape(n, c, h, w)
+            return self.fc(x.mean((2, 3)))
+
+    images, net = photos(2, 16), Net().eval()
+    traced = quant.trace(net)
+    assert not any(isinstance(module, nn.ChannelShuffle) for module in traced.modules())
+    assert torch.allclose(traced(images), net(images), atol=1e-6)
+
+
 @pytest.mark.parametrize("axis", [{"axis": 1}, {"dim": -3}, {"dim": 1}])
 def test_the_axis_of_a_concatenation_has_many_names(axis):
     converts_exactly(Meeting(axis), photos(4, 16))
