@@ -56,8 +56,12 @@ class LearnedStep(DataInitialized):
         """N: how many elements of v share a step."""
         raise NotImplementedError
 
+    def step(self) -> Tensor:
+        """s as values are rounded with it: positive."""
+        return self.s.detach().clamp(min=TINY)
+
     def rounding(self, v: Tensor) -> Rounding:
-        s, g = self.s.detach().clamp(min=TINY), 1 / (self.sharing(v) * self.Q_P) ** 0.5
+        s, g = self.step(), 1 / (self.sharing(v) * self.Q_P) ** 0.5
         least, most = s.new_tensor(-self.Q_N), s.new_tensor(self.Q_P)
         return Rounding(s, least, most, least * s, most * s, learned=(self.s,), share=g)
 
@@ -68,7 +72,7 @@ class LearnedStep(DataInitialized):
             self.s.data.clamp_(min=TINY)
 
     def grid(self) -> Grid:
-        s = self.s.detach().clamp(min=TINY)
+        s = self.step()
         return Grid(s, torch.zeros_like(s, dtype=torch.int32), -self.Q_N, self.Q_P)
 
     def initialize(self, v: Tensor) -> None:

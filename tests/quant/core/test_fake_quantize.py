@@ -52,15 +52,25 @@ def off_edges(v: torch.Tensor, rounding: fake_quantize.Rounding, activation: Cla
 
 
 def expected(v: torch.Tensor, g: torch.Tensor, r: fake_quantize.Rounding, activation: ClampedAffine):
-    """(v_hat, the gradient of v, the terms of that of t) by the docstring of core/fake_quantize.py, in fp64."""
+    """(v_hat, the gradient of v, the terms of that of t, and of the offset if one is learned), in fp64.
+
+    By the docstring of core/fake_quantize.py.
+    """
     scale, least, most, low, high = (n.double() for n in (r.scale, r.least, r.most, r.low, r.high))
     u = v.clamp(*activation[:2])
     v_hat = scale * (u / scale).round().clamp(least, most)
     passing = (low < u) & (u < high) & (activation.low < v) & (v < activation.high)
     floor, ceiling = (n.double() for n in (r.ends or (r.low, r.high)))
-    felt = torch.where((floor < u) & (u < ceiling), v_hat - u if r.inside else torch.zeros_like(u), v_hat)
-    terms = r.share * (g * felt) / r.learned[0].detach().double() if r.learned else None
-    return v_hat, g * passing, terms
+    in_range, o = (floor < u) & (u < ceiling), 0.0 if r.origin is None else r.origin.double()
+    felt = torch.where(in_range, v_hat - u if r.inside else torch.zeros_like(u), v_hat - o)
+    of_t = [r.share * (g * felt) / t.detach().double() for t in r.learned[:1]]
+    of_offset = [r.share * g * ~in_range for _ in r.learned[1:]]
+    return v_hat, g * passing, of_t + of_offset
+
+
+def gradients_are(learned: tuple[torch.Tensor, ...], terms: list[torch.Tensor]) -> bool:
+    """Whether the gradient of each learned tensor is the sum of its terms."""
+    return all(close(t.grad, of_t.sum(), of_t.abs().sum()) for t, of_t in zip(learned, terms, strict=True))
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, size: torch.Tensor | None = None) -> bool:
@@ -86,7 +96,7 @@ def test_values_and_gradients(method, bits, activation, layout, way):
     v_hat, of_v, terms = expected(x.double(), g.double(), rounding, activation)
     assert close(y.detach() * fine, v_hat * fine)
     assert close(v.grad, of_v)
-    assert terms is None or close(rounding.learned[0].grad, terms.sum(), terms.abs().sum())
+    assert gradients_are(rounding.learned, terms)
 
 
 @pytest.mark.parametrize("activation", [IDENTITY, RELU, RELU6], ids=["none", "relu", "relu6"])
@@ -115,7 +125,7 @@ def test_behind_a_batch_norm(method, bits, activation, way):
     assert close(inside.grad, exact.grad)
     assert close(norm.weight.grad, v64.weight.grad, size)
     assert close(norm.bias.grad, v64.bias.grad, size)
-    assert terms is None or close(rounding.learned[0].grad, terms.sum(), terms.abs().sum())
+    assert gradients_are(rounding.learned, terms)
     for name, buffer in apart.named_buffers():
         assert torch.allclose(norm.get_buffer(name), buffer, rtol=1e-5, atol=1e-6), name
 

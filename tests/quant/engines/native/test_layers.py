@@ -167,8 +167,8 @@ def test_a_layer_of_one_channel_is_not_depthwise():
 
 @needs_onednn
 def test_a_bias_that_the_sums_cancel_is_exact_on_onednn():
-    """A linear layer whose biases are 4,000 output steps and whose weights are all -127. oneDNN's own kernel rounds some
-    of these sums to a neighbouring integer: in fp32, 4,000 steps away from zero, ties are too near."""
+    """A linear layer whose biases are 4,000 output steps and whose weights are all -127. oneDNN's own kernel rounds
+    some of these sums to a neighbouring integer: in fp32, 4,000 steps away from zero, ties are too near."""
     m = (torch.randint(1, 30, (64,)).double() / 4095).float()
     full = (4000 / m / (255 * 127)).floor()  # inputs that are always 255, each of which takes 255 * 127 from the bias
     columns = torch.arange(float(full.max()))

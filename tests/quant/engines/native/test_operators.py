@@ -13,8 +13,9 @@ from quant.engines.native import NativeEngine
 from quant.engines.native.operators import interleave
 from quant.engines.native.tensors import native_from_uint8, uint8_view
 from quant.engines.verify import choose_operator
-from tests.conftest import KERNELS
-from tests.helpers import assert_layerwise_exact, grid, prepared_with
+from quant.graph.op_table import OPERATORS
+from tests.conftest import KERNELS, photos
+from tests.helpers import assert_layerwise_exact, calibrated, converts_exactly, grid, prepared_with
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -39,6 +40,31 @@ def test_every_engine_computes_every_integer_as_the_operator_does(engine, bits):
             with backend.running():
                 found = operator(*(backend.to_native(x)(n) for n in given))
             assert torch.equal(backend.from_native(y)(found), op(*given)), f"{arithmetic} {run}"
+
+
+class Row(nn.Module):
+    """Two convolutions, and an operator of the table on one or both of their outputs."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.a, self.b, self.fc, self.name = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), nn.Linear(8, 5), name
+
+    def forward(self, x):
+        x, y = self.a(x), self.b(x)
+        others = {"binary": (y,), "function": (0.5,) if self.name.endswith("_scalar") else ()}
+        row = OPERATORS[self.name]
+        return self.fc(row.function(x, *others.get(row.role, ())).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", [name for name, row in OPERATORS.items() if row.role in ("binary", "function")])
+def test_every_row_runs_in_integers_on_every_engine_and_in_a_file(name, tmp_path):
+    images = photos(8, 12)
+    model = converts_exactly(Row(name), images, act_bits=4)
+    assert len(model.operators) == 2, "it and the mean"
+    prepared = calibrated(Row(name), images)
+    assert quant.report_line(prepared, quant.convert(prepared, "reference")).endswith("in float: nothing")
+    quant.export_packed(prepared, tmp_path / "net.npz", 12, {})
+    assert torch.equal(quant.load_packed(str(tmp_path / "net.npz"))(images), prepared(images))
 
 
 class Residual(nn.Module):

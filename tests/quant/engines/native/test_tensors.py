@@ -38,9 +38,14 @@ def test_running_does_not_depend_on_the_global_engine(engine, net, digits32):
 def test_the_global_engine_is_restored_after_an_error():
     before = torch.backends.quantized.engine
     other = next(name for name in torch.backends.quantized.supported_engines if name not in (before, "none"))
-    with pytest.raises(ValueError), running_on(other):
-        assert torch.backends.quantized.engine == other
-        raise ValueError
+
+    def fail() -> None:
+        with running_on(other):
+            assert torch.backends.quantized.engine == other
+            raise ValueError("an error inside")
+
+    with pytest.raises(ValueError, match="an error inside"):
+        fail()
     assert torch.backends.quantized.engine == before
 
 
