@@ -118,5 +118,5 @@ def test_varying_lays_values_over_those_that_were_set_alone(tmp_path):
     varied = config.vary(settings, {"quant.method": "pact"}, "cell")
     assert (varied.quant.method, varied.quant.weight_bits) == ("pact", 4)
     chosen = config.vary(settings, {"quant.step_init": "mse"}, "cell")
-    with pytest.raises(UserError, match=r"^cell: quant.step_init is read by lsq; quant.method is pact$"):
+    with pytest.raises(UserError, match=r"^cell: quant.step_init is read by lsq.*; quant.method is pact$"):
         config.vary(chosen, {"quant.method": "pact"}, "cell")
