@@ -14,7 +14,6 @@ import models
 import quant
 from data import external
 from experiment import evaluation, training
-from quant.analysis.layer_table import report_line
 from quant.graph.op_table import OPERATORS
 from tests import guide
 from tests.conftest import KERNELS, agrees_in_integers, photos, spec, trained
@@ -99,7 +98,7 @@ def test_operators_run_in_integers_on_every_engine_and_in_a_file(bits, tmp_path)
     model = converts_exactly(Shrinking(10), images, **keys)
     assert {"softshrink", "maximum"} <= {name.split(".")[-1].rstrip("_0123456789") for name in model.operators}
     prepared = calibrated(Shrinking(10), images, **keys)
-    report = report_line(prepared, quant.convert(prepared, "reference"))
+    report = quant.layer_summary(prepared, quant.convert(prepared, "reference"))
     assert report.endswith("in float: nothing")
     file = tmp_path / "net.npz"
     quant.export_packed(prepared, file, 16, {})
