@@ -128,7 +128,7 @@ def test_dorefa_keeps_its_linear_eight_bits_and_takes_no_other_that_it_cannot(pl
     found = quant.choose_layers(plain_net, settings, *without_labels(digits16))
     assert found
     assert all(one["weight_bits"] in (2, 3, 4, 6) for one in found.values())
-    prepared = quant.prepare(copy.deepcopy(plain_net), spec(**settings.model_dump() | {"layers": found}))
+    prepared = quant.prepare(copy.deepcopy(plain_net), spec(**settings.flat() | {"layers": found}))
     assert megabytes_at_bits(prepared) <= 0.01
 
 
@@ -159,7 +159,7 @@ def weights(plain_net, tmp_path_factory):
     return path
 
 
-RUN = ["model.name=tests.nets:plain", "data.image_size=16", "data.workers=0", 'run.engines=["reference","fbgemm"]']
+RUN = ["model.name=tests.nets:plain", "data.image_size=16", 'run.engines=["reference","fbgemm"]']
 
 
 def of(folder) -> tuple[dict, dict, dict]:
