@@ -18,7 +18,7 @@ from quant import SECTIONS as quant_sections
 from quant import QuantSettings
 from quant.methods import gradboost
 from utils.config import rename, validate
-from utils.sections import PathText, RunName, Section, variants
+from utils.sections import NO_SOURCE, PathText, RunName, Section, variants
 from utils.training import optim
 from utils.training.optim import OptimSettings
 
@@ -33,7 +33,7 @@ RENAMED = {
 
 def _boosted(plain: type[Section]) -> type[Section]:
     """The options of an optimizer with GradBoost: its own and GradBoost's."""
-    return create_model(f"Boosted {plain.__name__}", __base__=(gradboost.Options, plain))
+    return create_model(f"Boosted {plain.__name__}", __base__=(gradboost.Options, plain), __cls_kwargs__=NO_SOURCE)
 
 
 _PLAIN = {name: row.options for name, row in optim.PLAIN.items()}

@@ -29,7 +29,7 @@ def build(name: str, form: str) -> nn.Module:
 
 
 def structure(name: str, form: str) -> nn.Module:
-    with torch.device("meta" if name.startswith(LARGE) else "cpu"):
+    with torch.device("meta"):
         return build(name, form)
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError, create_model
 
 from utils.errors import UserError, nearest
 from utils.mistakes import one_line
-from utils.sections import Section, Variants
+from utils.sections import NO_SOURCE, Section, Variants
 
 S = TypeVar("S", bound=Section)
 LARGEST, DEEPEST = 2**20, 32
@@ -124,7 +124,7 @@ def validate(kind: type[S], values: dict, source: str, overridden: Collection[st
 def validate_section(section: str, kinds: Variants, values: dict, source: str = "") -> Any:
     """The values of a single section as one of its kinds."""
     keys: dict[str, Any] = {section: (Annotated[Section, kinds], ...)}
-    holder = create_model("Holder", __base__=Section, **keys)
+    holder = create_model("Holder", __base__=Section, __cls_kwargs__=NO_SOURCE, **keys)
     return getattr(validate(holder, {section: values}, source), section)
 
 

@@ -52,6 +52,10 @@ class Section(BaseModel):
         return []
 
 
+NO_SOURCE: dict[str, Any] = {"use_attribute_docstrings": False}
+"""Class keywords of sections that are built by create_model, whose bases have described all keys. Without them pydantic
+searches the whole call stack for the source of each: a second of every start."""
+
 OWN = "package.module:function"
 """What stands in a table for all names with a colon."""
 
@@ -97,8 +101,8 @@ def _kind(key: str, base: type[Section], own: type[Section], name: str, is_defau
     field = Field(name, description=described) if is_default else Field(description=described)
     keys: dict[str, Any] = {key: (value, field)}
     title = f"{base.__name__} {'external' if name == OWN else name}"
-    extra = {"extra": own.model_config["extra"]}  # or that of the common keys would count
-    return create_model(title, __base__=(own, base), __cls_kwargs__=extra, **keys)
+    extra = own.model_config["extra"]  # or that of the common keys would count
+    return create_model(title, __base__=(own, base), __cls_kwargs__=NO_SOURCE | {"extra": extra}, **keys)
 
 
 S = TypeVar("S", bound=Section)

@@ -5,7 +5,7 @@ A method adds Options of its own, in its own file. The section of a method is fl
 
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from utils.sections import Bits, PathText, Section
 
@@ -73,6 +73,8 @@ Options = TypeVar("Options", bound=Section)
 
 class ResolvedQuant(CommonSettings, Generic[Options]):
     """A quant section with nothing left to decide: what prepare and a method's functions take."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)  # its kinds have no source, see NO_SOURCE
 
     layers: Layers
     """Bits of layers by name; none while they are yet to be chosen."""
