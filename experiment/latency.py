@@ -163,7 +163,7 @@ def measure(
     repeats: int,
     progress: Callable[[int], Any],
 ) -> list[dict]:
-    """A row for each engine: milliseconds of the float model as built, in its fastest float form, and in integers.
+    """A row for each engine: milliseconds of the float model eager, in its fastest compiled form, and in integers.
 
     Calls of all of them are interleaved. progress(n): called after n calls.
     """
@@ -172,7 +172,7 @@ def measure(
     channels_last = images.contiguous(memory_format=torch.channels_last)
     integer = {name: quant.convert(subject.prepared, name) for name in engines}
     forms = quant.float_baseline(plain).torchscript_variants(channels_last)
-    calls = {"as built": call(plain, images)} | {form: call(run, channels_last) for form, run in forms.items()}
+    calls = {"eager": call(plain, images)} | {form: call(run, channels_last) for form, run in forms.items()}
     for name, model in integer.items():
         engine_images = images.contiguous(memory_format=model.engine.layout)
         calls[name] = call(model.compile_for(engine_images), engine_images)
@@ -183,11 +183,11 @@ def measure(
         {"model": subject.label, "engine": name}
         | common
         | {"int8_mb": tensor_file.megabytes(model.stored())}
-        | with_percentiles("as_built_ms", times["as built"])
+        | with_percentiles("as_built_ms", times["eager"])
         | with_percentiles("float_ms", times[best])
         | with_percentiles("int8_ms", times[name])
         | {"float_form": best, "speedup": times[best].median / times[name].median}
-        | {"speedup_as_built": times["as built"].median / times[name].median}
+        | {"speedup_as_built": times["eager"].median / times[name].median}
         | {"float_top1": top1.get("float"), "int8_top1": top1.get(name)}
         for name, model in integer.items()
     ]

@@ -181,7 +181,7 @@ def test_evaluate_writes_a_file_as_small_as_its_bits(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"{file} (0." in done.stdout
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
-    assert f"at its own bits: {evaluation['size_mb_at_bits']:.3f} MB" in done.stdout
+    assert f"packed at its own bit-widths: {evaluation['size_mb_at_bits']:.3f} MB" in done.stdout
     assert 0.7 < file.stat().st_size / 1e6 / evaluation["size_mb_at_bits"] < 1.1, "what zip saves, and a graph"
     read = quant.load_packed(str(file))
     assert read.info["classes"] == [str(i) for i in range(10)]

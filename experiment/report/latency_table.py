@@ -6,13 +6,13 @@ from experiment.report import plot
 from utils import files
 from utils.table import markdown_table, text_table
 
-HEADER = ["model", "params", "FLOPs", "@32", "MB", "MB INT8", "as built", "float"]
-DETAIL = ["model", "engine", "as built", "float", "INT8", "x as built", "x float"]
+HEADER = ["model", "params", "FLOPs", "@32", "MB", "MB INT8", "float, eager", "float, compiled"]
+DETAIL = ["model", "engine", "float, eager", "float, compiled", "INT8", "x eager", "x compiled"]
 CAPTION = (
     "Milliseconds, median of {repeats} interleaved runs, threads: {threads}; under an engine's name those of INT8, and "
-    "how many times faster than float that is. As built: the float model unchanged, eager, NCHW. Float: its fastest "
-    "form here, batch norm folded, channels_last, one TorchScript program, as INT8 is run. FLOPs: 2 x the "
-    "multiply-accumulates of convolutions and linear layers; @32: of convolutions alone, at 32 x 32."
+    "how many times faster that is than float, compiled. Float, eager: the model unchanged, NCHW. Float, compiled: its "
+    "fastest form here, with batch norm folded, channels_last, as one TorchScript program; INT8 runs as one, too. "
+    "FLOPs: 2 x the multiply-accumulates of convolutions and linear layers; @32: of convolutions alone, at 32 x 32."
 )
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from utils.files import write_atomically
 
 BARS = (
-    ("as_built_ms", "float, as built", "#c9d3df"),
-    ("float_ms", "float, best form", "#6f8fb3"),
+    ("as_built_ms", "float, eager", "#c9d3df"),
+    ("float_ms", "float, compiled", "#6f8fb3"),
     ("int8_ms", "INT8", "#e07b39"),
 )
 """(key of a latency row, its name in the legend, its colour)."""

@@ -115,5 +115,6 @@ def accuracy_table(result: dict) -> str:
             ]
         )
     table = text_table(["", "top-1 %", "top-5 %", "loss", "agreement %", "bit-equal %", "MB"], rows)
-    at_bits = f"\n\nat its own bits: {result['size_mb_at_bits']:.3f} MB" if "simulated" in result["accuracy"] else ""
-    return table + at_bits
+    if "simulated" not in result["accuracy"]:
+        return table
+    return f"{table}\n\npacked at its own bit-widths: {result['size_mb_at_bits']:.3f} MB"
