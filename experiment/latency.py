@@ -16,7 +16,7 @@ import models
 import quant
 from experiment import cli
 from experiment.check import check_engines
-from experiment.checkpoints import rebuild
+from experiment.rebuild import rebuild
 from experiment.report.latency_table import report
 from experiment.settings import LatencySettings, ModelSettings
 from utils import files, timing

@@ -76,7 +76,7 @@ def _bars(axis, rows: list[dict]) -> None:
         axis.annotate(text, (end, n + 0.27), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [f"{row['model']} @{row['image_size']}" for row in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlim(0, 1.12 * axis.get_xlim()[1])  # room for the ratio behind the longest bar
+    axis.set_xlim(0, 1.12 * axis.get_xlim()[1])  # room for the ratio after the longest bar
     axis.set_xlabel("milliseconds", fontsize=9)
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)

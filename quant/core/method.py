@@ -1,4 +1,4 @@
-"""What a quantization method is to the rest: which quantizers it puts where, and when."""
+"""The interface of a method: which quantizers it creates, and when."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Method(Generic[Options]):
     """A row of quant.METHODS. Its functions take the resolved quant section; `spec.options` are the method's own."""
 
     options: type[Options]
-    """The keys of the quant section that this method reads beside the common ones."""
+    """The keys of the quant section that this method reads in addition to the common ones."""
     weight: Callable[[ResolvedQuant[Options], int, Shape], WeightQuantizer]
     """(spec, bits, shape) -> the quantizer of a weight tensor of that shape, whose axis 0 is the output channels."""
     activation: Callable[[ResolvedQuant[Options], int, bool], ActivationQuantizer]

@@ -23,7 +23,7 @@ Layers = dict[str, LayerBits | Literal["float"]]
 
 
 class CommonSettings(Section):
-    """Keys that resolving leaves as they are."""
+    """The common keys whose values need no filling in."""
 
     method: str = "statassist"
     """How low precision is reached: a row of quant.METHODS."""
@@ -51,7 +51,8 @@ class CommonSettings(Section):
     """Training images on which batch norm statistics are estimated again when quantized training ends; 0: they stay as
     training left them."""
     teacher: PathText | None = None
-    """A checkpoint of train.py, of the float net, say, whose answers are learned beside the labels; null: none."""
+    """A checkpoint of train.py, of the float net, say, whose outputs are learned in addition to the labels; null:
+    none."""
     teacher_share: float = Field(0.5, gt=0, le=1)
     """Teacher: its share of the loss; the labels have the rest."""
     temperature: float = Field(1.0, gt=0)

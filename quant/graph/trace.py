@@ -34,7 +34,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     traced, in_eval = _traced(model, True), _traced(model, False)
     for ours, theirs in itertools.zip_longest(_written(traced), _written(in_eval)):
         if ours != theirs:
-            cure = "use modules, such as nn.Dropout, in place of functions of self.training"
+            cure = "use modules, such as nn.Dropout, instead of functions of self.training"
             if any("aux" in name.lower() for name, _ in model.named_children()):
                 cure = "switch the auxiliary heads off (model.aux_logits=false)"
             raise UserError(
@@ -135,7 +135,7 @@ def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, 
 
 
 def _call_behind(traced: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
-    """Call a module on what a node returns; all other readers of the node read the module's output."""
+    """Insert a call of a module after a node; all other readers of the node then read the module's output."""
     with traced.graph.inserting_after(node):
         call = traced.graph.call_module(name, (node,))
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
@@ -207,7 +207,7 @@ def _as_reshape(node: fx.Node) -> None:
 
 
 def _axis_by_position(node: fx.Node) -> None:
-    """A concatenation's axis may be called dim or axis, or be left out."""
+    """Pass a concatenation's axis by position, whether it was named dim, axis or left out."""
     if node.target in OPERATORS["cat"].functions:
         named = node.kwargs.get("dim", node.kwargs.get("axis", 0))
         node.args, node.kwargs = (node.args[0], node.args[1] if len(node.args) > 1 else named), {}

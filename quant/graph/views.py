@@ -14,7 +14,7 @@ from quant.graph.quant_layers import QuantLayer, QuantOperator
 
 class LayerView(NamedTuple):
     """A QuantLayer, the value `x` that it reads, the activation quantizer on whose grid x lies, and the batch norm
-    behind the layer; the last two may be None."""
+    after the layer; the last two may be None."""
 
     layer: QuantLayer
     x: fx.Node

@@ -18,13 +18,13 @@ The GradBoost optimizers that the paper pairs it with are not part of this file.
 from pydantic import Field
 
 from quant.core.method import Method
-from quant.core.options import BatchObserver, Dampening
+from quant.core.options import BatchObserver, DampeningOptions
 from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine, symmetric
 
 
-class Options(BatchObserver, Dampening):
+class Options(BatchObserver, DampeningOptions):
     float_epochs: int = Field(1, ge=0)
     """Epochs in float, at the start of the run, before fake-quantization switches on."""
 
