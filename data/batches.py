@@ -120,7 +120,7 @@ class FileBatches(Batches):
         side = None if augment else evaluation_side(image_size)
         self.decoded = _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels]))
         self.workers = files.workers
-        self.named: set[str] = set()
+        self.reported: set[str] = set()
 
     def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.images)
@@ -152,9 +152,10 @@ class FileBatches(Batches):
             return iter(loader)
 
     def _report_unreadable(self, unreadable: list[str]) -> None:
+        """Print each message once, although the image is skipped in every epoch."""
         for line in unreadable:
-            if line not in self.named:
-                self.named.add(line)
+            if line not in self.reported:
+                self.reported.add(line)
                 say(f"left out: {line}")
 
 

@@ -63,7 +63,7 @@ class RunSettings(Section):
     seed: int = Field(1882, ge=0, lt=2**63)
     """Seed of initial weights, data order, augmentation and noise."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Arithmetic of convolutions in training; quantizers always compute in fp32. auto: the faster for this net here."""
+    """Arithmetic of convolutions in training; quantizers always compute in fp32. auto: the faster one here."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Compile quantizers (torch.compile), some 20 seconds at the start; auto: where training is long."""
     device: str = "auto"
@@ -171,7 +171,7 @@ class LatencySettings(Section):
 
 
 def resolved(settings: TrainSettings) -> TrainSettings:
-    """The setting with nothing left to defaults of methods and schedules. Raises UserError for what cannot work."""
+    """The settings with the defaults of methods and schedules filled in. Raises UserError for what cannot work."""
     flat = quant.parse(**quant.resolve(settings.quant).flat())
     return settings.model_copy(update={"quant": flat, "optim": optim.resolve(settings.optim)})
 

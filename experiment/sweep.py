@@ -158,8 +158,8 @@ def report_failure(folder: Path, error: Exception) -> str:
 
 def title(runs: list[TrainSettings], name: str) -> str:
     """The title of the table of a sweep: its models, its datasets and its name."""
-    nets, datasets = (", ".join(dict.fromkeys(getattr(one, part).name for one in runs)) for part in ("model", "data"))
-    return f"{nets} on {datasets}: {name}"
+    models, datasets = (", ".join(dict.fromkeys(getattr(one, part).name for one in runs)) for part in ("model", "data"))
+    return f"{models} on {datasets}: {name}"
 
 
 def _label(value: Any) -> str:

@@ -127,10 +127,13 @@ __all__ = [
     "calibrate",
     "check_layers",
     "check_onnx",
-]
-__all__ += ["check_run", "choose_layers", "compile_kernels", "convert", "draw_from", "ends_in_float"]
-__all__ += [
+    "check_run",
+    "choose_layers",
+    "compile_kernels",
+    "convert",
     "dampening",
+    "draw_from",
+    "ends_in_float",
     "engine",
     "equalize_cross_layer",
     "equalizes",

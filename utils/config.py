@@ -91,7 +91,7 @@ def rename(values: dict, table: Mapping[str, str]) -> list[str]:
 
 
 def _places(values: Any, old: list[str], new: list[str]) -> Iterator[tuple[dict, str, str]]:
-    """The tables that hold an old key, with the key as it is written there and the new one written alike."""
+    """Where an old key is: (the dict that has it, the key as written there, the new key in the same form)."""
     if not isinstance(values, dict):
         return
     for count in range(1, len(old) + 1):

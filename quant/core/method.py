@@ -41,7 +41,7 @@ class Method(Generic[Options]):
     dampening: Callable[[Options], float] = lambda options: 0.0
     """(options) -> the strength of oscillation dampening (quant/qat/oscillation_dampening.py); 0: none."""
     rescales: Callable[[ResolvedQuant[Options]], bool] = lambda spec: False
-    """(spec) -> whether its weights are on another scale than the float net's, which batch norm has to learn."""
+    """(spec) -> whether its weights are on another scale than the float model's, which batch norm has to learn."""
     check: Callable[[ResolvedQuant[Options]], None] = lambda spec: None
     """Raises UserError for a combination of keys that the method cannot do."""
 

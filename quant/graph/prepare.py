@@ -113,6 +113,7 @@ class _Editor:
             self.graph.erase_node(node)
 
     def _layer(self, decision: Decision) -> QuantLayer:
+        """The prepared layer: with a weight quantizer, gradient quantizer and bias correction where it gets them."""
         layer, bits, gradient = self.typed.layer(decision.chain.head), decision.weight_bits, None
         weight = None if bits == FLOAT_BITS else self._weight_quantizer(bits, layer.weight)
         if decision.hidden and min(bits, decision.read.bits) < FLOAT_BITS:
@@ -208,7 +209,7 @@ def _out_of_place(module: nn.Module) -> nn.Module:
 
 
 def _function_of(node: fx.Node) -> Callable[..., Tensor]:
-    """What a function or method node does to those of its arguments that are tensors."""
+    """The function of a node's tensor arguments alone, out of place; its other arguments are fixed."""
     called = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
     args = tuple(TENSOR if isinstance(value, fx.Node) else value for value in node.args)
     return FunctionCall(called, args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {}))

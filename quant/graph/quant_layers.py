@@ -124,6 +124,7 @@ class QuantLayer(nn.Module):
         return y if correction is None else correction(y)
 
     def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution or linear map. Its gradient is quantized if the method says so."""
         y = self.geometry(x, weight, self.bias)
         return y if self.gradient is None else self.gradient(y)
 
@@ -214,7 +215,7 @@ class QuantOperator(nn.Module):
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """A function with all its arguments but the tensors, whose places TENSOR marks."""
+    """A function with its fixed arguments. TENSOR in `args` marks the place of each tensor that a call passes."""
 
     function: Callable[..., Tensor]
     args: tuple

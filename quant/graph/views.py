@@ -93,7 +93,7 @@ def switch(some: Iterable[Quantizer], enabled: bool, observing: bool = False) ->
 
 
 def set_enabled(prepared: nn.Module, enabled: bool) -> None:
-    """Enable or disable all quantizers. Without them the prepared net computes as the float net does."""
+    """Enable or disable all quantizers. Without them the prepared model computes as the float model does."""
     switch(quantizers(prepared).values(), enabled)
 
 

@@ -63,6 +63,7 @@ def resume(
 def _resume_training(
     epoch: int, training: dict, optimizer: torch.optim.Optimizer, epochs: int, log: RunLog
 ) -> Position:
+    """Load the optimizer's and the log's state. The run has ended if the checkpoint has no optimizer."""
     log.restore(training["log"])
     if epoch == epochs and "optimizer" not in training:
         return Position(epoch, ended=True)
