@@ -3,9 +3,9 @@
 from data.batches import Draw, batches, check_training, evaluation_batch, evaluation_side
 from data.external import check_trusted
 from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
-from data.registry import DATASETS, SECTIONS, check, laid_over, load
+from data.registry import DATASETS, SECTIONS, check, load, with_overrides
 from data.settings import DataSettings
 
 __all__ = ["DATASETS", "SECTIONS", "DataSettings", "Dataset", "Draw", "Files", "Images", "batches", "check"]
 __all__ += ["check_classes", "check_training", "check_trusted", "evaluation_batch", "evaluation_side", "first"]
-__all__ += ["laid_over", "load", "renormalized", "split"]
+__all__ += ["load", "renormalized", "split", "with_overrides"]

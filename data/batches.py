@@ -1,4 +1,4 @@
-"""Batches for the net: float32 [B, 3, H, W], channels_last, normalised.
+"""Draws, augments and normalises images: batches float32 [B, 3, H, W], channels_last.
 
 Training batches are drawn: which images, their crops and mirrorings are a function of the seed, the epoch and the step
 alone, whatever came before and however many processes and workers there are. So a run goes on in the middle of an
@@ -69,7 +69,7 @@ class Batches:
         yield from self.read([step[self.draw.rank :: self.draw.world] for step in steps], generator)
 
     def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of these indexes; `generator` gives what the epoch draws beside its order."""
+        """The batches of these indexes; `generator` gives what the epoch draws in addition to its order."""
         raise NotImplementedError
 
 
@@ -106,7 +106,7 @@ class MemoryBatches(Batches):
 class FileBatches(Batches):
     """Of Files: random resized crops to train, else the centre of 8/7 of the size.
 
-    At 224 that is ImageNet's Resize(256) and CenterCrop(224). Where a worker process dies, others take its place.
+    At 224 that is ImageNet's Resize(256) and CenterCrop(224). A worker process that dies is restarted.
     """
 
     def __init__(self, files: Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
@@ -120,7 +120,7 @@ class FileBatches(Batches):
         side = None if augment else evaluation_side(image_size)
         self.decoded = _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels]))
         self.workers = files.workers
-        self.named: set[str] = set()
+        self.reported: set[str] = set()
 
     def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         n = len(self.images)
@@ -132,7 +132,7 @@ class FileBatches(Batches):
             try:
                 for images, labels, unreadable in self._load(left):
                     left = left[1:]
-                    self._name(unreadable)
+                    self._report_unreadable(unreadable)
                     yield images.contiguous(memory_format=torch.channels_last), labels
                 return
             except UserError as error:  # a worker's, wrapped in its traceback
@@ -141,25 +141,29 @@ class FileBatches(Batches):
                 own = isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")
                 if own or not self.workers:
                     raise
-                say(f"a data worker died ({str(error).partition('.')[0]}); others take its place")
+                say(f"a data worker died ({str(error).partition('.')[0]}); it is restarted")
         raise UserError(f"data.workers: workers died {RETRIES + 1} times; out of memory? data.workers=0 does without")
 
     def _load(self, steps: list[list[tuple[int, int]]]) -> Iterator:
         with _quiet_children():
             loader = torch.utils.data.DataLoader(
-                self.decoded, batch_sampler=steps, num_workers=self.workers, collate_fn=_gathered
+                self.decoded, batch_sampler=steps, num_workers=self.workers, collate_fn=_collate
             )
             return iter(loader)
 
-    def _name(self, unreadable: list[str]) -> None:
+    def _report_unreadable(self, unreadable: list[str]) -> None:
+        """Print each message once, although the image is skipped in every epoch."""
         for line in unreadable:
-            if line not in self.named:
-                self.named.add(line)
+            if line not in self.reported:
+                self.reported.add(line)
                 say(f"left out: {line}")
 
 
 class _Decoded(torch.utils.data.Dataset):
-    """Images by (index, seed of its augmentation); an unreadable one is an error, or a line."""
+    """Images by (index, seed of the augmentation).
+
+    An unreadable image raises UserError or, with on_error "skip", is returned as a one-line message.
+    """
 
     def __init__(self, files: Files, side: int | None, transform):
         self.files, self.side, self.transform = files, side, transform
@@ -181,7 +185,7 @@ class _Decoded(torch.utils.data.Dataset):
             return self.transform(image), int(self.files.labels[i])
 
 
-def _gathered(samples: list) -> tuple[Tensor, Tensor, list[str]]:
+def _collate(samples: list) -> tuple[Tensor, Tensor, list[str]]:
     unreadable = [sample for sample in samples if isinstance(sample, str)]
     images = [sample for sample in samples if not isinstance(sample, str)]
     if not images:

@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from data.images import Dataset, Images
-from utils import external
+from utils import importing
 from utils.errors import UserError
 from utils.sections import Section
 
@@ -22,16 +22,16 @@ class Options(Section):
     model_config = ConfigDict(extra="allow")
 
 
-def function(name: str) -> external.Function:
+def function(name: str) -> importing.Function:
     """The function of that name. Raises UserError if there is none."""
     source, _, member = name.partition(":")
-    return external.member(source, member, "data.name")
+    return importing.member(source, member, "data.name")
 
 
 def load(name: str, image_size: int, limit: int | None, train: bool, options: dict[str, Any]) -> Dataset:
     """Call the function. Raises UserError, in one line, if it cannot be called so or returns no Dataset."""
     given = {"image_size": image_size, "limit": limit, "train": train} | options
-    found = external.call(function(name), given, f"data.name: {name}")
+    found = importing.call(function(name), given, f"data.name: {name}")
     if not isinstance(found, Dataset):
         raise UserError(f"data.name: {name} returned a {type(found).__name__}, not a data.Dataset")
     if train and found.train is None:
@@ -49,7 +49,9 @@ def _check_pixels(pixels: Tensor, image_size: int, name: str) -> None:
         raise UserError(f"data.name: {name} returned pixels {kind} {list(pixels.shape)}, not {wanted}")
 
 
-def check_trusted(name: str, trust: bool, remedy: str = "trust=true, if it comes from a friend") -> None:
-    """Raise UserError where a checkpoint names a function as its dataset that utils/external.py does not trust."""
-    if external.is_external(name) and not trust and not external.is_own(name.partition(":")[0], house="data"):
+def check_trusted(name: str, trust: bool, remedy: str = "set trust=true if you trust its origin") -> None:
+    """Raise UserError where a checkpoint names a function as its dataset that utils/importing.py does not trust."""
+    if trust or not importing.is_external(name):
+        return
+    if not importing.is_own(name.partition(":")[0], allowed_package="data"):
         raise UserError(f"the checkpoint would call {name} as its dataset; {remedy}")

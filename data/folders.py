@@ -17,7 +17,7 @@ from data.images import IMAGENET_MEAN, IMAGENET_STD, WORKERS, Dataset, Files, Im
 from data.sources import ROOT
 from utils.console import say, tracked
 from utils.errors import UserError
-from utils.picture import resize_and_crop, upright_rgb
+from utils.image_input import resize_and_crop, upright_rgb
 from utils.sections import PathText, Section
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}

@@ -81,8 +81,7 @@ def renormalized(here: tuple, there: tuple) -> tuple[Tensor, Tensor]:
 
 
 def first(images, limit: int | None, after: int = 0):
-    """The first `limit` images of a fixed shuffle, or those that come `after` so many; all of them, in order, without a
-    limit."""
+    """`limit` images of a fixed shuffle, without the first `after` of it; without a limit, all images in order."""
     if not after and (limit is None or limit >= len(images)):
         return images
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[after:]

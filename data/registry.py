@@ -52,8 +52,8 @@ def load(section: DataSettings, train: bool = True) -> Dataset:
     return row.load(section.image_size, section.limit, train, **own)
 
 
-def laid_over(section: DataSettings, values: dict[str, Any]) -> DataSettings:
-    """The section with other values laid over it.
+def with_overrides(section: DataSettings, values: dict[str, Any]) -> DataSettings:
+    """The section with other values instead of its own.
 
     Where they name another dataset, it takes over those of the section's keys that it reads, too. Raises UserError for
     values that it does not read.

@@ -1,4 +1,4 @@
-"""The keys of the data section that every dataset reads. A dataset's own options stand beside its loader."""
+"""The keys of the data section that every dataset reads. A dataset's own options are declared next to its loader."""
 
 from pydantic import Field
 

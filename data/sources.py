@@ -1,8 +1,8 @@
 """Datasets in memory, and what a loader is.
 
-A loader takes (image_size, limit, train, **the dataset's own options) and returns a Dataset. limit: the first so many
-images of a fixed shuffle; None: all. train=False leaves the training images alone: to measure, the test images are
-enough.
+A loader takes (image_size, limit, train, **the dataset's own options) and returns a Dataset. limit: take only
+this many images, the first of a fixed shuffle; None: all. train=False does not load the training images, since the test
+images suffice for measuring.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def svhn(image_size: int, limit: int | None, train: bool = True, root: str = ROO
 
 
 def fashion_mnist(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
-    """Fashion-MNIST: 60,000 and 10,000 grey images of 28 x 28, shown to the net as RGB."""
+    """Fashion-MNIST: 60,000 and 10,000 grey images of 28 x 28, shown to the model as RGB."""
     from torchvision.datasets import FashionMNIST
 
     where = f"unpack train- and t10k-images-idx3-ubyte.gz and -labels-idx1-ubyte.gz into {root}/FashionMNIST/raw"

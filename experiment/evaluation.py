@@ -10,8 +10,9 @@ import models
 import quant
 from experiment import cli, datasets
 from experiment.check import check_engines
-from experiment.checkpoints import rebuild
+from experiment.rebuild import rebuild
 from experiment.report import sensitivity_table
+from experiment.report.accuracy_table import accuracy_table
 from experiment.settings import EvaluateSettings, TrainSettings
 from utils import files
 from utils.errors import UserError
@@ -42,7 +43,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     check_possible(settings, trained, state["prepared"])
     if "name" not in settings.data:
         data.check_trusted(trained.data.name, settings.trust)
-    d = data.laid_over(trained.data, settings.data)
+    d = data.with_overrides(trained.data, settings.data)
     models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     target = prepare_target(Path(settings.export)) if settings.export else None
@@ -51,10 +52,10 @@ def evaluate(settings: EvaluateSettings) -> None:
     make = datasets.batch_maker(d, state["mean"], state["std"])
     test = make(dataset.test, data.evaluation_batch(d.image_size))
     with_float = quant.ends_in_float(quant.resolve(trained.quant), trained.run.epochs)
-    result, layers = quant.measure(model.eval(), settings.engines, test, with_float)
-    files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | result)
-    files.write_text(folder / "evaluation_layers.txt", layers)
-    print(f"{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
+    measured = quant.measure(model.eval(), settings.engines, test, with_float)
+    files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | measured.result)
+    files.write_text(folder / "evaluation_layers.txt", measured.layers)
+    print(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")
     print(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
     if settings.sensitivity and quant.is_prepared(model):
         found = quant.sensitivity(model, test)

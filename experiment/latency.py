@@ -16,7 +16,7 @@ import models
 import quant
 from experiment import cli
 from experiment.check import check_engines
-from experiment.checkpoints import rebuild
+from experiment.rebuild import rebuild
 from experiment.report.latency_table import report
 from experiment.settings import LatencySettings, ModelSettings
 from utils import files, timing
@@ -61,7 +61,7 @@ def check_entry(entry: Entry, image_size: int) -> None:
         return
     asked = model_settings(entry)
     if asked.weights:
-        raise UserError("models: a net by its name has random weights; a run has its own, and is named by its folder")
+        raise UserError("models: a model by its name has random weights; a run has its own, and is named by its folder")
     models.check(asked.name, asked.options, image_size)
     if models.is_external(asked.name):
         quant.trace(models.build(asked.name, None, image_size, asked.options))

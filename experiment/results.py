@@ -10,6 +10,7 @@ import models
 import quant
 from experiment import datasets
 from experiment.report import plot
+from experiment.report.accuracy_table import accuracy_table
 from experiment.settings import TrainSettings
 from utils import files, metrics
 from utils.console import say
@@ -43,14 +44,14 @@ def measure(
     size: {"params", "macs"} of the float model.
     """
     folder, ends_in_float = log.folder, quant.ends_in_float(quant.resolve(settings.quant), settings.run.epochs)
-    result, layers = quant.measure(model, settings.engines, test_batches, ends_in_float)
+    measured = quant.measure(model, settings.engines, test_batches, ends_in_float)
     title = f"{settings.model.name} on {settings.data.name}, {settings.quant.method}"
-    files.write_text(folder / "layers.txt", layers)
+    files.write_text(folder / "layers.txt", measured.layers)
     plot.curves(log.rows, title, folder / "curves.png")
-    summary = summarize(settings, quant.is_prepared(model), log, size) | result
+    summary = summarize(settings, quant.is_prepared(model), log, size) | measured.result
     files.write_json(folder / SUMMARY, summary)  # written last: it marks the run as finished
     (folder / PREVIOUS).unlink(missing_ok=True)
-    say(f"\n{quant.accuracy_table(result)}\n\n{layers.splitlines()[0].rpartition('; ')[2]}")
+    say(f"\n{accuracy_table(measured.result)}\n\n{measured.in_float}")
 
 
 def summarize(settings: TrainSettings, prepared: bool, log: RunLog, size: dict[str, int]) -> dict:

@@ -10,7 +10,7 @@ import data
 import models
 import quant
 from experiment import datasets, results
-from experiment.folders import write_settings
+from experiment.run_folder import write_settings
 from experiment.settings import TrainSettings
 from experiment.teacher import load_teacher
 from quant.methods import gradboost
@@ -105,8 +105,10 @@ class Session:
             say("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
 
     def restore_chosen_layers(self) -> None:
-        """Take the layers that quant.layers=auto chose before the run was interrupted. Raises UserError if too few
-        images are left to choose on: now, not after training."""
+        """Restore the layer bits that quant.layers=auto chose before an interruption.
+
+        Also checks now, rather than after training, that there are images to choose on (UserError).
+        """
         if not self.quant_spec.chooses_layers:
             return
         selection_images(self.dataset, self.quant_spec)
@@ -152,30 +154,27 @@ class Session:
         self.model = trainer.model.cpu().eval()
 
     def trainer(self) -> Trainer:
-        """The trainer of this run, at its start."""
-        d, q, o, r, processes = *self.sections, self.processes
+        """A new Trainer for this run, before a checkpoint is loaded into it."""
+        asked, run, processes = self.settings.optim, self.settings.run, self.processes
         arithmetic = self.choose_precision()
-        optimizer = optim.build(o, self.model)
-        noise = seed.Noise(r.seed, processes.rank, processes.device)
-        if o.name in optim.BOOSTED:
-            boost = part(o, gradboost.Options).model_dump()
-            gradboost.GradBoost(optimizer, **boost, generator=noise.shared)
-        few = data.first(self.dataset.training, q.bn_reestimation_images or q.calibration_images)
-        norm_batches = self.batches(few, draw=data.Draw(r.seed, d.augment, self.dataset.flip))
+        noise = seed.Noise(run.seed, processes.rank, processes.device)
+        optimizer, norm_batches = self.build_optimizer(noise), self.reestimation_batches()
         trainer = Trainer(
             model=self.model,
             optimizer=optimizer,
             train_batches=self.train_batches(),
             val_batches=self.val_batches(),
-            rate=lambda done: o.lr * schedule.factor(o.schedule, done, r.epochs, o.warmup_epochs, o.milestones),
+            rate=lambda done: (
+                asked.lr * schedule.factor(asked.schedule, done, run.epochs, asked.warmup_epochs, asked.milestones)
+            ),
             loss_of=self.loss(bf16=arithmetic == "bf16"),
-            clip_norm=o.clip_norm,
+            clip_norm=asked.clip_norm,
             bf16=arithmetic == "bf16",
-            epochs=r.epochs,
+            epochs=run.epochs,
             quantize_from=self.float_epochs,
             quantize=lambda model: self.prepare(model, trainer),
-            method=q.method,
-            average=average.Average(optimizer, o.average) if o.average else None,
+            method=self.quant_spec.method,
+            average=average.Average(optimizer, asked.average) if asked.average else None,
             reestimate_batch_norm=lambda model: quant.reestimate_batch_norm(
                 model, (images for images, _ in norm_batches)
             ),
@@ -185,29 +184,39 @@ class Session:
             saver=checkpointing.CheckpointSaver(
                 self.folder,
                 functools.partial(self.pack, arithmetic),
-                r.checkpoint_minutes,
-                resume_hint(self.folder, r.resume),
+                run.checkpoint_minutes,
+                resume_hint(self.folder, run.resume),
                 processes,
             ),
         )
         return trainer
 
-    @property
-    def sections(self) -> tuple:
-        """(data, quant, optim, run) of the settings."""
-        return self.settings.data, self.quant_spec, self.settings.optim, self.settings.run
+    def build_optimizer(self, noise: seed.Noise) -> torch.optim.Optimizer:
+        """The optimizer of the model's parameters. A boosted one draws its gradient noise from the shared generator."""
+        asked = self.settings.optim
+        optimizer = optim.build(asked, self.model)
+        if asked.name in optim.BOOSTED:
+            boost = part(asked, gradboost.Options).model_dump()
+            gradboost.GradBoost(optimizer, **boost, generator=noise.shared)
+        return optimizer
+
+    def reestimation_batches(self):
+        """Batches of the training images, augmented, from which batch norm statistics are estimated again."""
+        count = self.quant_spec.bn_reestimation_images or self.quant_spec.calibration_images
+        draw = data.Draw(self.settings.run.seed, self.settings.data.augment, self.dataset.flip)
+        return self.batches(data.first(self.dataset.training, count), draw=draw)
 
     def choose_precision(self) -> Precision:
         """ "fp32" or "bf16": a continued run keeps the precision that it began with."""
-        d, r = self.settings.data, self.settings.run
+        batch_size, image_size = self.settings.data.batch_size, self.settings.data.image_size
         known = ((self.state or {}).get("training") or {}).get("precision")
-        return precision.choose(r.precision, known, self.model, d.batch_size, d.image_size, self.processes)
+        return precision.choose(self.settings.run.precision, known, self.model, batch_size, image_size, self.processes)
 
     def train_batches(self):
         """This process's share of the augmented training images."""
-        d, processes = self.settings.data, self.processes
-        draw = data.Draw(self.settings.run.seed, d.augment, self.dataset.flip, processes.rank, processes.world_size)
-        return self.batches(self.dataset.training, d.batch_size, draw)
+        asked, processes = self.settings.data, self.processes
+        draw = data.Draw(self.settings.run.seed, asked.augment, self.dataset.flip, processes.rank, processes.world_size)
+        return self.batches(self.dataset.training, asked.batch_size, draw)
 
     def val_batches(self):
         """This process's share of the validation images; None if there are none."""
@@ -215,22 +224,23 @@ class Session:
         return self.batches(val.take(self.processes.shard_indices(len(val)))) if val else None
 
     def loss(self, bf16: bool) -> distill.Loss:
-        """The loss of training, with the teacher's answers if quant.teacher names one."""
-        d, q, o, _ = self.sections
-        teacher = q.teacher and load_teacher(
-            q.teacher, self.settings.model.name, self.dataset, d.image_size, self.processes.device, bf16
-        )
-        return distill.loss(o.label_smoothing, teacher, q.teacher_share, q.temperature)
+        """The loss of training, with distillation if quant.teacher names a teacher."""
+        spec, image_size = self.quant_spec, self.settings.data.image_size
+        teacher = None
+        if spec.teacher:
+            model_name, device = self.settings.model.name, self.processes.device
+            teacher = load_teacher(spec.teacher, model_name, self.dataset, image_size, device, bf16)
+        return distill.loss(self.settings.optim.label_smoothing, teacher, spec.teacher_share, spec.temperature)
 
     def prepare(self, model: nn.Module, trainer: Trainer) -> nn.Module:
         """The model with fake-quantization; its learned parameters join the trainer's optimizer."""
-        q, o = self.quant_spec, self.settings.optim
-        prepared = quant.prepare(model, q).to(self.processes.device)
+        prepared = quant.prepare(model, self.quant_spec).to(self.processes.device)
         quant.draw_from(prepared, trainer.noise.own)
-        optim.add_learned(trainer.optimizer, quant.learned(prepared), o.learned_lr)
+        optim.add_learned(trainer.optimizer, quant.learned(prepared), self.settings.optim.learned_lr)
         gradboost.end_warm_up(trainer.optimizer)
-        if quant.dampening(q):
-            quant.Dampening(trainer.optimizer, prepared, quant.dampening(q), lambda: trainer.progress)
+        strength = quant.dampening(self.quant_spec)
+        if strength:
+            quant.Dampening(trainer.optimizer, prepared, strength, lambda: trainer.progress)
         return prepared
 
     def pack(self, arithmetic: Precision, model: nn.Module, epoch: int, training: dict) -> dict:

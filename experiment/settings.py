@@ -1,8 +1,8 @@
 """The types of the settings: setting/train.json, setting/evaluate.json and setting/latency.json.
 
 Keys are described where they are read: the quant section in quant/core/settings.py and in each method's file, the data
-section in data/settings.py and beside each loader, the optim section in utils/training/optim.py. Here they are put
-together, and settings of earlier versions are brought up to date.
+section in data/settings.py and next to each loader, the optim section in utils/training/optim.py. This module combines
+them, and brings settings of earlier versions up to date.
 """
 
 import copy
@@ -63,7 +63,7 @@ class RunSettings(Section):
     seed: int = Field(1882, ge=0, lt=2**63)
     """Seed of initial weights, data order, augmentation and noise."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Arithmetic of convolutions in training; quantizers always compute in fp32. auto: the faster for this net here."""
+    """Arithmetic of convolutions in training; quantizers always compute in fp32. auto: the faster one here."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Compile quantizers (torch.compile), some 20 seconds at the start; auto: where training is long."""
     device: str = "auto"
@@ -130,15 +130,15 @@ class EvaluateSettings(Section):
     engines: list[str] = Field(["reference", "fbgemm", "qnnpack", "x86", "onednn"])
     """Engines to convert to and measure; rows of quant.ENGINES."""
     output: PathText | None = None
-    """Folder for evaluation.json; null: beside the checkpoint."""
+    """Folder for evaluation.json; null: that of the checkpoint."""
     export: PathText | None = None
     """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
     in .onnx, or of one as small as its bits, in .npz; null: none."""
     sensitivity: bool = False
-    """Measure each layer, too: the test images pass twice a layer. sensitivity.csv and .png beside evaluation.json."""
+    """Measure each layer, too: the test images pass twice a layer. sensitivity.csv and .png next to evaluation.json."""
     data: dict[str, Any] = Field({})
-    """Keys of the data section laid over the run's own, to measure on other images. Where they name another dataset,
-    keys of the run's that it does not read are left out."""
+    """Keys of the data section that override the run's own, to measure on other images. Where they name another
+    dataset, keys of the run's that it does not read are left out."""
     trust: bool = False
     """Let the checkpoint call functions of installed packages that it names as its model's factory or its dataset."""
 
@@ -171,7 +171,7 @@ class LatencySettings(Section):
 
 
 def resolved(settings: TrainSettings) -> TrainSettings:
-    """The setting with nothing left to defaults of methods and schedules. Raises UserError for what cannot work."""
+    """The settings with the defaults of methods and schedules filled in. Raises UserError for what cannot work."""
     flat = quant.parse(**quant.resolve(settings.quant).flat())
     return settings.model_copy(update={"quant": flat, "optim": optim.resolve(settings.optim)})
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiment.folders import run_folder
 from experiment.report.sweep_table import SEED, Row, write_tables
+from experiment.run_folder import run_folder
 from experiment.settings import TrainSettings
 from utils import files
 from utils.config import as_name, vary
@@ -85,7 +85,7 @@ def _overlap(key: str, other: str) -> bool:
 
 
 def _axis(key: str, sweep: dict) -> str:
-    """The axis name of a key: its last part, unless another axis ends with the same; run.seed keeps its whole name."""
+    """The axis name of a key: its last part, unless two axes have the same last part; run.seed keeps its whole name."""
     short = key.rpartition(".")[2]
     alone = sum(other.rpartition(".")[2] == short for other in sweep) == 1
     return short if alone and key != SEED else key
@@ -158,8 +158,8 @@ def report_failure(folder: Path, error: Exception) -> str:
 
 def title(runs: list[TrainSettings], name: str) -> str:
     """The title of the table of a sweep: its models, its datasets and its name."""
-    nets, datasets = (", ".join(dict.fromkeys(getattr(one, part).name for one in runs)) for part in ("model", "data"))
-    return f"{nets} on {datasets}: {name}"
+    models, datasets = (", ".join(dict.fromkeys(getattr(one, part).name for one in runs)) for part in ("model", "data"))
+    return f"{models} on {datasets}: {name}"
 
 
 def _label(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The teacher of quant.teacher, whose answers a run learns beside the labels."""
+"""The teacher of quant.teacher, whose outputs a run also learns from (distillation)."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 import data
 import models
-from experiment.checkpoints import rebuild
+from experiment.rebuild import rebuild
 from utils.errors import UserError
 
 

@@ -5,11 +5,11 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-import quant
 from experiment import cli, sweep
 from experiment.check import check
-from experiment.folders import open_folder, run_folder
+from experiment.report.accuracy_table import accuracy_table
 from experiment.results import float_score
+from experiment.run_folder import open_folder, run_folder
 from experiment.session import Session
 from experiment.settings import TrainSettings
 from utils import config, device, distributed, files
@@ -72,11 +72,11 @@ def train(settings: TrainSettings, processes: Processes) -> None:
             return
         say(f"{folder.path} is finished; run.resume=never trains it again\n")
         if processes.is_main:
-            say(quant.accuracy_table(read_summary(folder.path)))
+            say(accuracy_table(read_summary(folder.path)))
 
 
 def _open(folder: RunFolder, settings: TrainSettings, stack: contextlib.ExitStack) -> Start:
-    """Make the folder ready, lock it, and log to its run.log, until the stack is left."""
+    """Prepare the folder, lock it, and log to its run.log, until the stack is left."""
     files.make_folder(folder.path.parent, "run.dir")
     stack.enter_context(files.locked(folder.path))
     start = open_folder(folder, settings)

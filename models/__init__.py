@@ -27,7 +27,7 @@ from models.shufflenet import shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet
 from models.svhn import svhn_cnn
 from models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 from utils.errors import UserError, choose, nearest
-from utils.external import is_external
+from utils.importing import is_external
 
 
 @dataclass(frozen=True)

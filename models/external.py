@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils import external
+from utils import importing
 from utils.errors import UserError, choose, nearest
-from utils.external import is_external, is_own
+from utils.importing import is_external, is_own
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
     """The function that a name with a colon denotes. Raises UserError if there is none."""
     source, _, member = name.partition(":")
-    return SOURCES.get(source, lambda member: external.member(source, member, "model.name"))(member)
+    return SOURCES.get(source, lambda member: importing.member(source, member, "model.name"))(member)
 
 
 def check_trusted(name: str, trust: bool, remedy: str = "set trust=true if you trust its origin") -> None:
@@ -32,10 +32,10 @@ def check_trusted(name: str, trust: bool, remedy: str = "set trust=true if you t
 
     A checkpoint could name any function of Python, of an installed package or of this project, with any arguments. It
     would be called before its result turns out not to be a model. Safe are the models of the table, of torchvision and
-    timm, and functions in the user's own packages (utils/external.py). `trust` skips the check.
+    timm, and functions in the user's own packages (utils/importing.py). `trust` skips the check.
     """
     source = name.partition(":")[0]
-    if trust or not is_external(name) or source in SOURCES or is_own(source, house="models"):
+    if trust or not is_external(name) or source in SOURCES or is_own(source, allowed_package="models"):
         return
     raise UserError(f"the checkpoint would call {name} as its model's factory; {remedy}")
 
@@ -48,7 +48,7 @@ def build_external(name: str, num_classes: int | None, image_size: int, options:
         options = {"num_classes": num_classes or 10} | options
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The default weight initialization of")  # googlenet, inception
-        model = external.call(make, options, f"model.name: {name}")
+        model = importing.call(make, options, f"model.name: {name}")
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(model).__name__}, not an nn.Module")
     check_output(model, name, num_classes, image_size)
@@ -63,7 +63,7 @@ def check_output(model: nn.Module, name: str, num_classes: int | None, image_siz
             logits = model.eval()(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:
         raise UserError(
-            f"model {name}: does not accept images of {image_size} x {image_size}: {external.one_line(error)}"
+            f"model {name}: does not accept images of {image_size} x {image_size}: {importing.one_line(error)}"
         ) from error
     finally:
         for module, was in training.items():

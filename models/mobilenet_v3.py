@@ -101,6 +101,7 @@ def mobilenet_v3_small_relu(num_classes: int, form: str, variant: str = "torchvi
 
 
 def _in_form(net: Net, form: str) -> Net:
+    """The network for a form of images. For small ones (cifar) the first block of stride 2 has stride 1."""
     blocks = list(net.blocks)
     if form == "cifar":
         first = next(i for i, block in enumerate(blocks) if block.stride == 2)
@@ -109,6 +110,7 @@ def _in_form(net: Net, form: str) -> Net:
 
 
 def _with_relu(model: nn.Module) -> nn.Module:
+    """The model with ReLU instead of hard-swish, in place."""
     replace_activations(model.get_submodule("features"), nn.Hardswish, nn.ReLU)
     return model
 

@@ -4,19 +4,18 @@ A new method is one file in quant/methods and a row of METHODS in quant/registry
 """
 
 from collections.abc import Collection, Iterable
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 
-from quant.analysis.compare import accuracy_table, compare
-from quant.analysis.layer_table import layer_rows, layer_summary, layer_table
+from quant.analysis.compare import compare
+from quant.analysis.layer_table import float_operators, layer_rows, layer_summary, layer_table
 from quant.analysis.mixed_precision import choose_bits
 from quant.analysis.sensitivity import sensitivity
 from quant.core.kernels import compile_all as compile_kernels
 from quant.core.kernels import interpret_all as interpret_kernels
-from quant.core.method import Method
-from quant.core.settings import LayerBits, QuantSettings, ResolvedQuant
+from quant.core.settings import QuantSettings, ResolvedQuant
 from quant.engines.base import IntegerModel
 from quant.engines.convert import convert as _convert
 from quant.engines.float_baseline import float_baseline
@@ -93,18 +92,29 @@ def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
     return _convert(prepared, engine(engine_name))
 
 
-def measure(model: nn.Module, engine_names: list[str], batches: Collection, with_float: bool) -> tuple[dict, str]:
-    """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar.
+class Measurement(NamedTuple):
+    """What `measure` finds.
 
-    Returns the result of analysis/compare.py and, as text, the layer table of each engine. A float model has no table.
+    result: of analysis/compare.py. in_float: one line: what stays in float on the first engine. layers: the layer table
+    of each engine, as text.
     """
+
+    result: dict
+    in_float: str
+    layers: str
+
+
+def measure(model: nn.Module, engine_names: list[str], batches: Collection, with_float: bool) -> Measurement:
+    """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar."""
     shown = tracked(batches, len(batches), "measuring", "batches")
-    if not is_prepared(model):
-        return compare(model, {}, shown, with_float), "float: nothing is quantized\n"
-    engines = {name: convert(model, name) for name in engine_names}
-    tables = [f"{layer_summary(model, integer)}\n\n{layer_table(model, integer)}\n" for integer in engines.values()]
-    result = compare(model, engines, shown, with_float)
-    return result, "\n".join(tables) or "no engine: nothing was converted\n"
+    engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
+    if is_prepared(model) and engines:
+        in_float = float_operators(model, next(iter(engines.values())))
+        layers = "\n".join(f"{layer_summary(model, one)}\n\n{layer_table(model, one)}\n" for one in engines.values())
+    else:
+        in_float = "no engine: nothing was converted" if is_prepared(model) else "float: nothing is quantized"
+        layers = f"{in_float}\n"
+    return Measurement(compare(model, engines, shown, with_float), in_float, layers)
 
 
 __all__ = [
@@ -112,18 +122,18 @@ __all__ = [
     "METHODS",
     "SECTIONS",
     "Dampening",
-    "LayerBits",
-    "Method",
     "QuantSettings",
     "ResolvedQuant",
-    "accuracy_table",
     "calibrate",
     "check_layers",
     "check_onnx",
-]
-__all__ += ["check_run", "choose_layers", "compare", "compile_kernels", "convert", "draw_from", "ends_in_float"]
-__all__ += [
+    "check_run",
+    "choose_layers",
+    "compile_kernels",
+    "convert",
     "dampening",
+    "draw_from",
+    "ends_in_float",
     "engine",
     "equalize_cross_layer",
     "equalizes",

@@ -88,27 +88,27 @@ def _check_target(section: QuantSettings) -> None:
 
 
 def float_epochs(spec: AnyResolved, epochs: int) -> int:
-    """How many of a run's epochs train in float, before prepare."""
+    """The number of a run's epochs that train in float, before prepare."""
     return METHODS[spec.method].float_epochs(spec.options, epochs)
 
 
 def ends_in_float(spec: AnyResolved, epochs: int) -> bool:
-    """Whether a run of so many epochs trains in float to its end, so that there is a float net to measure beside."""
+    """Whether a run of `epochs` epochs trains in float to its end, so that its float model can be measured too."""
     return float_epochs(spec, epochs) >= epochs
 
 
 def check_run(spec: AnyResolved, epochs: int, trained_before: bool, averages: bool = False) -> None:
-    """Raise UserError for what a spec cannot do in a run of so many epochs, and for keys that it would not read.
+    """Raise UserError for what a spec cannot do in a run of `epochs` epochs, and for keys that it would not read.
 
     trained_before: the run starts from trained weights. averages: it ends with an average of its weights.
     """
     method, in_float = spec.method, ends_in_float(spec, epochs)
     if spec.chooses_layers and not trained_before and (not in_float or (method != "float" and epochs == 0)):
-        raise UserError(f"quant.layers: auto chooses by a trained float net: {method} needs model.weights here")
+        raise UserError(f"quant.layers: auto chooses by a trained float model: {method} needs model.weights here")
     if epochs == 0 and rescales(spec):
         raise UserError(
             f"run.epochs: 0 trains nothing, and {method}'s weights are on a scale of their own, which batch norm has "
-            "to learn; quant.method=ptq quantizes a trained net as it is"
+            "to learn; quant.method=ptq quantizes a trained model as it is"
         )
     if spec.teacher and epochs == 0:
         raise UserError("quant.teacher: run.epochs=0 trains nothing")
@@ -139,7 +139,7 @@ def _check_read(spec: AnyResolved, in_float: bool, averages: bool) -> None:
 
 
 def rescales(spec: AnyResolved) -> bool:
-    """Whether the method's weights are on another scale than the float net's, which batch norm has to learn."""
+    """Whether the method's weights are on another scale than the float model's, which batch norm has to learn."""
     return METHODS[spec.method].rescales(spec)
 
 
@@ -159,7 +159,7 @@ def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
 
 
 def allows(spec: AnyResolved, bits: int) -> bool:
-    """Whether a layer may be given so many weight bits by name."""
+    """Whether a layer may be given weights of `bits` bits by name."""
     try:
         _check_bits_of(spec.model_copy(update={"layers": {"*": LayerBits(weight_bits=bits)}}), METHODS[spec.method])
     except UserError:

@@ -111,7 +111,7 @@ def assert_layerwise_exact(prepared, engine: str, images):
     differences = check_layerwise(prepared, model, images)
     assert differences
     for name, found in differences.items():
-        assert found.within(), f"{name}: {found}"
+        assert found.counts_as_exact(), f"{name}: {found}"
     return model
 
 

@@ -133,7 +133,7 @@ MISTAKES = {
     "weights to time": (
         "latency",
         ['models=[{"name":"resnet20","weights":"nowhere.pt"}]'],
-        "models: a net by its name has random weights",
+        "models: a model by its name has random weights",
     ),
     "a damaged summary": ("latency", ['models=["{folder}/damaged"]'], "summary.json: not what train.py writes there"),
     "half a summary": ("latency", ['models=["{folder}/half"]'], "summary.json: Expecting"),

@@ -243,7 +243,7 @@ def test_weights_alone_do_not_take_the_place_of_a_training(tmp_path, monkeypatch
         training.main(command)
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")}
     assert before.keys() == {"best.pt", "last.pt", "last.prev.pt"}
-    with pytest.raises(UserError, match=r"best\.pt holds no training to continue; model.weights takes weights"):
+    with pytest.raises(UserError, match=r"best\.pt holds no training to continue; to start from its weights set"):
         training.main([*command, f"run.resume={tmp_path / 'run' / 'best.pt'}"])
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").glob("*.pt")} == before
 

@@ -88,7 +88,7 @@ def test_a_checkpoint_in_a_new_process_gives_bit_identical_logits(trained, tmp_p
     """Two processes rebuild the integer models from the file; all logits are the same bits."""
     program = (
         "import sys, torch, data, models, quant\n"
-        "from experiment.checkpoints import rebuild\n"
+        "from experiment.rebuild import rebuild\n"
         "model, state, _ = rebuild(sys.argv[1], lambda name: None)\n"
         "d = data.DATASETS['digits'].load(16, None)\n"
         "x, _ = next(iter(data.batches(d.test, 360, state['mean'], state['std'], 16)))\n"

@@ -1,1 +1,1 @@
-"""Small single-noun modules that the rest stands on; nothing here knows a model, a dataset or a method."""
+"""Small modules that everything else uses. None of them knows a model, a dataset or a method."""

@@ -1,7 +1,7 @@
 """The machinery of settings: files, overrides `section.key=value`, and mistakes in one line.
 
-A setting is a Section of Sections. What keys there are is said where they are read, and put together in
-experiment/settings.py. `load` reports a mistake in one line: file, key, what is wrong, the nearest right thing.
+A setting is a Section of Sections. Each key is declared where it is read; experiment/settings.py combines them. `load`
+reports a mistake in one line: file, key, what is wrong, the nearest right thing.
 """
 
 import argparse
@@ -33,28 +33,28 @@ def parser(description: str | None, default: str, choices: Iterable[str]) -> arg
     """The command line that all scripts share; `choices` are what --list can list."""
     cli = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("-c", "--config", default=default, metavar="FILE", help=f"setting file (default: {default})")
-    cli.add_argument("--list", choices=list(choices), help="print the names to choose from, and stop")
+    cli.add_argument("--list", choices=list(choices), help="print the names to choose from and stop")
     cli.add_argument("--print-config", action="store_true", help="print the resolved setting and stop")
-    cli.add_argument("overrides", nargs="*", metavar="section.key=value", help="lay a value over the file's")
+    cli.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a value of the file")
     return cli
 
 
 def load(kind: type[S], path: str, texts: list[str]) -> S:
-    """Read a setting file, lay the overrides `section.key=value` over it and check it all.
+    """Read a setting file, apply the overrides `section.key=value` and check it all.
 
-    A notice of each key that has another name today goes to stderr. Raises UserError in one line.
+    A notice of each renamed key goes to stderr. Raises UserError in one line.
     """
     values = _read(path)
     for notice in kind.rename(values):
         print(f"{path}: {notice}", file=sys.stderr)
     given = overrides(kind, texts, notify=True)
     for key, value in given.items():
-        _lay(values, key.split("."), value, f"command line: {key}")
+        _set(values, key.split("."), value, f"command line: {key}")
     return validate(kind, values, path, set(given))
 
 
 def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> dict[str, Any]:
-    """Dotted key -> value of `section.key=value` texts, under the keys' names of today.
+    """Dotted key -> value of `section.key=value` texts, under the current names of the keys.
 
     Values are JSON where they parse as JSON, else strings.
     """
@@ -68,7 +68,7 @@ def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> di
             if notify:
                 print(f"command line: {notice}", file=sys.stderr)
         for name in one:
-            found.pop(name, None)  # the last one counts, and is laid last
+            found.pop(name, None)  # the last one counts, and is set last
         found |= one
     return found
 
@@ -76,13 +76,13 @@ def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> di
 def rename(values: dict, table: Mapping[str, str]) -> list[str]:
     """Replace old dotted keys of a table by the new ones, in place, in sections or dotted; returns a notice of each.
 
-    Raises UserError where both are there.
+    Raises UserError if the setting has both.
     """
     notices = []
     for old, new in table.items():
         for there, key, now in _places(values, old.split("."), new.split(".")):
             if now in there:
-                raise UserError(f"{old} is now {new}, and both are there")
+                raise UserError(f"{old} is now {new}, and the setting has both")
             renamed = {now if name == key else name: value for name, value in there.items()}
             there.clear()
             there.update(renamed)  # in the order they were in
@@ -91,7 +91,7 @@ def rename(values: dict, table: Mapping[str, str]) -> list[str]:
 
 
 def _places(values: Any, old: list[str], new: list[str]) -> Iterator[tuple[dict, str, str]]:
-    """The tables that hold an old key, with the key as it is written there and the new one written alike."""
+    """Where an old key is: (the dict that has it, the key as written there, the new key in the same form)."""
     if not isinstance(values, dict):
         return
     for count in range(1, len(old) + 1):
@@ -128,11 +128,11 @@ def validate_section(section: str, kinds: Variants, values: dict, source: str = 
     return getattr(validate(holder, {section: values}, source), section)
 
 
-def vary(settings: S, laid_over: dict[str, Any], source: str) -> S:
-    """The settings with values laid over those that were set, not over defaults; keys are dotted."""
+def vary(settings: S, changes: dict[str, Any], source: str) -> S:
+    """The settings with these changes, by dotted key. Values that were set stay; defaults are filled in again."""
     values = json.loads(settings.model_dump_json(exclude_unset=True))
-    for key, value in laid_over.items():
-        _lay(values, key.split("."), value, f"{source}: {key}")
+    for key, value in changes.items():
+        _set(values, key.split("."), value, f"{source}: {key}")
     return validate(type(settings), values, source)
 
 
@@ -142,8 +142,8 @@ def _read(path: str) -> dict:
             raise UserError(f"{path}: larger than a setting can be ({LARGEST / 1e6:.0f} MB)")
         values = _parsed(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        beside = [str(p) for p in Path(path).parent.glob("*.json")] if Path(path).parent.is_dir() else []
-        hint = nearest(path, beside)
+        neighbours = [str(p) for p in Path(path).parent.glob("*.json")] if Path(path).parent.is_dir() else []
+        hint = nearest(path, neighbours)
         raise UserError(f"{path}: {error.strerror or error}" + (f", did you mean {hint}?" if hint else "")) from None
     except ValueError as error:
         raise UserError(f"{path}: not JSON: {error}") from None
@@ -186,7 +186,8 @@ def _json_or_text(value: str) -> Any:
         return value
 
 
-def _lay(values: dict, keys: list[str], value: Any, where: str) -> None:
+def _set(values: dict, keys: list[str], value: Any, where: str) -> None:
+    """Set a value by its keys, in place; creates sections that are missing."""
     if len(keys) > DEEPEST:
         raise UserError(f"{where[:80]} ...: more than {DEEPEST} keys deep")
     for key in keys[:-1]:

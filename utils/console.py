@@ -79,7 +79,7 @@ class Progress:
         self.bar.close()
 
     def add(self, count: int, note: Callable[[], str] = lambda: "") -> None:
-        """Report that `count` more are done. note(): text beside the count, called only when it is shown."""
+        """Report that `count` more are done. note(): text next to the count, called only when it is shown."""
         self.done += count
         if not self.bar.disable:
             self.bar.set_postfix_str(note(), refresh=False)

@@ -1,4 +1,4 @@
-"""Write files atomically: after a crash, a file has either its old or its new content."""
+"""Files and folders that survive crashes and other programs: atomic writes, a lock on a folder, making a folder."""
 
 import contextlib
 import csv

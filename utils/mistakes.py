@@ -1,4 +1,4 @@
-"""What is wrong with a setting, in one line."""
+"""One-line messages for invalid settings, with the nearest valid key or name."""
 
 import json
 import re
@@ -19,8 +19,8 @@ def one_line(kind: type[Section], error: Any, source: str, overridden: Collectio
     keys, _, choice = _located(kind, location)
     unknown_name = choice is not None and error["type"] == "union_tag_invalid"
     dotted = ".".join([*keys, choice.key] if choice and unknown_name else keys)
-    laid_over = any(f"{dotted}.".startswith(f"{key}.") for key in overridden)
-    where = ("command line: " if laid_over else f"{source}: " if source else "") + dotted
+    from_command_line = any(f"{dotted}.".startswith(f"{key}.") for key in overridden)
+    where = ("command line: " if from_command_line else f"{source}: " if source else "") + dotted
     if choice and unknown_name:
         return _unknown_name(choice, error["input"], where)
     if error["type"] == "extra_forbidden":
@@ -32,7 +32,7 @@ def one_line(kind: type[Section], error: Any, source: str, overridden: Collectio
 
 
 def _unknown_key(kind: type[Section], location: tuple) -> str:
-    """What to say behind a key that its section does not have."""
+    """The message after a key that its section does not have."""
     section, inside, choice = _located(kind, location[:-1])
     readers = choice.readers(str(location[-1])) if choice else []
     if choice and readers:
@@ -42,7 +42,7 @@ def _unknown_key(kind: type[Section], location: tuple) -> str:
 
 
 def _unknown_name(choice: Variants, section: Any, where: str) -> str:
-    """What to say of a name that is in no row of the table."""
+    """The message about a name that is not in the table."""
     try:
         choose(choice.kinds, choice.name(section), where)
     except UserError as refusal:

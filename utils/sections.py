@@ -48,7 +48,7 @@ class Section(BaseModel):
 
     @classmethod
     def rename(cls, values: dict) -> list[str]:
-        """Give keys of earlier versions their names of today, in place. Returns a notice for each."""
+        """Replace the old names of keys by the current ones, in place. Returns a notice for each."""
         return []
 
 

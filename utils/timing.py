@@ -26,7 +26,7 @@ class Spread:
 def time_interleaved(
     functions: dict[str, Callable[[], Any]], warmup: int, repeats: int, progress: Callable[[int], Any]
 ) -> dict[str, Spread]:
-    """The spread, in milliseconds, of the calls that `samples` times."""
+    """Time functions by name, with interleaved calls (`samples`): the spread of each, in milliseconds."""
     return {name: spread(taken) for name, taken in samples(functions, warmup, repeats, progress).items()}
 
 

@@ -65,6 +65,7 @@ def latency(rows: list[dict], title: str, path: Path) -> None:
 
 
 def _bars(axis, rows: list[dict]) -> None:
+    """Three bars for each row (BARS): medians, with whiskers from the 10th to the 90th percentile."""
     for i, (key, label, colour) in enumerate(BARS):
         middle = [row[key] for row in rows]
         spread = [[row[key] - row[f"{key}_p10"] for row in rows], [row[f"{key}_p90"] - row[key] for row in rows]]
@@ -76,7 +77,7 @@ def _bars(axis, rows: list[dict]) -> None:
         axis.annotate(text, (end, n + 0.27), (4, 0), textcoords="offset points", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [f"{row['model']} @{row['image_size']}" for row in rows], fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlim(0, 1.12 * axis.get_xlim()[1])  # room for the ratio behind the longest bar
+    axis.set_xlim(0, 1.12 * axis.get_xlim()[1])  # room for the ratio after the longest bar
     axis.set_xlabel("milliseconds", fontsize=9)
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
@@ -150,11 +151,11 @@ def sweep(
 
     rows = list(dict.fromkeys(", ".join(list(labels.values())[:-1]) for labels, _ in groups))
     columns = list(dict.fromkeys(list(labels.values())[-1] if labels else "" for labels, _ in groups))
-    flat = len(axes) < 2
-    size = (7, 1.6 + 0.45 * len(groups)) if flat else (2.6 + 0.95 * len(columns), 1.9 + 0.55 * len(rows))
+    one_axis = len(axes) < 2
+    size = (7, 1.6 + 0.45 * len(groups)) if one_axis else (2.6 + 0.95 * len(columns), 1.9 + 0.55 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
     axis = figure.subplots()
-    if flat:
+    if one_axis:
         _points(axis, columns, [values for _, values in groups], baseline)
     else:
         means = {(", ".join(list(k.values())[:-1]), list(k.values())[-1]): statistics.mean(v) for k, v in groups}

@@ -24,7 +24,7 @@ def text(found: dict) -> str:
         ]
         for row in found["rows"]
     ]
-    return f"{text_table(HEADER, rows)}\n\n{_line(found)}"
+    return f"{text_table(HEADER, rows)}\n\n{_summary_line(found)}"
 
 
 def write(found: dict, title: str, folder: Path) -> None:
@@ -57,11 +57,11 @@ def picture(found: dict, title: str, path: Path) -> None:
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
     points.legend(fontsize=8, loc="lower right")
-    figure.suptitle(f"{title}\n{_line(found)}", fontsize=10)
+    figure.suptitle(f"{title}\n{_summary_line(found)}", fontsize=10)
     write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
 
 
-def _line(found: dict) -> str:
+def _summary_line(found: dict) -> str:
     return f"top-1: float {found['float_top1']:.2f} %, all quantized {found['all_top1']:.2f} %"
 
 

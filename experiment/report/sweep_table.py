@@ -15,7 +15,8 @@ Row = tuple[dict[str, str], dict]
 
 
 def write_tables(folder: Path, rows: list[Row], baseline: dict | None, title: str) -> None:
-    """Write table.csv (a row for each cell), table.md and table.png (a value for each group of seeds).
+    """Write table.csv (a row for each cell), table.md and table.png (one value for all cells that differ
+    only in run.seed).
 
     baseline: accuracy of the float weights that all cells start from, or None.
     """
@@ -23,15 +24,15 @@ def write_tables(folder: Path, rows: list[Row], baseline: dict | None, title: st
     axes = [axis for axis in rows[0][0] if axis != SEED]
     text = [f"# {title}", "", _baseline_line(baseline), ""]
     if len(axes) >= 2:
-        text += [_grid(rows, axes), "", _agreement_line(rows)]
+        text += [_two_axes_table(rows, axes), "", _agreement_line(rows)]
     else:
-        text += [_list(rows, axes)]
+        text += [_one_axis_table(rows, axes)]
     files.write_text(folder / "table.md", "\n".join(text) + "\n")
-    groups = [(labels, [figure(s)[1] for s in summaries]) for labels, summaries in _gathered(rows, axes)]
+    groups = [(labels, [headline_accuracy(s)[1] for s in summaries]) for labels, summaries in _gathered(rows, axes)]
     plot.sweep(groups, axes, None if baseline is None else baseline["top1"], title, folder / "table.png")
 
 
-def figure(summary: dict) -> tuple[str, float]:
+def headline_accuracy(summary: dict) -> tuple[str, float]:
     """(name, top-1) by which a cell is judged: of its first integer engine, else simulated, else float."""
     accuracy = summary["accuracy"]
     engine = next((name for name in accuracy if name not in ("float", "simulated")), None)
@@ -55,25 +56,25 @@ def _gathered(rows: list[Row], axes: list[str]) -> Iterator[tuple[dict[str, str]
         yield dict(zip(axes, labels, strict=True)), summaries
 
 
-def _grid(rows: list[Row], axes: list[str]) -> str:
+def _two_axes_table(rows: list[Row], axes: list[str]) -> str:
     """A table whose columns are the values of the last axis."""
     groups = [(tuple(labels.values()), summaries) for labels, summaries in _gathered(rows, axes)]
     columns = list(dict.fromkeys(labels[-1] for labels, _ in groups))
     lines: dict[tuple, dict[str, str]] = {}
     for labels, summaries in groups:
-        lines.setdefault(labels[:-1], {})[labels[-1]] = mean_text([figure(s)[1] for s in summaries])
+        lines.setdefault(labels[:-1], {})[labels[-1]] = mean_text([headline_accuracy(s)[1] for s in summaries])
     header = [", ".join(axes[:-1]), *[f"{axes[-1]} {column}" for column in columns]]
     body = [[", ".join(key), *[line.get(column, "") for column in columns]] for key, line in lines.items()]
     return markdown_table(header, body)
 
 
-def _list(rows: list[Row], axes: list[str]) -> str:
+def _one_axis_table(rows: list[Row], axes: list[str]) -> str:
     """A table with a row for each value of the only axis, and a column for each thing measured."""
-    kinds = list(dict.fromkeys(kind for _, summary in rows for kind in summary["accuracy"]))
-    header = [axes[0] if axes else "", *[f"{kind}, %" for kind in kinds]]
+    measured = list(dict.fromkeys(name for _, summary in rows for name in summary["accuracy"]))
+    header = [axes[0] if axes else "", *[f"{name}, %" for name in measured]]
     body = []
     for labels, summaries in _gathered(rows, axes):
-        values = [[s["accuracy"][kind]["top1"] for s in summaries if kind in s["accuracy"]] for kind in kinds]
+        values = [[s["accuracy"][name]["top1"] for s in summaries if name in s["accuracy"]] for name in measured]
         agreed = _agreements(summaries)
         minutes = statistics.mean(s["seconds"] for s in summaries) / 60
         body.append(
@@ -93,12 +94,12 @@ def _baseline_line(baseline: dict | None) -> str:
 
 def _agreement_line(rows: list[Row]) -> str:
     agreed = _agreements([summary for _, summary in rows])
-    kinds = ", ".join(dict.fromkeys(figure(summary)[0] for _, summary in rows))
+    measured = ", ".join(dict.fromkeys(headline_accuracy(summary)[0] for _, summary in rows))
     least = min(agreed, default=None)
     if least is None:
-        return f"Measured on {kinds}."
+        return f"Measured on {measured}."
     share = "all images" if least == 100 else f"{least:.2f} % of the images or more"
-    return f"Measured on {kinds}. Predictions agree with the simulation's on {share}."
+    return f"Measured on {measured}. Predictions agree with the simulation's on {share}."
 
 
 def _agreements(summaries: list[dict]) -> list[float]:
@@ -106,7 +107,7 @@ def _agreements(summaries: list[dict]) -> list[float]:
 
 
 def _flat(labels: dict[str, str], summary: dict) -> dict:
-    accuracy = {f"{kind}_top1": score["top1"] for kind, score in summary["accuracy"].items()}
-    agreement = {f"{kind}_agreement": value for kind, value in summary["agreement"].items()}
-    size = {f"{kind}_mb": value for kind, value in summary["size_mb"].items()}
+    accuracy = {f"{name}_top1": score["top1"] for name, score in summary["accuracy"].items()}
+    agreement = {f"{name}_agreement": value for name, value in summary["agreement"].items()}
+    size = {f"{name}_mb": value for name, value in summary["size_mb"].items()}
     return labels | accuracy | agreement | size | {"seconds": summary["seconds"]}

@@ -12,7 +12,6 @@ from quant.graph.quant_layers import Correction, QuantLayer
 from quant.graph.views import layers, quantizers, set_enabled
 from utils.metrics import Score
 from utils.runs import tensor_file
-from utils.table import text_table
 
 
 @torch.inference_mode()
@@ -95,26 +94,3 @@ def layer_bytes(layer: QuantLayer, source: ActivationQuantizer | None, norm: Bat
     frozen = layer.frozen(norm)
     tensors = [frozen.bias, *([] if frozen.norm is None else frozen.norm.state_dict().values())]
     return size + sum(4 * tensor.numel() for tensor in tensors if tensor is not None and tensor.is_floating_point())
-
-
-def accuracy_table(result: dict) -> str:
-    """The result of `compare` as a text table with one row for each of float, simulated and the engines."""
-    rows = []
-    for name, score in result["accuracy"].items():
-        engine = name in result.get("agreement", {})
-        size = result["size_mb"].get(name)
-        rows.append(
-            [
-                name,
-                f"{score['top1']:.2f}",
-                f"{score['top5']:.2f}",
-                f"{score['loss']:.4f}",
-                f"{result['agreement'][name]:.2f}" if engine else "",
-                f"{result['bit_equal'][name]:.2f}" if engine else "",
-                "" if size is None else f"{size:.3f}",
-            ]
-        )
-    table = text_table(["", "top-1 %", "top-5 %", "loss", "agreement %", "bit-equal %", "MB"], rows)
-    if "simulated" not in result["accuracy"]:
-        return table
-    return f"{table}\n\npacked at its own bit-widths: {result['size_mb_at_bits']:.3f} MB"

@@ -52,10 +52,19 @@ def layer_summary(prepared: fx.GraphModule, model: IntegerModel) -> str:
     """The layer table in one line: how many operators run on which kernel, and which stay in float."""
     rows = layer_rows(prepared, model)
     kernels = Counter(row[4] for row in rows if row[4] not in ("float", "quantize", "requantize"))
-    floats = [row[0] for row in rows if row[4] == "float"]
     integers = ", ".join(f"{count} on {kernel}" for kernel, count in kernels.items())
-    shown = ", ".join(floats[:MAX_NAMED]) + (f" and {len(floats) - MAX_NAMED} more" if len(floats) > MAX_NAMED else "")
-    return f"{model.engine.name}: {integers}; in float: {shown or 'nothing'}"
+    return f"{model.engine.name}: {integers}; {_in_float(rows)}"
+
+
+def float_operators(prepared: fx.GraphModule, model: IntegerModel) -> str:
+    """Which operators stay in float, in one line: 'in float: fc, softmax'."""
+    return _in_float(layer_rows(prepared, model))
+
+
+def _in_float(rows: list[list[str]]) -> str:
+    names = [row[0] for row in rows if row[4] == "float"]
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"in float: {', '.join(names[:MAX_NAMED]) or 'nothing'}{more}"
 
 
 def _layer_row(name: str, view: LayerView, model: IntegerModel) -> list[str]:

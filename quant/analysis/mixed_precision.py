@@ -8,8 +8,8 @@ Every layer starts with the bits that it would have otherwise. Each step lowers 
 KL_l(b) is the KL divergence of the model's predictions if only the weights of layer l are quantized, to b bits
 (analysis/sensitivity.py). How many steps are taken depends on the target:
 
-    target_mb     until weights, scales and biases take no more than so many MB
-    target_drop   as many as possible, found by bisection, such that the predicted class changes for at most so many
+    target_mb     until weights, scales and biases take at most target_mb MB
+    target_drop   as many as possible, found by bisection, such that the predicted class changes for at most target_drop
                   percent of held-out images when the whole model is quantized. Top-1 cannot drop by more than that.
 
 No labels are used. Weights and ranges are those of post-training quantization (with observer mse, for methods that
@@ -113,7 +113,7 @@ class GreedyPath:
         return self.most_mb - sum(saved) / 1e6
 
     def steps_to_size(self, megabytes: float) -> int:
-        """The smallest number of steps after which the model takes at most so many MB."""
+        """The smallest number of steps after which the model takes at most `megabytes` MB."""
         for count in range(len(self.steps) + 1):
             if self.megabytes(count) <= megabytes:
                 return count
@@ -123,7 +123,7 @@ class GreedyPath:
         )
 
     def steps_to_drop(self, percent: float, held_out: Collection) -> int:
-        """The largest number of steps, by bisection, that changes at most so many percent of the predicted classes."""
+        """The largest number of steps, by bisection, that changes at most `percent` of the predicted classes."""
         set_enabled(self.prepared, False)
         in_float = self._predictions(held_out)
         set_enabled(self.prepared, True)
@@ -227,7 +227,7 @@ def _layer_candidates(view: LayerView, spec: ResolvedQuant, allowed: Collection[
 
 
 def _calibrated_quantizer(weight: Tensor, spec: ResolvedQuant, bits: int) -> WeightQuantizer:
-    """A weight quantizer with so many bits, calibrated on this weight."""
+    """A weight quantizer of `bits` bits, calibrated on this weight."""
     quantizer = ptq.weight(spec, bits, tuple(weight.shape)).eval()
     quantizer.observing = True
     quantizer(weight)

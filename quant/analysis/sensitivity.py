@@ -51,8 +51,8 @@ class _Layer:
         if view.layer.weight_quantizer is not None:
             self.weights.add(view.layer.weight.float(), view.layer.weight_quantizer)
 
-    def observe_input(self, module: nn.Module, arguments: tuple) -> None:
-        """A forward pre-hook of the layer, for a run of the float model."""
+    def add_input(self, module: nn.Module, arguments: tuple) -> None:
+        """Add the layer's float input to its SQNR; a forward pre-hook."""
         if self.view.source is not None:
             self.inputs.add(arguments[0].float(), self.view.source)
 
@@ -108,7 +108,7 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _float_logits(prepared: fx.GraphModule, images: Tensor, measured: list[_Layer]) -> Tensor:
-    hooks = [layer.view.layer.register_forward_pre_hook(layer.observe_input) for layer in measured]
+    hooks = [layer.view.layer.register_forward_pre_hook(layer.add_input) for layer in measured]
     set_enabled(prepared, False)
     try:
         return prepared(images)

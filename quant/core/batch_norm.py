@@ -1,4 +1,4 @@
-"""The batch norms that a prepared layer can have, which it absorbs when it becomes an integer layer."""
+"""Batch norms that `build_integer_layer` (core/integer_layer.py) can absorb, and their running statistics."""
 
 from torch import Tensor, nn
 

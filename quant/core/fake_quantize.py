@@ -45,8 +45,9 @@ class Rounding:
     """How a quantizer rounds now: the numbers above as fp32 tensors [], or [C] for a weight's output channels.
 
     ends: floor and ceiling, where they are not low and high. learned: the learned tensors: (), (t,) or (t, offset).
-    origin: o as it is on the grid, where an offset is learned. inside: whether the rounding error inside the range
-    counts for t. share: factor on the gradients of the learned tensors. activation: the activation in front.
+    origin: o as it is on the grid, where an offset is learned. counts_rounding_error: True: t gets a gradient from
+    values inside the range too (LSQ). False: only from those beyond it (PACT). gradient_scale: factor on the gradients
+    of the learned tensors. activation: the activation in front.
     """
 
     scale: Tensor
@@ -57,12 +58,12 @@ class Rounding:
     ends: tuple[Tensor, Tensor] | None = None
     learned: tuple[Tensor, ...] = ()
     origin: Tensor | None = None
-    inside: bool = True
-    share: float = 1.0
+    counts_rounding_error: bool = True
+    gradient_scale: float = 1.0
     activation: ClampedAffine = IDENTITY
 
-    def behind(self, activation: ClampedAffine) -> "Rounding":
-        """The same rounding, of u, with an activation that only clamps in front of it."""
+    def after(self, activation: ClampedAffine) -> "Rounding":
+        """The rounding of u = activation(v), as a function of v. The activation only clamps."""
         if activation == IDENTITY:
             return self
         bottom, top = self._tensors(activation)
@@ -87,21 +88,21 @@ class Rounding:
         return 1 / self.scale, self.scale, self.least, self.most
 
     def of_learning(self) -> tuple:
-        """The arguments of kernels.learning_terms after gradients and v."""
+        """The arguments of kernels.learned_gradient_terms after gradients and v."""
         bounds = self._tensors(self.activation)
-        return *bounds, self.inside, self.ends, len(self.learned) > 1, *self.of_forward()
+        return *bounds, self.counts_rounding_error, self.ends, len(self.learned) > 1, *self.of_forward()
 
     def _tensors(self, activation: ClampedAffine) -> tuple[Tensor, Tensor]:
         return self.scale.new_tensor(activation.low), self.scale.new_tensor(activation.high)
 
-    def gradients(self, of_log_t: Tensor, of_offset: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The gradients of the learned tensors from the sums of kernels.learning_terms."""
-        per_t = self.share / self.learned[0].detach()
+    def gradients(self, t_times_gradient: Tensor, of_offset: Tensor | None = None) -> tuple[Tensor, ...]:
+        """The gradients of the learned tensors from the sums of kernels.learned_gradient_terms."""
+        per_t = self.gradient_scale / self.learned[0].detach()
         if of_offset is None:
-            return (of_log_t * per_t,)
+            return (t_times_gradient * per_t,)
         if self.origin is None:
             raise ValueError("a rounding with a learned offset needs its origin")
-        return (of_log_t - self.origin * of_offset) * per_t, of_offset * self.share
+        return (t_times_gradient - self.origin * of_offset) * per_t, of_offset * self.gradient_scale
 
 
 def rounded(v: Tensor, rounding: Rounding) -> Tensor:
@@ -141,8 +142,9 @@ class Straight(torch.autograd.Function):
         return gradient * ctx.n, None, None
 
 
-def fits(norm: nn.Module, x: Tensor, activation: ClampedAffine) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether norm_rounded applies: a batch norm in training, a large channels_last tensor, compiled kernels."""
+def can_fuse_norm(norm: nn.Module, x: Tensor, activation: ClampedAffine) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether norm_rounded can compute this batch norm too: one in training, on a large channels_last tensor, with
+    compiled kernels."""
     if not (type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None):
         return False
     if not (kernels.compiled() and norm.training and activation.is_clamp):
@@ -163,7 +165,8 @@ class Normed:
 
 @torch.no_grad()
 def normed(x: Tensor, norm: nn.BatchNorm2d) -> Normed:
-    """Measure the statistics of a batch and update the running ones, as F.batch_norm does. norm: one that `fits`."""
+    """Measure the statistics of a batch and update the running ones, as F.batch_norm does. norm: one that
+    `can_fuse_norm`."""
     running_mean, running_variance = running_statistics(norm)
     batches, momentum = norm.num_batches_tracked, norm.momentum
     if batches is None or momentum is None:

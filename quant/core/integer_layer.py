@@ -1,4 +1,6 @@
-"""The arithmetic of an integer convolution or linear layer. The simulation computes it; engines must reproduce it.
+"""Integer convolutions and linear layers: what one computes, which engines must reproduce, and how one is built.
+
+`build_integer_layer` makes one from a prepared layer and absorbs its batch norm.
 
 A layer reads integers n = q_x - z_x on scale s_x. Its weights are integers q on scales s_c, its batch norm is
 absorbed: with g_c = gamma_c / sqrt(var_c + eps), conv + BN of channel c is the convolution with
@@ -121,7 +123,7 @@ def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias
     In fp32 where no partial sum can reach 2^24. Otherwise over groups of input channels for which that holds, added in
     fp64; a grouped convolution, which cannot be split so, runs in fp64.
     """
-    count = shares(weight, largest, geometry.groups)
+    count = split_count(weight, largest, geometry.groups)
     if count == 1:
         return geometry(n, weight).add_(bias)
     if count is None:
@@ -132,8 +134,8 @@ def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias
     return sums.add_(bias).float()
 
 
-def shares(weight: Tensor, largest: int, groups: int) -> int | None:
-    """Into how many parts to split the input channels so that no sum reaches 2^24; None if no split achieves it."""
+def split_count(weight: Tensor, largest: int, groups: int) -> int | None:
+    """The number of parts into which to split the input channels so that no sum reaches 2^24; None if no split does."""
     sizes, count = weight.abs(), 1
     sizes = sizes.flatten(2).sum(2) if sizes.ndim > 2 else sizes
     while count <= sizes.shape[1]:
@@ -146,7 +148,7 @@ def shares(weight: Tensor, largest: int, groups: int) -> int | None:
 
 
 @torch.no_grad()
-def absorb(
+def build_integer_layer(
     geometry: Geometry,
     weight: Tensor,
     grid: Grid,
@@ -158,10 +160,10 @@ def absorb(
     limit: int,
     correction: ChannelAffine | None = None,
 ) -> IntegerLayer:
-    """Build the integer layer of a float layer.
+    """Build the integer layer from a layer's integer weights, float bias, batch norm and activation.
 
-    weight: its integers, on `grid` (zero_point 0). bias: its float bias or None. norm: the batch norm after it, or
-    None. x, y: the grids of input and output; y None: the output is float. activation: the activation at the end.
+    weight: the integers, on `grid` (zero_point 0). bias: in float, or None. norm: the batch norm after it, or None.
+    x, y: the grids of input and output; y None: the output is float. activation: the activation at the end.
     limit: the largest integer to store. correction: an affine map with positive gains between norm and activation,
     or None.
     """

@@ -76,13 +76,13 @@ def within(g: Tensor, v: Tensor, low: Number, high: Number) -> Tensor:
     return torch.where((v > low) & (v < high), g, 0)
 
 
-def learning_terms(
+def learned_gradient_terms(
     g: Tensor,
     v: Tensor,
     passing: Tensor,
     bottom: B,
     top: B,
-    inside: bool,
+    counts_rounding_error: bool,
     ends: tuple[Number, Number] | None,
     offset: bool,
     inverse: Number,
@@ -90,16 +90,18 @@ def learning_terms(
     least: N,
     most: N,
 ) -> tuple[Tensor, ...]:
-    """g t d v_hat / d t of each element, for offset 0; and where an offset is learned, g d v_hat / d offset.
+    """Per element, t times the gradient of the learned tensor t (LSQ's step, PACT's clip), for offset 0; and, where an
+    offset is learned, the offset's gradient.
 
-    passing: g where low < v < high. The difference is taken before it is summed: fp32 would lose it otherwise.
+    That is g t d v_hat / d t and g d v_hat / d offset of core/fake_quantize.py. passing: g where low < v < high. The
+    difference is taken before it is summed: fp32 would lose it otherwise. Rounding.gradients divides the sums by t.
     """
     unbounded = isinstance(bottom, float) and (bottom, top) == (-math.inf, math.inf)
     u = v if unbounded else v.clamp(bottom, top)
     v_hat = to_integers(u, inverse, least, most).mul_(scale)
-    felt = passing if ends is None else within(g, u, *ends)
-    of_log_t = g * v_hat - felt * (u if inside else v_hat)
-    return (of_log_t, g - felt) if offset else (of_log_t,)
+    error_passing = passing if ends is None else within(g, u, *ends)
+    t_times_gradient = g * v_hat - error_passing * (u if counts_rounding_error else v_hat)
+    return (t_times_gradient, g - error_passing) if offset else (t_times_gradient,)
 
 
 def forward(v: Tensor, inverse: Number, scale: Number, least: N, most: N) -> Tensor:
@@ -113,10 +115,10 @@ def backward(g: Tensor, v: Tensor, low: Number, high: Number) -> Tensor:
 
 
 def backward_learning(g: Tensor, v: Tensor, low: Number, high: Number, *to_terms: Any) -> tuple[Tensor, ...]:
-    """The gradient of v, and sums of learning_terms over each row, or over everything."""
+    """The gradient of v, and sums of learned_gradient_terms over each row, or over everything."""
     g, v, kind = g.float(), v.float(), g.dtype
     passing = within(g, v, low, high)
-    return passing.to(kind), *(term.sum(-1) for term in learning_terms(g, v, passing, *to_terms))
+    return passing.to(kind), *(term.sum(-1) for term in learned_gradient_terms(g, v, passing, *to_terms))
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -140,11 +142,11 @@ def norm_forward(x: Tensor, a: Tensor, b: Tensor, *to_v_hat: Any) -> Tensor:
 def norm_sums(
     g: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, low: Number, high: Number, *to_terms: Any
 ) -> tuple[Tensor, ...]:
-    """Sums over each channel: of h, the gradient of v; of h (x - mean); and of learning_terms if there is a t."""
+    """Sums over each channel: of h, the gradient of v; of h (x - mean); and of learned_gradient_terms, if any."""
     g, x = g.float(), x.float()
     v = x * a + b
     h = within(g, v, low, high)
-    terms = h, h * (x - mean), *(learning_terms(g, v, h, *to_terms) if to_terms else ())
+    terms = h, h * (x - mean), *(learned_gradient_terms(g, v, h, *to_terms) if to_terms else ())
     return tuple(term.sum(1).sum(0) for term in terms)
 
 

@@ -1,4 +1,4 @@
-"""What a quantization method is to the rest: which quantizers it puts where, and when."""
+"""The interface of a method: which quantizers it creates, and when."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Method(Generic[Options]):
     """A row of quant.METHODS. Its functions take the resolved quant section; `spec.options` are the method's own."""
 
     options: type[Options]
-    """The keys of the quant section that this method reads beside the common ones."""
+    """The keys of the quant section that this method reads in addition to the common ones."""
     weight: Callable[[ResolvedQuant[Options], int, Shape], WeightQuantizer]
     """(spec, bits, shape) -> the quantizer of a weight tensor of that shape, whose axis 0 is the output channels."""
     activation: Callable[[ResolvedQuant[Options], int, bool], ActivationQuantizer]
@@ -41,7 +41,7 @@ class Method(Generic[Options]):
     dampening: Callable[[Options], float] = lambda options: 0.0
     """(options) -> the strength of oscillation dampening (quant/qat/oscillation_dampening.py); 0: none."""
     rescales: Callable[[ResolvedQuant[Options]], bool] = lambda spec: False
-    """(spec) -> whether its weights are on another scale than the float net's, which batch norm has to learn."""
+    """(spec) -> whether its weights are on another scale than the float model's, which batch norm has to learn."""
     check: Callable[[ResolvedQuant[Options]], None] = lambda spec: None
     """Raises UserError for a combination of keys that the method cannot do."""
 

@@ -7,8 +7,9 @@
     mse             the range, within that of minmax, with the least mean squared error of a sample on its grid
 
 `update(x, low, high, observed)` takes a batch (per channel: [C, values]) and the range so far, and returns the new
-range. `finish(error_of)` ends a calibration: it returns the range that depends on all batches together, or None where
-update has given it already. error_of(low, high, sample) is the mean squared error of a sample on the grid of a range.
+range. observed: whether low and high already hold data. `finish(error_of)` ends a calibration: it returns the range
+that depends on all batches together, or None where update has given it already. error_of(low, high, sample) is the
+mean squared error of a sample on the grid of a range.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,8 @@ def extremes(x: Tensor, like: Tensor) -> Range:
 
 
 class MinMax:
+    """Of all batches. Also the interface of an observer; percentile: where the observer of that name clips."""
+
     samples = False
     """Whether it uses more of a batch than its least and greatest value."""
 
@@ -61,7 +64,7 @@ class Sampled(MinMax):
     samples = True
 
     def __init__(self, percentile: float):
-        self.share = percentile / 100
+        self.fraction = percentile / 100
         self.sample: list[Tensor] = []
         self.range: Range | None = None
 
@@ -104,7 +107,7 @@ class Percentile(Sampled):
     def search(self, sample: Tensor, low: Tensor, high: Tensor, error_of: Callable) -> Range:
         ordered = sample.sort(dim=-1).values
         last = ordered.shape[-1] - 1
-        return ordered[..., round(last * (1 - self.share))], ordered[..., round(last * self.share)]
+        return ordered[..., round(last * (1 - self.fraction))], ordered[..., round(last * self.fraction)]
 
 
 class MeanSquaredError(Sampled):

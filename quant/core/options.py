@@ -1,4 +1,4 @@
-"""Options that several methods share; a method's Options inherit what it reads."""
+"""Options that several methods share, as base classes of their Options."""
 
 from typing import Literal
 
@@ -12,7 +12,7 @@ class BatchObserver(Section):
     """How ranges of activations are found while training: averages over the batches' extremes, or the extremes."""
 
 
-class Dampening(Section):
+class DampeningOptions(Section):
     oscillation_dampening: float = Field(0.0, ge=0)
     """How strongly weights are pulled to the middle of their integer at the end of training, against oscillation."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.core.activation import IDENTITY, ClampedAffine
-from quant.core.fake_quantize import Rounding, fits, norm_rounded, normed, rounded
+from quant.core.fake_quantize import Rounding, can_fuse_norm, norm_rounded, normed, rounded
 from quant.core.grid import Grid
 from utils import distributed
 
@@ -118,16 +118,16 @@ class ActivationQuantizer(Quantizer):
         if not self.enabled or self._lacks_members():
             return activation(x)
         with torch.autocast(x.device.type, enabled=False):
-            return rounded(x, self.rounding(x).behind(activation))
+            return rounded(x, self.rounding(x).after(activation))
 
     def forward_normed(self, x: Tensor, norm: nn.Module | None, activation: ClampedAffine) -> Tensor:
         """forward(norm(x), activation), with fewer passes over memory where compiled kernels allow it."""
-        if norm is None or not (fits(norm, x, activation) and self.enabled and self.is_calibrated()):
+        if norm is None or not (can_fuse_norm(norm, x, activation) and self.enabled and self.is_calibrated()):
             return self(x if norm is None else norm(x), activation)
         with torch.autocast(x.device.type, enabled=False):
             found = normed(x, norm)
             self.observe(found.extremes, activation)
-            return norm_rounded(x, norm, found, self.rounding(x).behind(activation))
+            return norm_rounded(x, norm, found, self.rounding(x).after(activation))
 
     def observe(self, x: Tensor, activation: ClampedAffine) -> None:
         """Update the range from x, taken after the activation. x may be just the least and the greatest value."""

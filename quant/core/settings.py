@@ -23,7 +23,7 @@ Layers = dict[str, LayerBits | Literal["float"]]
 
 
 class CommonSettings(Section):
-    """Keys that resolving leaves as they are."""
+    """The common keys whose values need no filling in."""
 
     method: str = "statassist"
     """How low precision is reached: a row of quant.METHODS."""
@@ -37,7 +37,7 @@ class CommonSettings(Section):
     """Bits of the inputs of additions, pools and other element-wise operators."""
     target_drop: float | None = Field(None, ge=0, lt=100)
     """layers auto: percent of held-out training images whose first choice may change, and so the most that top-1 of
-    the float net falls by on them. With layers by name: what they were chosen for."""
+    the float model falls by on them. With layers by name: what they were chosen for."""
     target_mb: float | None = Field(None, gt=0)
     """layers auto: the most MB of weights, scales and biases at their own bits. With layers by name: as above."""
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
@@ -51,11 +51,12 @@ class CommonSettings(Section):
     """Training images on which batch norm statistics are estimated again when quantized training ends; 0: they stay as
     training left them."""
     teacher: PathText | None = None
-    """A checkpoint of train.py, of the float net, say, whose answers are learned beside the labels; null: none."""
+    """A checkpoint of train.py, of the float model, say, whose outputs are learned in addition to the labels; null:
+    none."""
     teacher_share: float = Field(0.5, gt=0, le=1)
     """Teacher: its share of the loss; the labels have the rest."""
     temperature: float = Field(1.0, gt=0)
-    """Teacher: what both nets' logits are divided by before they are compared."""
+    """Teacher: what both models' logits are divided by before they are compared."""
 
 
 class QuantSettings(CommonSettings):
@@ -79,7 +80,7 @@ class ResolvedQuant(CommonSettings, Generic[Options]):
     layers: Layers
     """Bits of layers by name; none while they are yet to be chosen."""
     chooses_layers: bool
-    """Whether a target decides on the layers' bits, once there is a trained float net (layers: auto)."""
+    """Whether a target decides on the layers' bits, once there is a trained float model (layers: auto)."""
     reduce_range: bool
     options: Options
     """The method's own options, its defaults filled in."""

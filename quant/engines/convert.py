@@ -57,6 +57,7 @@ class _Converter:
         self.interleaved: dict[fx.Node, list[fx.Node]] = {}
 
     def run(self) -> IntegerModel:
+        """Convert every node, in topological order."""
         for node in self.prepared.graph.nodes:
             self._convert(node)
         self.graph.lint()

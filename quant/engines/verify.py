@@ -1,4 +1,4 @@
-"""Check that a kernel is exact. Conversion checks every layer on this CPU: no kernel is trusted.
+"""Check that a kernel is exact. Conversion checks the kernels of each layer and operator on this CPU.
 
 The output of the kernel is compared with core/integer_layer.py, integer by integer, on random inputs that cover the
 whole grid. Kernels may round exact ties and the last bit of a product differently. So a kernel counts as exact if at
@@ -35,7 +35,7 @@ class Difference:
     def fraction(self) -> float:
         return self.differing / self.elements
 
-    def within(self) -> bool:
+    def counts_as_exact(self) -> bool:
         """Whether this counts as exact. One differing element is always allowed, for small tensors."""
         return self.steps <= MAX_STEPS and self.differing <= max(1, MAX_FRACTION * self.elements)
 
@@ -71,7 +71,7 @@ def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, D
         if not _exact_for_shape(engine, kernel, _shape_of(layer)):
             continue
         operator, measured = _try_kernel(engine, layer, kernel, n)
-        if operator is not None and measured.within():
+        if operator is not None and measured.counts_as_exact():
             return kernel, operator, measured
     raise RuntimeError(f"{engine.name}: no kernel is exact for the layer {layer.geometry}, {tuple(layer.weight.shape)}")
 
@@ -80,8 +80,9 @@ def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, D
 def choose_operator(engine: Engine, op: IntegerOperator) -> tuple[str, Operator]:
     """The engine's first implementation of an operator that is exact: (kernel name, operator).
 
-    It must be right for every integer, or pair of integers, of the input grids. An average is checked on a feature map
-    of random integers. Raises RuntimeError if no implementation is exact.
+    It must be right for every integer, or pair of integers, of the input grids; an average, on a feature map of random
+    integers. Taken unchecked are a sole candidate and, for a pool whose window is larger than that map, the last one,
+    the reference arithmetic. Raises RuntimeError if no implementation is exact.
     """
     candidates = engine.operators(op)
     if len(candidates) == 1:
@@ -164,7 +165,7 @@ def _shape_of(layer: IntegerLayer) -> _Shape:
 @functools.lru_cache(maxsize=4096)
 def _exact_for_shape(engine: Engine, kernel: str, shape: _Shape) -> bool:
     layer = with_full_range_weights(_zero_layer(shape), shape.largest)
-    return _try_kernel(engine, layer, kernel, full_range(layer.x, input_shape(layer)))[1].within()
+    return _try_kernel(engine, layer, kernel, full_range(layer.x, input_shape(layer)))[1].counts_as_exact()
 
 
 def _try_kernel(engine: Engine, layer: IntegerLayer, kernel: str, n: Tensor) -> tuple[Operator | None, Difference]:

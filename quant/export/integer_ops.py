@@ -1,4 +1,4 @@
-"""The operators of an exported integer model. A copy of this file lies beside the model and needs torch only.
+"""The operators of an exported integer model. A copy of this file lies next to the model and needs torch only.
 
     import integer_ops
     model = torch.export.load("model.pt2").module()

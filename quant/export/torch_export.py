@@ -19,7 +19,7 @@ from quant.engines.base import Engine, IntegerModel, Operator
 from quant.engines.convert import convert
 from quant.export import integer_ops
 from utils.files import write_atomically, write_json, write_text
-from utils.picture import resize_and_crop, upright_rgb
+from utils.image_input import resize_and_crop, upright_rgb
 
 EXAMPLE = '''\
 """python example.py image.jpg"""

@@ -1,4 +1,6 @@
-"""Bit allocation: which values get a quantizer, and of how many bits, decided on the float graph before it is changed.
+"""Bit allocation: which values get a quantizer, of how many bits, and which values share a grid (concatenations).
+
+It is decided on the float graph, before the graph is changed.
 
     the image                                   8, affine
     input of a layer                            act_bits; of the last layer first_last_bits
@@ -41,14 +43,14 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Edge:
+class Precision:
     """How a value is quantized: bits (32: not at all), and whether as the input of hidden layers or as all others."""
 
     bits: int
     hidden: bool
 
 
-UNQUANTIZED = Edge(FLOAT_BITS, False)
+UNQUANTIZED = Precision(FLOAT_BITS, False)
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class Decision:
     role: str
     hidden: bool
     weight_bits: int
-    read: Edge
-    written: Edge
+    read: Precision
+    written: Precision
     signed: bool
     activation: ClampedAffine
     shared: str | None
@@ -90,7 +92,7 @@ class BitAllocation:
         self.shared: dict[fx.Node, tuple[str, list[Chain]]] = {}
         for node in graph.nodes:
             if self.role[node] == "pass" and len(data_inputs(node)) > 1:
-                self._share(node)
+                self._join_quantizers(node)
 
     def decisions(self) -> list[Decision]:
         """In topological order."""
@@ -102,10 +104,10 @@ class BitAllocation:
                 self.weight_bits(chain) if self.role[chain.head] == "layer" else FLOAT_BITS,
                 self.read(chain.head),
                 self.written(chain),
-                any(self.signed(member.end) and not self._ends_in_relu(member) for member in self._sharing(chain)),
+                any(self.signed(member.end) and not self._ends_in_relu(member) for member in self._joined(chain)),
                 self._activation(chain),
                 self.shared.get(chain.head, (None,))[0],
-                len(self._sharing(chain)),
+                len(self._joined(chain)),
             )
             for chain in self.chains
         ]
@@ -116,43 +118,43 @@ class BitAllocation:
             return FLOAT_BITS if own is None else own
         return self.spec.weight_bits if self.is_hidden(chain) else self._first_last(self.spec.weight_bits)
 
-    def read(self, head: fx.Node) -> Edge:
+    def read(self, head: fx.Node) -> Precision:
         """How the head of a chain needs its inputs quantized; 32 bits if it takes them as they are."""
         if self.role[head] == "layer":
             return self._read_by_layer(self.by_head[head])
         if self.role[head] not in INTEGER_ROLES or not self._quantizes() or self.is_last(self.by_head[head]):
             return UNQUANTIZED
-        return Edge(8 if self.is_first(self.by_head[head]) else self.spec.residual_bits, False)
+        return Precision(8 if self.is_first(self.by_head[head]) else self.spec.residual_bits, False)
 
-    def _read_by_layer(self, chain: Chain) -> Edge:
+    def _read_by_layer(self, chain: Chain) -> Precision:
         own, hidden = self.own_bits(chain).act_bits, self.is_hidden(chain)
         if own is not None:
-            return Edge(own, hidden)
+            return Precision(own, hidden)
         if not self._quantizes() or (self.weight_bits(chain) == FLOAT_BITS and not hidden):
             return UNQUANTIZED
         if self.is_first(chain):
-            return Edge(8, False)
+            return Precision(8, False)
         if hidden or self.spec.first_last_bits == "same":
-            return Edge(self.spec.act_bits, True)
-        return Edge(self._first_last(self.spec.act_bits), False)
+            return Precision(self.spec.act_bits, True)
+        return Precision(self._first_last(self.spec.act_bits), False)
 
-    def written(self, chain: Chain) -> Edge:
+    def written(self, chain: Chain) -> Precision:
         """The grid that the chain's value is put on; 32 bits for none."""
-        readers = dict.fromkeys(reader for member in self._sharing(chain) for reader in self._readers(member.end))
-        edges = [self.read(reader) for reader in readers if self.role[reader] != "output" and not self._floats(reader)]
-        wants = [edge for edge in edges if edge.bits != FLOAT_BITS]
+        readers = dict.fromkeys(reader for member in self._joined(chain) for reader in self._readers(member.end))
+        wanted = [self.read(head) for head in readers if self.role[head] != "output" and not self._asks_for_float(head)]
+        on_grids = [precision for precision in wanted if precision.bits != FLOAT_BITS]
         writes_integers = self._quantizes() and any(
-            self.role[member.head] in ("layer", *INTEGER_ROLES) for member in self._sharing(chain)
+            self.role[member.head] in ("layer", *INTEGER_ROLES) for member in self._joined(chain)
         )
-        behind_all = any(self.is_last(member) for member in self._sharing(chain))
-        if writes_integers and len(wants) < len(edges) and not behind_all:
-            wants.append(Edge(self.spec.residual_bits, False))
-        if not wants:
+        after_last_layer = any(self.is_last(member) for member in self._joined(chain))
+        if writes_integers and len(on_grids) < len(wanted) and not after_last_layer:
+            on_grids.append(Precision(self.spec.residual_bits, False))
+        if not on_grids:
             return UNQUANTIZED
-        return Edge(max(edge.bits for edge in wants), all(edge.hidden for edge in wants))
+        return Precision(max(one.bits for one in on_grids), all(one.hidden for one in on_grids))
 
-    def _floats(self, head: fx.Node) -> bool:
-        """Whether a reader is a layer that is to read float, by its name."""
+    def _asks_for_float(self, head: fx.Node) -> bool:
+        """Whether a reader is a layer to which quant.layers gives float inputs."""
         return self.role[head] == "layer" and self.own_bits(self.by_head[head]).act_bits == FLOAT_BITS
 
     def own_bits(self, chain: Chain) -> LayerBits:
@@ -206,7 +208,7 @@ class BitAllocation:
         return Chain(head, end, norm, act)
 
     def _activation(self, chain: Chain) -> ClampedAffine:
-        """What to apply before the chain's value is quantized: the fused activation; a ReLU behind pools and reshapes,
+        """What to apply before the chain's value is quantized: the fused activation; a ReLU after pools and reshapes,
         which gives the same in front of them; or the bounds beyond which its only reader, a function, is constant."""
         fused = None if chain.act is None else self.graph.activation(chain.act)
         if fused is not None:
@@ -229,16 +231,16 @@ class BitAllocation:
             for user in users
         )
 
-    def _share(self, concatenation: fx.Node) -> None:
+    def _join_quantizers(self, concatenation: fx.Node) -> None:
         """Let the chains that a concatenation joins share one quantizer, with all that share one with them already."""
         name, found = f"quantizers.{concatenation.name}", {}
         for end in self._origins(concatenation):
-            for chain in self._sharing(self.by_end[end]):
+            for chain in self._joined(self.by_end[end]):
                 found[chain.head] = chain
         for head in found:
             self.shared[head] = name, list(found.values())
 
-    def _sharing(self, chain: Chain) -> list[Chain]:
+    def _joined(self, chain: Chain) -> list[Chain]:
         return self.shared[chain.head][1] if chain.head in self.shared else [chain]
 
     def _origins(self, node: fx.Node) -> list[fx.Node]:
@@ -248,7 +250,7 @@ class BitAllocation:
         return [end for value in data_inputs(node) for end in self._origins(value)]
 
     def _is_convolution(self, head: fx.Node) -> bool:
-        """Only a convolution absorbs its batch norm; behind a linear layer it may run over another axis: [N, T, C]."""
+        """Only a convolution absorbs its batch norm; after a linear layer it may run over another axis: [N, T, C]."""
         return isinstance(self.graph.submodule(head), nn.Conv2d)
 
     def _only_user(self, node: fx.Node, role: str) -> fx.Node | None:

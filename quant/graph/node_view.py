@@ -21,7 +21,7 @@ class NodeView:
     calls: int = 1
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument beside the tensors: the module's attribute, or what the call passes by position or by name."""
+        """An argument that is no tensor: the module's attribute, or what the call passes by position or by name."""
         if self.module is not None:
             return getattr(self.module, name)
         given = self.node.args[position] if position < len(self.node.args) else None

@@ -1,4 +1,4 @@
-"""The table of operators: everything that the product knows of one, in one row.
+"""The table of operators: which can run in integers, with all that is known of each.
 
 A new element-wise function is a row. A new operator of two tensors is a row and, if its arithmetic is not there yet, a
 function in core/integer_operator.py.

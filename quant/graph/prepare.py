@@ -13,7 +13,7 @@ from quant.core.integer_operator import function
 from quant.core.method import AnyMethod
 from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 from quant.core.settings import ResolvedQuant
-from quant.graph.bit_allocation import FLOAT_BITS, INTEGER_ROLES, BitAllocation, Decision, Edge
+from quant.graph.bit_allocation import FLOAT_BITS, INTEGER_ROLES, BitAllocation, Decision, Precision
 from quant.graph.node_view import as_node, inputs, target
 from quant.graph.op_table import OUT_OF_PLACE
 from quant.graph.quant_layers import TENSOR, Correction, FunctionCall, QuantLayer, QuantOperator, share_output
@@ -34,7 +34,7 @@ def prepare(model: nn.Module, spec: ResolvedQuant, method: AnyMethod) -> fx.Grap
     graph = TypedGraph(traced)
     editor = _Editor(graph, spec, method)
     for decision in BitAllocation(graph, spec).decisions():
-        editor.put(decision)
+        editor.apply(decision)
     for module in set(traced.modules()) - own:
         module.training = model.training
     traced.graph.lint()
@@ -43,10 +43,10 @@ def prepare(model: nn.Module, spec: ResolvedQuant, method: AnyMethod) -> fx.Grap
 
 
 class _Source(NamedTuple):
-    """The quantizer on whose grid a value lies: its name, how it quantizes, and whether the value can be negative."""
+    """The quantizer on whose grid a value lies: its name, its precision, and whether the value can be negative."""
 
     name: str
-    edge: Edge
+    precision: Precision
     signed: bool
 
 
@@ -58,21 +58,23 @@ class _Editor:
         self.spec, self.method = spec, method
         self.source: dict[fx.Node, _Source] = {}
         self.checked: set = set()
-        self.second: dict[tuple[fx.Node, Edge], fx.Node] = {}
+        self.second: dict[tuple[fx.Node, Precision], fx.Node] = {}
         self.shared: dict[str, ActivationQuantizer] = {}
 
-    def put(self, decision: Decision) -> None:
+    def apply(self, decision: Decision) -> None:
+        """Carry out one decision: replace the chain's nodes, or add a quantizer."""
         head = decision.chain.head
-        if head.op != "call_module":  # tracing has redirected later readers of its input to its result
+        if head.op != "call_module":
+            # out of place is safe: tracing made later readers of the overwritten tensor read this node
             head.target = OUT_OF_PLACE.get(head.target, head.target)
         if decision.role == "layer":
-            self._put_layer(decision)
+            self._replace_layer(decision)
         elif decision.role in INTEGER_ROLES and (decision.written.bits != FLOAT_BITS or decision.role == "average"):
-            self._put_operator(decision)
+            self._replace_operator(decision)
         elif decision.written.bits != FLOAT_BITS:
             self._quantize(decision)
 
-    def _put_layer(self, decision: Decision) -> None:
+    def _replace_layer(self, decision: Decision) -> None:
         chain, written = decision.chain, decision.written
         name = target(chain.head)
         layer = self._layer(decision)
@@ -83,7 +85,7 @@ class _Editor:
             norm = chain.norm and self.graph.get_attr(target(chain.norm))
             node = self.graph.call_module(name, (x, source and self.graph.get_attr(source.name), norm))
         written_as = self._output(name, layer, decision) if written.bits != FLOAT_BITS else None
-        self._take_place(node, [chain.act if written.bits != FLOAT_BITS else None, chain.norm, chain.head])
+        self._replace_nodes(node, [chain.act if written.bits != FLOAT_BITS else None, chain.norm, chain.head])
         if written_as is not None:  # else the activation of a float output stays a separate node
             self.source[node] = _Source(written_as, written, decision.signed)
 
@@ -103,7 +105,7 @@ class _Editor:
             self.traced.add_submodule(name, self.shared[name])
         return self.shared[name]
 
-    def _take_place(self, new: fx.Node, old: list[fx.Node | None]) -> None:
+    def _replace_nodes(self, new: fx.Node, old: list[fx.Node | None]) -> None:
         """Replace nodes, given from last to first, by a new one."""
         replaced = [node for node in old if node is not None]
         replaced[0].replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
@@ -111,6 +113,7 @@ class _Editor:
             self.graph.erase_node(node)
 
     def _layer(self, decision: Decision) -> QuantLayer:
+        """The prepared layer: with a weight quantizer, gradient quantizer and bias correction where it gets them."""
         layer, bits, gradient = self.typed.layer(decision.chain.head), decision.weight_bits, None
         weight = None if bits == FLOAT_BITS else self._weight_quantizer(bits, layer.weight)
         if decision.hidden and min(bits, decision.read.bits) < FLOAT_BITS:
@@ -126,12 +129,13 @@ class _Editor:
             self.checked.add((type(quantizer), bits))
         return quantizer
 
-    def _quantizer(self, edge: Edge, signed: bool) -> ActivationQuantizer:
-        quantizer = (self.method.activation if edge.hidden else self.method.residual)(self.spec, edge.bits, signed)
+    def _quantizer(self, precision: Precision, signed: bool) -> ActivationQuantizer:
+        make = self.method.activation if precision.hidden else self.method.residual
+        quantizer = make(self.spec, precision.bits, signed)
         check_activation_quantizer(quantizer)
         return quantizer
 
-    def _put_operator(self, decision: Decision) -> None:
+    def _replace_operator(self, decision: Decision) -> None:
         chain, written, head = decision.chain, decision.written, decision.chain.head
         values = [self._as_wanted(value, decision.read) for value in inputs(head)]
         row, name = self.typed.operator(head), f"operators.{head.name}"
@@ -143,33 +147,35 @@ class _Editor:
             given = [source and self.graph.get_attr(source.name) for source in sources]
             node = self.graph.call_module(name, (tuple(values), tuple(given)))
         written_as = self._output(name, module, decision) if written.bits != FLOAT_BITS else None
-        self._take_place(node, [chain.act if written.bits != FLOAT_BITS else None, head])
+        self._replace_nodes(node, [chain.act if written.bits != FLOAT_BITS else None, head])
         if written_as is not None:
             self.source[node] = _Source(written_as, written, decision.signed)
 
-    def _as_wanted(self, value: fx.Node, edge: Edge) -> fx.Node:
+    def _as_wanted(self, value: fx.Node, wanted: Precision) -> fx.Node:
         """The value as its reader needs it: itself, or a second quantizer's output if its grid is wider or meant for
         other readers."""
         source = self._source(value)
-        if source is None or (edge.bits >= source.edge.bits and not self._foreign(edge, source.edge)):
+        if source is None:
             return value
-        edge = Edge(min(edge.bits, source.edge.bits), edge.hidden)
-        if (value, edge) not in self.second:
-            name = f"quantizers.{value.name.removeprefix('quantizers_')}_to_{edge.bits}"
-            name = name if edge.hidden else f"{name}_residual"
-            self.traced.add_submodule(name, self._quantizer(edge, source.signed))
+        if wanted.bits >= source.precision.bits and not self._is_for_others(source.precision, wanted):
+            return value
+        wanted = Precision(min(wanted.bits, source.precision.bits), wanted.hidden)
+        if (value, wanted) not in self.second:
+            name = f"quantizers.{value.name.removeprefix('quantizers_')}_to_{wanted.bits}"
+            name = name if wanted.hidden else f"{name}_residual"
+            self.traced.add_submodule(name, self._quantizer(wanted, source.signed))
             with self.graph.inserting_after(value):
-                self.second[value, edge] = self.graph.call_module(name, (value,))
-            self.source[self.second[value, edge]] = _Source(name, edge, source.signed)
-        return self.second[value, edge]
+                self.second[value, wanted] = self.graph.call_module(name, (value,))
+            self.source[self.second[value, wanted]] = _Source(name, wanted, source.signed)
+        return self.second[value, wanted]
 
-    def _foreign(self, wanted: Edge, found: Edge) -> bool:
-        """Whether a hidden layer would read a grid that the method makes for other readers alone."""
+    def _is_for_others(self, found: Precision, wanted: Precision) -> bool:
+        """Whether the found grid is one that the method makes for other readers, and a hidden layer would read it."""
         apart = self.method.activation is not self.method.residual
         return apart and wanted.bits != FLOAT_BITS and wanted.hidden and not found.hidden
 
     def _quantize(self, decision: Decision) -> None:
-        """Put a quantizer behind the image or a float operator."""
+        """Put a quantizer after the image or a float operator."""
         value, written = decision.chain.end, decision.written
         name = decision.shared or f"quantizers.{value.name}"
         if decision.shared:
@@ -182,7 +188,7 @@ class _Editor:
         self.source[node] = _Source(name, written, decision.signed)
 
     def _source(self, value: fx.Node) -> _Source | None:
-        """The quantizer whose grid a value lies on, also behind nodes that preserve it."""
+        """The quantizer whose grid a value lies on, also after nodes that preserve the grid."""
         if value in self.source or not self.typed.preserves_qparams(value):
             return self.source.get(value)
         values = data_inputs(value)
@@ -203,7 +209,7 @@ def _out_of_place(module: nn.Module) -> nn.Module:
 
 
 def _function_of(node: fx.Node) -> Callable[..., Tensor]:
-    """What a function or method node does to those of its arguments that are tensors."""
+    """The function of a node's tensor arguments alone, out of place; its other arguments are fixed."""
     called = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
     args = tuple(TENSOR if isinstance(value, fx.Node) else value for value in node.args)
     return FunctionCall(called, args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {}))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from quant.core.activation import IDENTITY, ChannelAffine, ClampedAffine
 from quant.core.batch_norm import BatchNorm
 from quant.core.grid import Grid
-from quant.core.integer_layer import Geometry, IntegerLayer, absorb
+from quant.core.integer_layer import Geometry, IntegerLayer, build_integer_layer
 from quant.core.integer_operator import Arithmetic, IntegerOperator, integer_operator
 from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 
@@ -44,7 +44,7 @@ class Correction(nn.Module):
         self.shift.copy_(torch.as_tensor(shift))
 
     @torch.no_grad()
-    def behind(
+    def absorbed(
         self, weight: Tensor, bias: Tensor | None, norm: BatchNorm | None
     ) -> tuple[Tensor, Tensor | None, BatchNorm | None]:
         """Weight, bias and norm of a layer with the correction absorbed: in the norm, or without one in the others."""
@@ -110,7 +110,7 @@ class QuantLayer(nn.Module):
         weight, bias = self.used_weight().detach(), self.bias
         correction = self.active_correction()
         if correction is not None:
-            weight, bias, norm = correction.behind(weight, bias, norm)
+            weight, bias, norm = correction.absorbed(weight, bias, norm)
         return FloatLayer(self.geometry, weight, bias, norm, self.activation)
 
     def in_float(self, x: Tensor, weight: Tensor, norm: BatchNorm | None) -> Tensor:
@@ -124,6 +124,7 @@ class QuantLayer(nn.Module):
         return y if correction is None else correction(y)
 
     def _summed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The convolution or linear map. Its gradient is quantized if the method says so."""
         y = self.geometry(x, weight, self.bias)
         return y if self.gradient is None else self.gradient(y)
 
@@ -150,7 +151,7 @@ class QuantLayer(nn.Module):
         q = self.weight_quantizer.to_int(self.weight.float())
         y = None if self.output is None else self.output.grid()
         line = None if self.correction is None else self.correction.line()
-        return absorb(self.geometry, q, grid, self.bias, norm, x, y, self.activation, self.limit, line)
+        return build_integer_layer(self.geometry, q, grid, self.bias, norm, x, y, self.activation, self.limit, line)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {self.geometry}, activation={self.activation}"
@@ -172,7 +173,7 @@ class FloatLayer:
 
 
 class QuantOperator(nn.Module):
-    """An operator without weights (a row of graph/op_table.py) and the activation behind it.
+    """An operator without weights (a row of graph/op_table.py) and the activation after it.
 
     forward(values, sources): the tensors that it reads, and the activation quantizers on whose grids they lie (None for
     a value in float). `output` is the quantizer of the result; only an average may have none.
@@ -214,7 +215,7 @@ class QuantOperator(nn.Module):
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """A function with all its arguments but the tensors, whose places TENSOR marks."""
+    """A function with its fixed arguments. TENSOR in `args` marks the place of each tensor that a call passes."""
 
     function: Callable[..., Tensor]
     args: tuple

@@ -34,7 +34,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     traced, in_eval = _traced(model, True), _traced(model, False)
     for ours, theirs in itertools.zip_longest(_written(traced), _written(in_eval)):
         if ours != theirs:
-            cure = "use modules, such as nn.Dropout, in place of functions of self.training"
+            cure = "use modules, such as nn.Dropout, instead of functions of self.training"
             if any("aux" in name.lower() for name, _ in model.named_children()):
                 cure = "switch the auxiliary heads off (model.aux_logits=false)"
             raise UserError(
@@ -55,7 +55,7 @@ class _Tracer(fx.Tracer):
 
 
 def _refuse_computed_weights(model: nn.Module) -> None:
-    """Refuse torch's older weight_norm and pruning: they compute a weight at each call, so the net cannot be copied."""
+    """Refuse torch's older weight_norm and pruning: they compute a weight at each call; it cannot be copied."""
     for name, module in model.named_modules():
         plain = type(module) in (nn.Conv2d, nn.Linear)
         if plain and not isinstance(module._parameters.get("weight"), nn.Parameter):
@@ -80,17 +80,17 @@ def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
     finally:
         for module, was in training.items():
             module.training = was
-    apart: dict[str, list[str]] = {}
+    split_names: dict[str, list[str]] = {}
     for node in list(traced.graph.nodes):
-        _norm_and_act_apart(traced, node, apart)
-        _without_identity(traced, node)
+        _split_norm_and_act(traced, node, split_names)
+        _remove_identity(traced, node)
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:
         _first_argument_by_position(node)
         _dropout_as_module(traced, node)
-        _as_reshape(node)
+        _view_as_reshape(node)
         _axis_by_position(node)
-        _read_after_in_place(traced, node, order)
+        _redirect_readers(traced, node, order)
     for node in list(traced.graph.nodes):
         _shuffle_as_module(traced, node)
     traced.recompile()
@@ -111,10 +111,10 @@ def _first_argument_by_position(node: fx.Node) -> None:
         node.args, node.kwargs = (node.kwargs[first],), {k: v for k, v in node.kwargs.items() if k != first}
 
 
-def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, list[str]]) -> None:
+def _split_norm_and_act(traced: fx.GraphModule, node: fx.Node, split_names: dict[str, list[str]]) -> None:
     """Split timm's batch norm with an activation into a plain batch norm with the same tensors, and the activation.
 
-    apart: for each such module the names of the modules inside, for its other calls.
+    split_names: filled in here: the name of each such module -> the names of the modules inside, for its other calls.
     """
     if node.op != "call_module":
         return
@@ -122,7 +122,7 @@ def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, 
     both = traced.get_submodule(path)
     if isinstance(both, nn.BatchNorm2d) and type(both).__name__ == NORM_ACT:
         inside = [name for name, module in both.named_children() if not isinstance(module, nn.Identity)]
-        apart[path] = [f"{path}.{name}" for name in inside]
+        split_names[path] = [f"{path}.{name}" for name in inside]
         norm = nn.BatchNorm2d(both.num_features, both.eps, both.momentum, both.affine, both.track_running_stats)
         norm._parameters, norm._buffers, norm.training = both._parameters, both._buffers, both.training
         for name, module in both.named_children():
@@ -130,19 +130,19 @@ def _norm_and_act_apart(traced: fx.GraphModule, node: fx.Node, apart: dict[str, 
         parent, _, child = path.rpartition(".")
         setattr(traced.get_submodule(parent), child, norm)
     last = node
-    for name in apart.get(path, ()):
-        last = _call_behind(traced, last, name)
+    for name in split_names.get(path, ()):
+        last = _call_after(traced, last, name)
 
 
-def _call_behind(traced: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
-    """Call a module on what a node returns; all other readers of the node read the module's output."""
+def _call_after(traced: fx.GraphModule, node: fx.Node, name: str) -> fx.Node:
+    """Insert a call of a module after a node; all other readers of the node then read the module's output."""
     with traced.graph.inserting_after(node):
         call = traced.graph.call_module(name, (node,))
     node.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
     return call
 
 
-def _without_identity(traced: fx.GraphModule, node: fx.Node) -> None:
+def _remove_identity(traced: fx.GraphModule, node: fx.Node) -> None:
     """nn.Identity returns its input: its readers read the input."""
     if node.op == "call_module" and type(traced.get_submodule(target(node))) is nn.Identity:
         node.replace_all_uses_with(node.all_input_nodes[0])
@@ -200,20 +200,20 @@ def _size_of(size: object, x: object) -> object:
     return i if whole else None
 
 
-def _as_reshape(node: fx.Node) -> None:
+def _view_as_reshape(node: fx.Node) -> None:
     """view needs a layout that channels_last tensors do not have; reshape works on any."""
     if node.op == "call_method" and node.target == "view":
         node.target = "reshape"
 
 
 def _axis_by_position(node: fx.Node) -> None:
-    """A concatenation's axis may be called dim or axis, or be left out."""
+    """Pass a concatenation's axis by position, whether it was named dim, axis or left out."""
     if node.target in OPERATORS["cat"].functions:
         named = node.kwargs.get("dim", node.kwargs.get("axis", 0))
         node.args, node.kwargs = (node.args[0], node.args[1] if len(node.args) > 1 else named), {}
 
 
-def _read_after_in_place(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
+def _redirect_readers(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node, int]) -> None:
     """Redirect the later readers of a tensor that a node overwrites to the node."""
     if node.op == "call_module":
         in_place = getattr(traced.get_submodule(target(node)), "inplace", False)

@@ -73,6 +73,7 @@ class TypedGraph:
         return found
 
     def operator(self, node: fx.Node) -> Operator:
+        """The node's row of the table of operators; FLOAT_OPERATOR where there is none."""
         name = self.names.get(node)
         return FLOAT_OPERATOR if name is None else OPERATORS[name]
 

@@ -14,7 +14,7 @@ from quant.graph.quant_layers import QuantLayer, QuantOperator
 
 class LayerView(NamedTuple):
     """A QuantLayer, the value `x` that it reads, the activation quantizer on whose grid x lies, and the batch norm
-    behind the layer; the last two may be None."""
+    after the layer; the last two may be None."""
 
     layer: QuantLayer
     x: fx.Node
@@ -93,7 +93,7 @@ def switch(some: Iterable[Quantizer], enabled: bool, observing: bool = False) ->
 
 
 def set_enabled(prepared: nn.Module, enabled: bool) -> None:
-    """Enable or disable all quantizers. Without them the prepared net computes as the float net does."""
+    """Enable or disable all quantizers. Without them the prepared model computes as the float model does."""
     switch(quantizers(prepared).values(), enabled)
 
 

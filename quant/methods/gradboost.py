@@ -1,4 +1,4 @@
-"""GradBoost: noise that pushes gradients further the way they point (arXiv 2006.09679; the authors' code, clovaai).
+"""GradBoost: noise added to each gradient element in its own direction (arXiv 2006.09679; the authors' code, clovaai).
 
 For every element of a gradient g, with beta = 0.9 (Adam's beta_1),
 
@@ -12,10 +12,10 @@ one generator on the parameters' device; |Laplace(0, S)| is S times an exponenti
 mode "intended": hi and lo start at the first |g|.
 mode "reference": what the authors' code does. hi and lo start at 0 and are divided by 1 - beta^t in place at each step
 t, so that lo stays 0 and hi grows up to 77,756 fold: the noise is clip_by itself, on half of the elements, for some
-hundred steps, until the decay has eaten that.
+hundred steps, until the decay has made up for it.
 
 One hook before each step of torch's own optimizers. Adam adds its weight decay to the gradient after the hook; the
-boost must see it before (the reference's order), so the hook reckons with g + decay p there.
+boost must see it before (the reference's order), so the hook uses g + decay p there.
 """
 
 from typing import Literal
@@ -118,10 +118,10 @@ class GradBoost:
         return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
 
     def state(self, optimizer: torch.optim.Optimizer) -> dict:
-        """Plain tensors and numbers; parameters by their position in the optimizer."""
+        """The averages and the generator's state, for the optimizer's state dict; parameters by their position."""
         kept = {i: self.kept[p] for i, p in enumerate(_parameters(optimizer)) if p in self.kept}
-        drawn = None if self.generator is None else self.generator.get_state()
-        return {"mode": self.mode, "warming_up": self.warming_up, "kept": kept, "generator": drawn}
+        generator_state = None if self.generator is None else self.generator.get_state()
+        return {"mode": self.mode, "warming_up": self.warming_up, "kept": kept, "generator": generator_state}
 
     def _load(self, optimizer: torch.optim.Optimizer, state: dict) -> dict:
         ours, parameters = state.get("gradboost"), _parameters(optimizer)

@@ -6,6 +6,9 @@
     the gradient of s times  g = 1 / sqrt(N Q_P)                                                            section 2.2
     s starts at  2 <|v|> / sqrt(Q_P)  (step_init: paper), or at the least squared error (mse)               section 2.1
 
+Equation 3 is `learned_gradient_terms` (core/kernels.py), summed over the elements, and its factor g is applied by
+Rounding.gradients (core/fake_quantize.py).
+
 Q_N = 0 and Q_P = 2^b - 1 where v cannot be negative, else Q_N = 2^(b-1) and Q_P = 2^(b-1) - 1. v, s, Q_N, Q_P, N and g
 are named so below. Steps of weights are initialized from the weights, those of activations from the first batch, in
 place, so that the optimizer's Parameter is the one in use. They get no weight decay (utils/training/optim.py).
@@ -25,7 +28,7 @@ from quant.core.activation import ClampedAffine
 from quant.core.fake_quantize import Rounding
 from quant.core.grid import Grid
 from quant.core.method import Method
-from quant.core.options import Dampening
+from quant.core.options import DampeningOptions
 from quant.core.quantizer import (
     TINY,
     ActivationQuantizer,
@@ -39,7 +42,7 @@ from quant.core.settings import ResolvedQuant
 from quant.core.uniform import best_clip
 
 
-class Options(Dampening):
+class Options(DampeningOptions):
     step_init: Literal["paper", "mse"] = "paper"
     """Where steps start: from the mean of |v| as in the paper, or at the least squared error."""
 
@@ -52,8 +55,8 @@ class LearnedStep(DataInitialized):
         self.Q_N, self.Q_P, self.init = Q_N, Q_P, init
         self.s = torch.nn.Parameter(torch.ones(shape))
 
-    def sharing(self, v: Tensor) -> float:
-        """N: how many elements of v share a step."""
+    def elements_per_step(self, v: Tensor) -> float:
+        """N: the number of elements of v that share a step."""
         raise NotImplementedError
 
     def step(self) -> Tensor:
@@ -61,9 +64,9 @@ class LearnedStep(DataInitialized):
         return self.s.detach().clamp(min=TINY)
 
     def rounding(self, v: Tensor) -> Rounding:
-        s, g = self.step(), 1 / (self.sharing(v) * self.Q_P) ** 0.5
+        s, g = self.step(), 1 / (self.elements_per_step(v) * self.Q_P) ** 0.5
         least, most = s.new_tensor(-self.Q_N), s.new_tensor(self.Q_P)
-        return Rounding(s, least, most, least * s, most * s, learned=(self.s,), share=g)
+        return Rounding(s, least, most, least * s, most * s, learned=(self.s,), gradient_scale=g)
 
     def keep_positive(self) -> None:
         """Clamp a step that the optimizer made negative to a small positive value; its gradient still points the right
@@ -90,18 +93,18 @@ class LearnedStepWeight(LearnedStep, DataInitializedWeightQuantizer):
         super().observe(w)
         self.keep_positive()
 
-    def sharing(self, w: Tensor) -> float:
+    def elements_per_step(self, w: Tensor) -> float:
         return w.numel() / max(1, self.s.numel())
 
 
 class LearnedStepActivation(LearnedStep, DataInitializedActivationQuantizer):
-    """One step; N counts one sample."""
+    """One step for the tensor; N is the number of values in one sample."""
 
     def observe(self, x: Tensor, activation: ClampedAffine) -> None:
         super().observe(x, activation)
         self.keep_positive()
 
-    def sharing(self, x: Tensor) -> float:
+    def elements_per_step(self, x: Tensor) -> float:
         return x.numel() if x.ndim < 2 else x[0].numel()
 
 

@@ -69,9 +69,10 @@ class LearnedClip(DataInitializedActivationQuantizer):
         low = -alpha if self.q_min else torch.zeros_like(alpha)
         least, most = alpha.new_tensor(self.q_min), alpha.new_tensor(self.q_max)
         passing, ends = (just_below(low), just_above(alpha)), (low, alpha)
-        return Rounding(alpha / most, least, most, *passing, ends, learned=(self.alpha,), inside=False)
+        return Rounding(alpha / most, least, most, *passing, ends, learned=(self.alpha,), counts_rounding_error=False)
 
     def initialize(self, x: Tensor) -> None:
+        """alpha: the clip of least squared error on x."""
         self.alpha.copy_(best_clip(x, self.q_min, self.q_max))
 
     def grid(self) -> Grid:

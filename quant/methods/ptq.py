@@ -1,10 +1,10 @@
-"""Post-training quantization: a trained float net, ranges found on training images, no training after.
+"""Post-training quantization: a trained float model, ranges found on training images, no training after.
 
     weights       q = clamp(round(w / s) + offset, -Q, Q),  Q = 2^(b-1) - 1,  s = max(|low|, |high|) / Q    symmetric
     activations   q = clamp(round(x / s) + z, 0, 2^b - 1),  s = (high - low) / (2^b - 1),  z = round(-low / s)
 
 [low, high] comes from core/observers.py: of each output channel (or the whole tensor) for weights, of the whole tensor
-for activations, measured in the float net on unaugmented training images. See Krishnamoorthi, arXiv 1806.08342,
+for activations, measured in the float model on unaugmented training images. See Krishnamoorthi, arXiv 1806.08342,
 sections 2 and 3; the mse range search is that of Nagel et al., arXiv 2106.08295, section 3.1.
 
 Three steps around that, each with its own key, all of them with recipe=best: cross-layer equalization
@@ -36,7 +36,7 @@ class Options(Section):
     recipe: Literal["plain", "best"] = "plain"
     """What the keys of these options that are null stand for: a row of RECIPES (quant/methods/ptq.py)."""
     cross_layer_equalization: bool | None = None
-    """Even out the ranges of channels across layers, where that leaves the float net as it is."""
+    """Even out the ranges of channels across layers, where that leaves the float model as it is."""
     rounding: Literal["nearest", "adaround", "brecq"] | None = None
     """Weights to the nearest integer, or up or down as is learned, layer by layer or block by block."""
     rounding_steps: int | None = Field(None, ge=1)
@@ -44,7 +44,7 @@ class Options(Section):
     drop: float | None = Field(None, ge=0, le=1)
     """Rounding brecq: share of the activations that each step of learned rounding leaves in float, as QDrop does."""
     bias_correction: Literal["none", "bias", "norm"] | None = None
-    """Match the mean (bias), or mean and variance (norm), of each channel to the float net's."""
+    """Match the mean (bias), or mean and variance (norm), of each channel to the float model's."""
 
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -1,8 +1,8 @@
 """StatAssist: quantization-aware training from scratch, after a short float start (arXiv 2006.09679).
 
-The first `float_epochs` epochs train the plain float net. Then fake-quantization switches on in the same net: the very
-same Parameter objects under the very same optimizer, so that momentum, the 'statistics' of the name, assists the first
-quantized steps. From there on, each step is
+The first `float_epochs` epochs train the plain float model. Then fake-quantization switches on in the same model: the
+very same Parameter objects under the very same optimizer, so that momentum, the 'statistics' of the name, assists the
+first quantized steps. From there on, each step is
 
     w_hat = s_w clamp(round(w / s_w), -Q, Q),          s_w = max|w| / Q of each output channel, of w as it is now
     x_hat = s_x (clamp(round(x / s_x) + z, 0, 2^b - 1) - z),  [low, high] <- moving averages of the batches' extremes
@@ -18,13 +18,13 @@ The GradBoost optimizers that the paper pairs it with are not part of this file.
 from pydantic import Field
 
 from quant.core.method import Method
-from quant.core.options import BatchObserver, Dampening
+from quant.core.options import BatchObserver, DampeningOptions
 from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine, symmetric
 
 
-class Options(BatchObserver, Dampening):
+class Options(BatchObserver, DampeningOptions):
     float_epochs: int = Field(1, ge=0)
     """Epochs in float, at the start of the run, before fake-quantization switches on."""
 

@@ -5,8 +5,8 @@
 
 w_hat, the quantized weight, is treated as a constant. n s and p s are the ends of the grid. Near the end of low-bit
 training, a weight half-way between two integers oscillates: it changes from one to the other at each step and never
-settles. The strength lambda of the term rises from 0 to `damping` along half a cosine. So weights can still choose
-their integer at first, and keep it later.
+settles. The strength lambda of the term rises from 0 to its final value along half a cosine. So weights can still
+choose their integer at first, and keep it later.
 
 Differs from the paper: the strength rises over the whole quantized training (the paper tries several schedules).
 """
@@ -24,20 +24,20 @@ from quant.graph.quant_layers import QuantLayer
 class Dampening:
     """Adds the gradient of lambda L_dampen to the gradients of the weights of `model`, before each step of `optimizer`.
 
-    damping: the final lambda. progress(): the fraction of the quantized training that is done, in [0, 1].
+    strength: the final lambda. progress(): the fraction of the quantized training that is done, in [0, 1].
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, model: nn.Module, damping: float, progress: Callable[[], float]
+        self, optimizer: torch.optim.Optimizer, model: nn.Module, strength: float, progress: Callable[[], float]
     ):
-        self.damping, self.progress = damping, progress
+        self.strength, self.progress = strength, progress
         layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
         self.layers = [layer for layer in layers if layer.weight_quantizer is not None]
         optimizer.register_step_pre_hook(lambda *_: self.add_gradients())
 
     @torch.no_grad()
     def add_gradients(self) -> None:
-        strength = self.damping * 0.5 * (1 - math.cos(math.pi * self.progress()))
+        strength = self.strength * 0.5 * (1 - math.cos(math.pi * self.progress()))
         for layer in self.layers:
             calibrated = layer.weight_quantizer is not None and layer.weight_quantizer.is_calibrated()
             if layer.weight.grad is not None and calibrated:

@@ -83,11 +83,11 @@ def test_keys_that_a_dataset_does_not_read_are_refused(name):
 
 def test_another_dataset_takes_over_the_keys_that_it_reads():
     before = section(name="imagefolder", root="mine", cache="never", image_size=16)
-    assert data.laid_over(before, {"name": "cifar10"}) == section(name="cifar10", root="mine", image_size=16)
-    assert data.laid_over(before, {"name": "digits", "limit": 3}) == section(name="digits", image_size=16, limit=3)
-    assert data.laid_over(before, {"cache": "always"}).cache == "always"
+    assert data.with_overrides(before, {"name": "cifar10"}) == section(name="cifar10", root="mine", image_size=16)
+    assert data.with_overrides(before, {"name": "digits", "limit": 3}) == section(name="digits", image_size=16, limit=3)
+    assert data.with_overrides(before, {"cache": "always"}).cache == "always"
     with pytest.raises(UserError, match=r"^data.cache is read by imagefolder; data.name is digits$"):
-        data.laid_over(before, {"name": "digits", "cache": "always"})
+        data.with_overrides(before, {"name": "digits", "cache": "always"})
 
 
 def test_a_checkpoint_calls_a_function_only_if_it_is_the_users(own):

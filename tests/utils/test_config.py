@@ -108,7 +108,7 @@ def test_renamed_keys_are_taken_in_every_form_they_are_written_in():
     values = {"a": {"old": 1}, "a.old": 2, "b": {"old": 3}, "old": 4}
     assert config.rename(values, {"a.old": "a.new"}) == ["a.old is now a.new"] * 2
     assert values == {"a": {"new": 1}, "a.new": 2, "b": {"old": 3}, "old": 4}
-    with pytest.raises(UserError, match=r"^a.old is now a.new, and both are there$"):
+    with pytest.raises(UserError, match=r"^a.old is now a.new, and the setting has both$"):
         config.rename({"a": {"old": 1, "new": 2}}, {"a.old": "a.new"})
 
 

@@ -31,7 +31,7 @@ Channels = Field(min_length=3, max_length=3)
 
 
 class CheckpointHeader(Section):
-    """What a checkpoint contains beside its settings and its tensors."""
+    """What a checkpoint contains in addition to its settings and its tensors."""
 
     prepared: bool
     classes: Annotated[list[str], Field(min_length=1)]
@@ -58,7 +58,7 @@ def pack(model: nn.Module, settings: dict, dataset, prepared: bool, epoch: int, 
 def load(path: str) -> dict:
     """The contents of a checkpoint. Raises UserError if this version cannot read it.
 
-    Whether its settings are valid is for the caller to check (experiment/checkpoints.py).
+    Whether its settings are valid is for the caller to check (experiment/rebuild.py).
     """
     state = tensor_file.load(path)
     found = state.get("format")
@@ -74,7 +74,7 @@ def load(path: str) -> dict:
 
 
 def _check_contents(path: str, state: dict) -> None:
-    """Raise UserError if something beside the tensors is missing or has the wrong type."""
+    """Raise UserError if something other than the tensors is missing or has the wrong type."""
     validate(CheckpointHeader, {key: state.get(key) for key in CheckpointHeader.model_fields}, path)
     types = {"settings": dict, "model": dict, "training": dict | None}
     for key, expected in types.items():

@@ -1,4 +1,4 @@
-"""When a run saves its checkpoints, and how it continues from one so that it ends with the same bits."""
+"""When a run saves, and how it resumes with bit-identical results."""
 
 import time
 from collections.abc import Callable
@@ -50,7 +50,9 @@ def resume(
         position = _resume_training(state["epoch"], state["training"], optimizer, epochs, log)
     except Exception as error:  # the file may contain anything
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{LAST}: holds no training to continue ({reason}); model.weights takes weights") from None
+        raise UserError(
+            f"{LAST}: holds no training to continue ({reason}); to start from its weights set model.weights"
+        ) from None
     if log.best is not None and processes.is_main and not (log.folder / BEST).is_file():
         say(f"{log.folder / BEST} is missing: the best of the remaining epochs will replace it")
         log.best = None
@@ -61,6 +63,7 @@ def resume(
 def _resume_training(
     epoch: int, training: dict, optimizer: torch.optim.Optimizer, epochs: int, log: RunLog
 ) -> Position:
+    """Load the optimizer's and the log's state. The run has ended if the checkpoint has no optimizer."""
     log.restore(training["log"])
     if epoch == epochs and "optimizer" not in training:
         return Position(epoch, ended=True)

@@ -72,7 +72,10 @@ class RunFolder:
         if self.names_checkpoint:
             state, source = _first_readable([Path(self.resume)]), self.resume
             if "optimizer" not in (state.get("training") or {}) and state["epoch"] < self.epochs:
-                raise UserError(f"run.resume: {self.resume} holds no training to continue; model.weights takes weights")
+                raise UserError(
+                    f"run.resume: {self.resume} holds no training to continue; "
+                    "to start from its weights set model.weights"
+                )
         elif self.resume == "auto" and self.is_finished():
             return Start(finished=True)
         elif self.resume == "never" or not self._is_interrupted():
@@ -84,7 +87,7 @@ class RunFolder:
         if found:
             raise UserError(
                 f"run.resume: {source} has other settings ({'; '.join(found[:3])}{'; ...' if found[3:] else ''}): "
-                "run.name=... starts another run beside it, run.resume=never starts again in its place"
+                "run.name=... starts another run, in another folder; run.resume=never starts from scratch, in this one"
             )
         return Start(state=state)
 
@@ -124,7 +127,7 @@ class RunFolder:
             say(f"the run that was in {self.path} is in {free} now")
 
     def copy_checkpoint(self) -> None:
-        """Copy the checkpoint that run.resume names, and the best.pt beside it, into the folder."""
+        """Copy the checkpoint that run.resume names, and the best.pt next to it, into the folder."""
         if not self.names_checkpoint:
             return
         for there, here, keep in (
@@ -146,7 +149,7 @@ def resume_hint(folder: Path, resume: str) -> str:
 
 
 def _first_readable(candidates: list[Path]) -> dict:
-    """The first checkpoint that can be read; a damaged one before it is reported. Raises UserError if none can be."""
+    """The first checkpoint that can be read. Damaged ones before it are reported. Raises UserError if none can be."""
     refused = None
     for path in [path for path in candidates if path.is_file()] or candidates[:1]:
         try:

@@ -12,7 +12,8 @@ class _Found(Exception):
 def first_not_finite(model: nn.Module, images: Tensor) -> str:
     """The name of the first module, in the order of computation, whose output is NaN or infinite, for a message.
 
-    Adds a note if its weights are not finite either. "none; the loss itself" if all outputs are finite.
+    Adds a note if its weights are not finite either. "no module's: only the loss is not finite" if all outputs
+    are finite.
     """
 
     def add_hook(name: str, module: nn.Module):
@@ -32,4 +33,4 @@ def first_not_finite(model: nn.Module, images: Tensor) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    return "none; the loss itself"
+    return "no module's: only the loss is not finite"

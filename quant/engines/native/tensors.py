@@ -82,7 +82,8 @@ def clamping(lo: int, hi: int) -> Operator:
 
 
 def quantizing(scale: float, zero_point: int, lo: int, hi: int) -> Operator:
-    """The operator float -> native: clamp(round(x / scale) + zero_point, lo, hi). All integers are native ones."""
+    """The operator float -> native: clamp(round(x / scale) + zero_point, lo, hi). zero_point, lo and hi are those of
+    native tensors."""
     clamp = clamping(lo, hi)
     return lambda x: clamp(rescaled(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8), 1.0))
 

@@ -1,8 +1,8 @@
-"""Values as JSON, and one flat array for all tensors of a dtype: an array of its own costs a file 200 bytes.
+"""Values as JSON, and one flat array for all tensors of a dtype.
 
 Numbers, strings, None and lists are themselves in JSON. All else is {kind: [values]}: an object of a class in KINDS,
 by its fields; a tensor, by its place in the array of its dtype; a reference to the output of a node; a tuple, dict or
-slice; an infinite number.
+slice; an infinite number. Tensors share arrays because each array costs 200 bytes in a file.
 """
 
 import dataclasses

@@ -95,7 +95,7 @@ def packed_operator(op: IntegerOperator) -> Packed:
     return Packed("IntegerOperator", [call_of_operator(op), op.x, op.y, op.lo, op.hi])
 
 
-def integer_operator(run: Call, *rest: Any) -> IntegerOperator:
+def read_integer_operator(run: Call, *rest: Any) -> IntegerOperator:
     """rest: x, y, lo, hi. Raises ValueError for a call that has no integer form."""
     arithmetic = OPERATORS[run.name].arithmetic
     if arithmetic is None:
@@ -109,18 +109,21 @@ def lookup_table(x: Grid, outputs: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def packed_layer(layer: IntegerLayer, source: QuantLayer) -> Packed:
+    """The weights as packed codes. The sign of the scale tells that batch norm flipped a channel. Channels that are off
+    the quantizer's grid are written as int8."""
     assert source.weight_quantizer is not None  # otherwise it would be a float layer
     weight = packed_weight(source.weight, source.weight_quantizer)
     factor = refinement(source.weight_quantizer.grid(), source.limit)
-    on_grid = factor * integers(*weight.values)
-    same, flipped = ((layer.weight == sign * on_grid).flatten(1).all(1) for sign in (1, -1))
-    other = ~(same | flipped)
-    scale = torch.where(flipped & ~same, -layer.scale, layer.scale)
-    numbers = [factor, scale, layer.bias.to(torch.int32), other.nonzero()[:, 0].tolist(), layer.weight[other].char()]
+    coded = factor * integers(*weight.values)
+    as_coded, negated = ((layer.weight == sign * coded).flatten(1).all(1) for sign in (1, -1))
+    off_grid = ~(as_coded | negated)
+    scale = torch.where(negated & ~as_coded, -layer.scale, layer.scale)
+    replaced = off_grid.nonzero()[:, 0].tolist()
+    numbers = [factor, scale, layer.bias.to(torch.int32), replaced, layer.weight[off_grid].char()]
     return Packed("IntegerLayer", [weight, *numbers, layer.geometry, layer.x, layer.y, layer.lo, layer.hi])
 
 
-def integer_layer(
+def read_integer_layer(
     weight: Tensor, factor: int, scale: Tensor, bias: Tensor, channels: list[int], replacement: Tensor, *rest: Any
 ) -> IntegerLayer:
     """The layer with integer weights sign(scale) * factor * weight on |scale|: batch norm flips channels.
@@ -172,8 +175,8 @@ KINDS: dict[str, Callable[..., Any]] = {
     "Call": Call,
     "EngineOperator": EngineOperator,
     "FloatLayer": FloatLayer,
-    "IntegerLayer": integer_layer,
-    "IntegerOperator": integer_operator,
+    "IntegerLayer": read_integer_layer,
+    "IntegerOperator": read_integer_operator,
     "float_operator": float_operator,
     "lookup_table": lookup_table,
     "integers": integers,

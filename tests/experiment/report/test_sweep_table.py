@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from experiment.report.sweep_table import figure, mean_text, write_tables
+from experiment.report.sweep_table import headline_accuracy, mean_text, write_tables
 
 
 def summary(seconds: float = 60.0, agreement: float = 100.0, **top1: float) -> dict:
@@ -26,7 +26,7 @@ def summary(seconds: float = 60.0, agreement: float = 100.0, **top1: float) -> d
     ],
 )
 def test_a_cell_is_judged_by_its_first_engine_else_simulated_else_float(top1, expected):
-    assert figure(summary(**top1)) == expected
+    assert headline_accuracy(summary(**top1)) == expected
 
 
 def test_seeds_are_a_mean_and_a_deviation():

@@ -62,9 +62,9 @@ def expected(v: torch.Tensor, g: torch.Tensor, r: fake_quantize.Rounding, activa
     passing = (low < u) & (u < high) & (activation.low < v) & (v < activation.high)
     floor, ceiling = (n.double() for n in (r.ends or (r.low, r.high)))
     in_range, o = (floor < u) & (u < ceiling), 0.0 if r.origin is None else r.origin.double()
-    felt = torch.where(in_range, v_hat - u if r.inside else torch.zeros_like(u), v_hat - o)
-    of_t = [r.share * (g * felt) / t.detach().double() for t in r.learned[:1]]
-    of_offset = [r.share * g * ~in_range for _ in r.learned[1:]]
+    derivative = torch.where(in_range, v_hat - u if r.counts_rounding_error else torch.zeros_like(u), v_hat - o)
+    of_t = [r.gradient_scale * (g * derivative) / t.detach().double() for t in r.learned[:1]]
+    of_offset = [r.gradient_scale * g * ~in_range for _ in r.learned[1:]]
     return v_hat, g * passing, of_t + of_offset
 
 
@@ -91,7 +91,7 @@ def test_values_and_gradients(method, bits, activation, layout, way):
     fine = off_edges(x.double(), rounding, activation)
     assert fine.double().mean() > 0.9
     g = torch.randn_like(x) * fine
-    y = fake_quantize.rounded(v, rounding.behind(activation))
+    y = fake_quantize.rounded(v, rounding.after(activation))
     y.backward(g)
     v_hat, of_v, terms = expected(x.double(), g.double(), rounding, activation)
     assert close(y.detach() * fine, v_hat * fine)
@@ -116,7 +116,7 @@ def test_behind_a_batch_norm(method, bits, activation, way):
     rounding = quantizer.rounding(x)
     fine = off_edges(v.detach(), rounding, activation)
     g = (torch.randn(x.shape) * fine).contiguous(memory_format=torch.channels_last)
-    y = fake_quantize.norm_rounded(inside, norm, fake_quantize.normed(inside, norm), rounding.behind(activation))
+    y = fake_quantize.norm_rounded(inside, norm, fake_quantize.normed(inside, norm), rounding.after(activation))
     y.backward(g)
     v_hat, of_v, terms = expected(v.detach(), g.double(), rounding, activation)
     v.backward(of_v)

@@ -8,7 +8,7 @@ from torch import nn
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.batch_norm import running_statistics
 from quant.core.grid import Grid
-from quant.core.integer_layer import Geometry, IntegerLayer, _off_ties, absorb, exact_sums, shares
+from quant.core.integer_layer import Geometry, IntegerLayer, _off_ties, build_integer_layer, exact_sums, split_count
 from quant.core.observed import ObservedWeightQuantizer
 from tests.helpers import grid
 
@@ -71,7 +71,9 @@ def test_layer_against_numpy(bits, bias, stride):
     quantizer(conv.weight)
     wg, x, y = quantizer.grid(), grid(0.031, 3, bits), grid(0.05, 2, bits)
     geometry = Geometry((stride, stride), (1, 1), (1, 1))
-    layer = absorb(geometry, wg.to_int(conv.weight), wg, conv.bias, norm, x, y, ClampedAffine(0.0, 6.0), 127)
+    layer = build_integer_layer(
+        geometry, wg.to_int(conv.weight), wg, conv.bias, norm, x, y, ClampedAffine(0.0, 6.0), 127
+    )
     q = torch.randint(0, 2**bits, (2, 6, 9, 9))
     found = layer((q - 3).float())
 
@@ -99,7 +101,9 @@ def test_simulated_values_are_those_of_the_float_layer_within_half_a_step():
     quantizer = ObservedWeightQuantizer(8, 8, "last_minmax")
     quantizer(conv.weight)
     wg, x, y = quantizer.grid(), grid(0.02, 128), grid(0.03, 128)
-    layer = absorb(Geometry((1, 1), (1, 1), (1, 1)), wg.to_int(conv.weight), wg, conv.bias, norm, x, y, IDENTITY, 127)
+    layer = build_integer_layer(
+        Geometry((1, 1), (1, 1), (1, 1)), wg.to_int(conv.weight), wg, conv.bias, norm, x, y, IDENTITY, 127
+    )
     n = torch.randint(-128, 128, (4, 16, 8, 8)).float()
     weight = wg.value(wg.centred(conv.weight))
     real = norm(torch.nn.functional.conv2d(x.value(n), weight, conv.bias, padding=1))
@@ -117,7 +121,7 @@ def test_sums_are_exact_whatever_their_size(inputs):
     w[1:] = torch.randint(-127, 128, (3, inputs))
     bias = torch.tensor([1.0, -7.0, 3e5, 0.0])
     exact = n.long() @ w.long().t() + bias.long()
-    assert shares(w, 255, 1) == {3: 1, 2000: 4, 60_000: 128}[inputs]
+    assert split_count(w, 255, 1) == {3: 1, 2000: 4, 60_000: 128}[inputs]
     assert torch.equal(exact_sums(Geometry(), n, w, 255, bias), exact.float())
 
 
@@ -126,7 +130,7 @@ def test_sums_of_wide_convolutions_are_exact(groups):
     """1,152 channels: in shares, or where they are grouped in fp64."""
     n, w = torch.full((1, 1152, 4, 4), 255.0), torch.full((2, 1152 // groups, 3, 3), 127.0)
     w[1], n[0, ::3] = torch.randint(-127, 128, w[1].shape), 254.0
-    assert shares(w, 255, groups) == {1: 32, 2: None}[groups]
+    assert split_count(w, 255, groups) == {1: 32, 2: None}[groups]
     exact = torch.nn.functional.conv2d(n.double(), w.double(), None, 1, 1, 1, groups)
     found = exact_sums(Geometry((1, 1), (1, 1), (1, 1), groups), n, w, 255, torch.tensor([3.0, -4.0]).view(-1, 1, 1))
     assert torch.equal(found, (exact + torch.tensor([3.0, -4.0]).view(-1, 1, 1)).float())
@@ -141,7 +145,9 @@ def test_vanishing_gamma_gives_a_sound_layer(gamma):
     quantizer = ObservedWeightQuantizer(8, 3, "last_minmax")
     quantizer(conv.weight)
     wg, x, y = quantizer.grid(), grid(0.02, 0), grid(0.01, 100)
-    layer = absorb(Geometry((1, 1), (0, 0), (1, 1)), wg.to_int(conv.weight), wg, conv.bias, norm, x, y, IDENTITY, 127)
+    layer = build_integer_layer(
+        Geometry((1, 1), (0, 0), (1, 1)), wg.to_int(conv.weight), wg, conv.bias, norm, x, y, IDENTITY, 127
+    )
     assert torch.finfo(torch.float32).tiny < layer.accumulator_scale().min()
     assert (layer.bias.abs() <= 2**30).all()
     value = y.value(layer(torch.randint(0, 256, (2, 4, 5, 5)).float()))
@@ -157,7 +163,9 @@ def test_a_bias_too_large_for_the_grid_raises_the_scale():
     quantizer.low.copy_(conv.weight.flatten(1).amin(1).detach())
     wg = Grid(torch.tensor([1e-12, 1e-3]), torch.zeros(2, dtype=torch.int32), -127, 127)
     x, y = grid(0.01, 0), grid(0.05, 0)
-    layer = absorb(Geometry((1, 1), (0, 0), (1, 1)), torch.ones(2, 4, 1, 1), wg, conv.bias, None, x, y, IDENTITY, 127)
+    layer = build_integer_layer(
+        Geometry((1, 1), (0, 0), (1, 1)), torch.ones(2, 4, 1, 1), wg, conv.bias, None, x, y, IDENTITY, 127
+    )
     assert layer.bias.abs().max() <= 2**30 * 1.001
     assert y.value(layer(torch.zeros(1, 4, 1, 1)))[0, 0].item() == pytest.approx(5.0)
 

@@ -44,7 +44,9 @@ class LsqPlus(DataInitializedActivationQuantizer):
         s, z = grid.scale, grid.zero_point
         least, most = (-z).float(), (self.p - z).float()
         share = 1 / (x[0].numel() * self.p) ** 0.5
-        return Rounding(s, least, most, least * s, most * s, learned=(self.s, self.beta), origin=-z * s, share=share)
+        return Rounding(
+            s, least, most, least * s, most * s, learned=(self.s, self.beta), origin=-z * s, gradient_scale=share
+        )
 
 
 def started(bits: int, x: torch.Tensor) -> LsqPlus:
@@ -95,7 +97,7 @@ def test_gradients_against_autograd_in_fp64(bits, activation, way):
     expected, s, beta = in_fp64(quantizer, u)
     expected.backward(g.double())
     v = x.clone().requires_grad_()
-    y = fake_quantize.rounded(v, quantizer.rounding(x).behind(activation))
+    y = fake_quantize.rounded(v, quantizer.rounding(x).after(activation))
     y.backward(g)
     share, size = quantizer.rounding(x).share, g.abs().double().sum()
     assert torch.allclose(y.double() * (g != 0), expected * (g != 0), atol=1e-5)
@@ -121,7 +123,7 @@ def test_after_a_batch_norm_in_one_pass(activation):
         quantizer.zero_grad()
         inside = x.clone().requires_grad_()
         if fused:
-            assert fake_quantize.fits(norm, inside, activation)
+            assert fake_quantize.can_fuse_norm(norm, inside, activation)
             y = quantizer.forward_normed(inside, norm, activation)
         else:
             y = quantizer(norm(inside), activation)

@@ -115,7 +115,7 @@ def exact(layer):
     ],
 )
 def test_one_step_on_one_element_in_ten_thousand_is_exact(steps, differing, elements, within):
-    assert Difference(steps, differing, elements).within() is within
+    assert Difference(steps, differing, elements).counts_as_exact() is within
 
 
 def test_a_difference_is_the_largest_distance_and_how_many_differ():
@@ -155,7 +155,9 @@ def test_a_kernel_must_be_exact_at_full_range_though_this_layers_weights_would_p
     layer.weight[0] = 0
     layer.weight[0, 0, 0, 0] = 100  # on one of 288 weights the kernel differs by 1 %
     n = torch.zeros(1, 4, 6, 6)
-    assert layer_difference(engine, layer, clamping_weights(99)(layer), n).within(), "blind to it on these inputs"
+    assert layer_difference(engine, layer, clamping_weights(99)(layer), n).counts_as_exact(), (
+        "blind to it on these inputs"
+    )
     assert choose_kernel(engine, layer)[0] == "good"
 
 

@@ -1,4 +1,4 @@
-"""Prepare a picture for a model.
+"""Prepare an image for a model.
 
 Uses nothing of this project, because the source of these functions is copied into exported examples.
 """
@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB: rotated as its EXIF data says, 16-bit grey scaled to 8 bits, transparency over white."""
+    """The image in RGB: rotated as its EXIF data says, 16-bit grey scaled to 8 bits, transparency over white."""
     ImageOps.exif_transpose(image, in_place=True)  # without in_place it copies every image
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8))

@@ -19,7 +19,7 @@ def is_external(name: str) -> bool:
 
 def member(source: str, name: str, where: str) -> Function:
     """The function of that name in the module `source`. `where`, a key, opens the message of a UserError."""
-    _look_beside()
+    _find_modules_in_current_folder()
     try:
         module = importlib.import_module(source)
     except Exception as error:
@@ -41,29 +41,29 @@ def call(function: Function, arguments: dict[str, Any], where: str) -> Any:
         raise UserError(f"{where} cannot be called with {_shown(arguments)}: {one_line(error)}") from error
 
 
-def is_own(source: str, house: str) -> bool:
+def is_own(source: str, allowed_package: str) -> bool:
     """Whether a module is the user's, so that a checkpoint may name its functions: not Python's, not an installed
-    package's, and of this program's packages only `house`.
+    package's, and of this program's packages only `allowed_package`.
 
     Of others any function could be called, with any arguments, before it turns out to return something else.
     """
-    _look_beside()
+    _find_modules_in_current_folder()
     package = source.partition(".")[0]
     if not package.isidentifier() or package in sys.stdlib_module_names:
         return False
     found = importlib.util.find_spec(package)
     places = [Path(place) for place in (found.submodule_search_locations or [found.origin or "/"])] if found else []
     root = Path(__file__).parent.parent
-    programs = package != house and any(place.parent == root for place in places)
-    return not programs and not any("-packages" in part for place in places for part in place.parts)
+    is_this_project = package != allowed_package and any(place.parent == root for place in places)
+    return not is_this_project and not any("-packages" in part for place in places for part in place.parts)
 
 
 def one_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def _look_beside() -> None:
-    """Modules beside the setting are found from wherever the scripts lie."""
+def _find_modules_in_current_folder() -> None:
+    """Let modules in the current folder be found, wherever the scripts are."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
 
