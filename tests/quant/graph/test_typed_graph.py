@@ -168,3 +168,16 @@ def test_data_inputs(graph):
     assert [n.name for n in data_inputs(node(graph, "cat"))] == ["max_pool2d", "max_pool2d"]
     assert [n.name for n in data_inputs(node(graph, "max_pool2d"))] == ["sigmoid"]
     assert data_inputs(node(graph, "x")) == []
+
+
+def test_a_method_of_the_name_of_a_layer_is_not_a_call_of_it():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mean = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.mean(x).mean((2, 3))
+
+    graph = TypedGraph(fx.symbolic_trace(Net()))
+    assert [graph.roles[n] for n in graph.nodes] == ["image", "layer", "average", "output"]
