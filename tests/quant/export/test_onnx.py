@@ -61,6 +61,12 @@ def small_net():
     return calibrated(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)), images)
 
 
+def identity():
+    given, found = (onnx.helper.make_tensor_value_info(name, 1, [2, 3]) for name in ("images", "logits"))
+    node = onnx.helper.make_node("Identity", ["images"], ["logits"])
+    return onnx.helper.make_graph([node], "identity", [given], [found])
+
+
 def onnxruntime_that_is_off_by(fraction: float, model):
     """A session of ONNX Runtime whose first logit is off by a fraction of the largest."""
 
@@ -92,6 +98,7 @@ def test_a_file_that_computes_something_else_is_not_written(monkeypatch, tmp_pat
     prepared = small_net()
     wrong = onnxruntime_that_is_off_by(0.2, quant.convert(prepared, "reference"))
     monkeypatch.setattr(onnx_export, "onnxruntime_session", wrong)
+    monkeypatch.setattr(onnx_export, "onnx_model", lambda *_: onnx.helper.make_model(identity()))
     with pytest.raises(UserError, match=r"^export: ONNX Runtime's logits"):
         export_onnx(prepared, tmp_path / "model.onnx", 16, {})
     assert list(tmp_path.iterdir()) == []
