@@ -90,3 +90,16 @@ def test_measuring_tells_of_every_engine():
     result, text = quant.measure(model, ["reference"], batches, False)
     assert list(result["accuracy"]) == ["float"]
     assert text == "float: nothing is quantized\n"
+
+
+def test_chosen_layers_are_those_that_the_method_can_quantize(monkeypatch):
+    asked = []
+
+    def choose_bits(model, spec, allowed, sample, held_out):
+        asked.append((allowed, sample, held_out))
+        return {"0": 4, "2": 32, "4": 8}
+
+    monkeypatch.setattr(quant, "choose_bits", choose_bits)
+    found = quant.choose_layers(plain(3), spec(method="dorefa", weight_bits=4, reduce_range=False), [1], [2])
+    assert found == {"0": {"weight_bits": 4}}
+    assert asked == [([1, 2, 3, 4, 5, 6, 7], [1], [2])]
