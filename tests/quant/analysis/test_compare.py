@@ -3,14 +3,18 @@
 import copy
 
 import numpy
+import pytest
 import torch
 from torch import nn
 
 import models
 import quant
-from quant.analysis.compare import megabytes_at_bits
+from quant.analysis.compare import accuracy_table, compare, float_state, megabytes_at_bits
+from quant.graph.views import quantizers
 from tests.conftest import photos, spec
+from tests.helpers import calibrated
 from tests.packed import exported
+from utils.runs import tensor_file
 
 
 def test_the_size_counts_what_stays_float(tmp_path):
@@ -34,3 +38,110 @@ def test_the_size_does_not_depend_on_dead_channels():
     with torch.no_grad():
         prepared.get_submodule("bn1").weight[:3] = 0
     assert megabytes_at_bits(prepared) == before
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3))
+
+
+class Altered:
+    """An integer model whose logits for some images are not the simulation's."""
+
+    def __init__(self, prepared, change):
+        self.prepared, self.change, self.images = prepared, change, 0
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        logits = self.prepared(images).clone()
+        for i in range(len(logits)):
+            logits[i] = self.change(self.images + i, logits[i])
+        self.images += len(images)
+        return logits
+
+    def stored(self):
+        return {"layer": {"weight": torch.zeros(1000, dtype=torch.int8)}}
+
+
+def test_the_numbers_are_those_of_all_images():
+    """Ten images in batches of 6 and 4: of one, an engine has another first choice; of three, other logits."""
+    images = photos(10, 16)
+    prepared = calibrated(net(), images)
+    with torch.no_grad():
+        labels = prepared(images).argmax(1)
+    labels[0] = (labels[0] + 1) % 3
+    batches = [(images[:6], labels[:6]), (images[6:], labels[6:])]
+    engines = {
+        "same": Altered(prepared, lambda i, logits: logits),
+        "other": Altered(prepared, lambda i, logits: {7: -logits, 8: logits * 2, 2: logits + 1}.get(i, logits)),
+    }
+    result = compare(prepared, engines, batches, with_float=True)
+    assert list(result["accuracy"]) == ["float", "simulated", "same", "other"]
+    assert result["agreement"] == {"same": 100.0, "other": 90.0}
+    assert result["bit_equal"] == {"same": 100.0, "other": 70.0}
+    assert result["accuracy"]["simulated"]["top1"] == result["accuracy"]["same"]["top1"] == 90.0
+    assert result["accuracy"]["other"]["top1"] == 80.0
+    assert result["accuracy"]["simulated"]["top5"] == 100.0
+    quant.set_enabled(prepared, False)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(prepared(images), labels)
+    quant.set_enabled(prepared, True)
+    assert result["accuracy"]["float"]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert result["accuracy"]["float"]["loss"] != result["accuracy"]["simulated"]["loss"]
+    assert set(result["size_mb"]) == {"float", "same", "other"}
+    assert result["size_mb"]["float"] == tensor_file.megabytes(float_state(prepared))
+    assert result["size_mb"]["same"] == tensor_file.megabytes(engines["same"].stored())
+    assert result["size_mb_at_bits"] == megabytes_at_bits(prepared)
+
+
+def test_the_float_net_is_measured_on_demand_and_quantizers_stay_on():
+    images = photos(2, 16)
+    prepared = calibrated(net(), images)
+    result = compare(prepared, {}, [(images, torch.zeros(2).long())], with_float=False)
+    assert list(result["accuracy"]) == ["simulated"]
+    assert result["agreement"] == result["bit_equal"] == {}
+    compare(prepared, {}, [(images, torch.zeros(2).long())], with_float=True)
+    assert all(quantizer.enabled for quantizer in quantizers(prepared).values())
+
+
+def test_a_net_without_quantizers_is_float():
+    images = photos(2, 16)
+    model = quant.prepare(net().eval(), spec(method="ptq", weight_bits=32, act_bits=32, first_last_bits=32))
+    for quantizer in quantizers(model):
+        raise AssertionError(quantizer)
+    result = compare(model, {}, [(images, torch.zeros(2).long())], with_float=False)
+    assert list(result["accuracy"]) == ["float"]
+
+
+def test_no_images_are_no_error():
+    result = compare(calibrated(net(), photos(2, 16)), {"same": Altered(None, None)}, [], with_float=False)
+    assert result["agreement"] == {"same": 0.0}
+
+
+def test_the_state_of_the_float_model_holds_nothing_of_quantizers():
+    images = photos(4, 16)
+    prepared = calibrated(net(), images, bias_correction="norm")
+    expected = {"0.weight", "0.bias", "4.weight", "4.bias"}
+    expected |= {f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    assert set(float_state(prepared)) == expected
+
+
+def test_the_table_has_a_row_for_each_result():
+    result = {
+        "accuracy": {
+            "float": {"top1": 91.234, "top5": 99.0, "loss": 0.25},
+            "simulated": {"top1": 90.0, "top5": 98.0, "loss": 0.5},
+            "x86": {"top1": 89.0, "top5": 97.0, "loss": 0.75},
+        },
+        "agreement": {"x86": 99.5},
+        "bit_equal": {"x86": 98.25},
+        "size_mb": {"float": 1.25, "x86": 0.5},
+        "size_mb_at_bits": 0.125,
+    }
+    lines = accuracy_table(result).splitlines()
+    assert lines[-1] == "at its own bits: 0.125 MB"
+    assert lines[-2] == ""
+    cells = [line.split() for line in lines]
+    assert ["float", "91.23", "99.00", "0.2500", "1.250"] in cells
+    assert ["simulated", "90.00", "98.00", "0.5000"] in cells
+    assert ["x86", "89.00", "97.00", "0.7500", "99.50", "98.25", "0.500"] in cells
+    del result["accuracy"]["simulated"], result["accuracy"]["x86"]
+    assert "at its own bits" not in accuracy_table(result)

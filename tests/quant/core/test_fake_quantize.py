@@ -205,3 +205,44 @@ def test_a_compiler_that_fails_in_the_middle_of_a_run_does_not_end_it(monkeypatc
     assert not kernels.compiled()
     assert torch.equal(y, quantizer(x))
     assert capsys.readouterr().out.count("not compiled (CppCompileError: no space left on device)") == 1
+
+
+def test_a_batch_norm_that_counts_and_averages_in_training_fits(monkeypatch):
+    """Each condition for itself: of the norm, of the activation, of the tensor, and that kernels are compiled."""
+    monkeypatch.setattr(kernels, "_compiled", {kernels.forward: kernels.forward})
+    x = torch.zeros(8, 16, 16, 16).contiguous(memory_format=torch.channels_last)
+    assert x.numel() == kernels.SMALL
+
+    class Own(nn.BatchNorm2d):
+        pass
+
+    assert fake_quantize.fits(nn.BatchNorm2d(16), x, RELU6)
+    for norm in (
+        Own(16),
+        nn.BatchNorm2d(16, affine=False),
+        nn.BatchNorm2d(16, track_running_stats=False),
+        nn.BatchNorm2d(16, momentum=None),
+        nn.BatchNorm2d(16).eval(),
+        nn.InstanceNorm2d(16, affine=True, track_running_stats=True),
+    ):
+        assert not fake_quantize.fits(norm, x, RELU6), norm
+    assert not fake_quantize.fits(nn.BatchNorm2d(16), x, HARD_SIGMOID)
+    for other in (x.contiguous(), x[:7], x.flatten(1)):
+        assert not fake_quantize.fits(nn.BatchNorm2d(16), other, RELU6), other.shape
+    kernels.interpret_all()
+    assert not fake_quantize.fits(nn.BatchNorm2d(16), x, RELU6)
+
+
+def test_an_activation_in_front_narrows_the_integers_and_the_gradient():
+    """clamp(round(clamp(v, -1, 1.2) / 0.3), -5, 10): the integers -3 .. 4."""
+    numbers = (torch.tensor(number) for number in (0.3, -5.0, 10.0, -1.6, 3.1))
+    rounding = fake_quantize.Rounding(*numbers)
+    behind = rounding.behind(ClampedAffine(-1.0, 1.2))
+    assert (float(behind.least), float(behind.most)) == (-3.0, 4.0)
+    assert float(behind.low) == -1.0
+    assert float(behind.high) == pytest.approx(1.2)
+    assert behind.ends == (rounding.low, rounding.high), "gradients of t still count between its own ends"
+    assert rounding.behind(IDENTITY) is rounding
+    wide = rounding.behind(ClampedAffine(-9.0, 9.0))
+    assert (float(wide.least), float(wide.most)) == (-5.0, 10.0)
+    assert (wide.low, wide.high) == (rounding.low, rounding.high)

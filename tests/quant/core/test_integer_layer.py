@@ -180,3 +180,17 @@ def test_a_layer_with_a_float_output_has_no_output_grid():
 def test_a_batch_norm_without_running_statistics_cannot_be_absorbed():
     with pytest.raises(ValueError, match="without running statistics"):
         running_statistics(nn.BatchNorm2d(3, track_running_stats=False))
+
+
+def test_which_layers_are_off_ties():
+    """No multiplier below 1 / 4,095, and no bias of more than 512 output steps, of whichever sign."""
+
+    def layer(multiplier: float, bias: float) -> IntegerLayer:
+        numbers = torch.ones(2, 3), torch.tensor([0.5, multiplier]), torch.tensor([0.0, bias])
+        return IntegerLayer(Geometry(), *numbers, grid(1.0, 0), grid(1.0, 0), 0, 255)
+
+    assert layer(1 / 4095, 0.0).off_ties()
+    assert layer(0.5, 1024.0).off_ties()
+    assert not layer(1 / 4101, 0.0).off_ties()
+    assert not layer(0.5, 1026.0).off_ties()
+    assert not layer(0.5, -1026.0).off_ties()

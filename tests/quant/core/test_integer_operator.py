@@ -85,3 +85,13 @@ def test_an_average_of_more_pixels_than_fp32_can_sum():
     with torch.inference_mode():
         assert torch.equal(model(images), prepared(images))
         assert torch.equal(model(images.contiguous(memory_format=torch.channels_last)), prepared(images))
+
+
+def test_an_average_may_be_float():
+    x = grid(0.05, 100)
+    op = integer_operator("mean", average, lambda v: v.mean((2, 3)), (x,), None, ClampedAffine(0.0, 6.0))
+    assert (op.lo, op.hi) == (0, 0)
+    n = torch.randint(-100, 156, (2, 3, 4, 4)).float()
+    assert torch.equal(op(n), x.value(n.mean((2, 3))))
+    with pytest.raises(ValueError, match="mean: an operator whose output is float has no output grid"):
+        _ = op.output_grid

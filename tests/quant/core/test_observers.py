@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from quant.core import observers
 from quant.core.observed import ObservedActivationQuantizer, ObservedWeightQuantizer
+from quant.core.observers import Sampled
 
 
 def calibrated(observer: str, batches, bits=4, symmetric=False, channels=None, percentile=99.0):
@@ -77,3 +79,68 @@ def test_per_channel_ranges_differ_by_channel():
     for observer in ("last_minmax", "percentile", "mse"):
         scale = calibrated(observer, [x], 8, True, 3).grid().scale
         assert scale[0] < scale[1] < scale[2]
+
+
+class Search(Sampled):
+    """Remembers what it searches in."""
+
+    def search(self, sample, low, high, error_of):
+        self.searched = sample, low, high
+        return low, high
+
+
+def test_a_sample_is_bounded_and_extremes_are_those_of_all_batches(monkeypatch):
+    monkeypatch.setattr(observers, "SAMPLE", 64)
+    observer, nothing = Search(100.0), torch.zeros(())
+    batches = [torch.randn(100) * size for size in (1, 9, 1, 1, 1)]
+    for batch in batches:
+        low, high = observer.update(batch, nothing, nothing, False)
+    assert all(len(sample) == 16 for sample in observer.sample)
+    for _ in range(3):
+        observer.sample.append(torch.zeros(16))
+    observer.finish(lambda *_: None)
+    sample, *found = observer.searched
+    assert len(sample) == 64
+    every = torch.cat(batches)
+    assert found == [low, high] == [every.min(), every.max()]
+    assert observer.finish(lambda *_: None) is None, "nothing is left of it"
+
+
+def test_a_weight_is_sampled_whole_and_once(monkeypatch):
+    monkeypatch.setattr(observers, "SAMPLE", 8)
+    observer, nothing = Search(100.0), torch.zeros(20)
+    first, last = torch.randn(20, 30), torch.randn(20, 30)
+    observer.update(first, nothing, nothing, False)
+    observer.update(last, nothing, nothing, False)
+    observer.finish(lambda *_: None)
+    sample, low, high = observer.searched
+    assert torch.equal(sample, last)
+    assert torch.equal(low, torch.minimum(first.amin(1), last.amin(1)))
+    assert torch.equal(high, torch.maximum(first.amax(1), last.amax(1)))
+
+
+def test_mse_tries_every_hundredth_of_the_range():
+    tried = []
+
+    def error_of(low, high, sample):
+        tried.append((float(low), float(high)))
+        return (high - 0.6).abs()
+
+    low, high = observers.MeanSquaredError(100.0).search(
+        torch.zeros(3), torch.tensor(-2.0), torch.tensor(4.0), error_of
+    )
+    assert (float(low), float(high)) == pytest.approx((-0.3, 0.6))
+    assert tried == [pytest.approx((-2 * step / 100, 4 * step / 100)) for step in range(100, 0, -1)]
+
+
+@pytest.mark.parametrize(("observer", "kept"), [("minmax", 2), ("mse", 600)])
+def test_members_that_await_others_keep_no_more_than_their_observer_uses(observer, kept):
+    quantizer = ObservedActivationQuantizer(8, observer)
+    quantizer.members, quantizer.observing = 2, True
+    x = torch.randn(3, 200)
+    quantizer(x)
+    assert [member.numel() for member in quantizer._gathered] == [kept]
+    assert not quantizer.is_calibrated()
+    quantizer(9 * x)
+    assert (quantizer.low, quantizer.high) == (9 * x.min(), 9 * x.max())
+    assert quantizer._gathered == []

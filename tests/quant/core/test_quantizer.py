@@ -203,3 +203,22 @@ def test_the_step_of_a_grid_is_that_of_its_integers(method):
         found = quantizer.to_int(w).unique()
         if len(found) > 1:
             assert (found[1:] - found[:-1]).min() == quantizer.grid().step
+
+
+@pytest.mark.parametrize("kind", ["weight", "signed"])
+def test_rounding_is_left_alone_by_autocast(kind, monkeypatch):
+    """In bf16, integers above 256 would be lost: they are computed in fp32 whatever the training's precision."""
+    x = sample(kind)
+    quantizer = observed(make("statassist", {}, kind, 8, "per_tensor"), x)
+    rounding, seen = quantizer.rounding, []
+
+    def spy(x):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return rounding(x)
+
+    monkeypatch.setattr(quantizer, "rounding", spy)
+    expected = quantizer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer(x), expected)
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [False, False]

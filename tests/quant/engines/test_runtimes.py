@@ -7,6 +7,8 @@ from torch import nn
 
 import models
 import quant
+from quant.engines import runtimes
+from quant.engines.convert import convert
 from tests.conftest import RUNTIMES, photos
 from tests.helpers import calibrated
 
@@ -72,3 +74,42 @@ def test_a_missing_package_is_named_in_a_line(monkeypatch):
     with pytest.raises(UserError, match=r"^engines: onnxruntime needs onnxscript: pip install -r requirements-deploy"):
         quant.engine("onnxruntime", "engines")
     quant.engine.cache_clear()
+
+
+def test_sessions_are_kept_for_the_last_shapes(monkeypatch):
+    """One for each shape and number of threads; one file for each size of images."""
+    opened, written = [], []
+
+    def open_session(file, shape, threads):
+        opened.append((file, tuple(shape), threads))
+        return lambda images: images
+
+    class Model:
+        def SerializeToString(self):
+            return b"file %d" % len(written)
+
+    def onnx_model(graph, images):
+        written.append(tuple(images.shape))
+        return Model()
+
+    monkeypatch.setattr(runtimes, "onnx_model", onnx_model)
+    images = photos(4, 16)
+    prepared = calibrated(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), images)
+    model = convert(prepared, runtimes.Runtime("any", open_session))
+    for count in (1, 2, 1, 2):
+        x = torch.zeros(count, 3, 16, 16)
+        assert model(x) is x
+        assert model.compile_for(x)(x) is x
+    threads = torch.get_num_threads()
+    assert opened == [(b"file 1", (1, 3, 16, 16), threads), (b"file 1", (2, 3, 16, 16), threads)]
+    assert written == [(2, 3, 16, 16)]
+    for count in range(3, runtimes.MAX_SESSIONS + 2):
+        model(torch.zeros(count, 3, 16, 16))
+    assert len(model.sessions) == runtimes.MAX_SESSIONS
+    assert len(opened) == runtimes.MAX_SESSIONS + 1
+    model(torch.zeros(2, 3, 16, 16))
+    assert len(opened) == runtimes.MAX_SESSIONS + 1
+    model(torch.zeros(1, 3, 16, 16))
+    assert len(opened) == runtimes.MAX_SESSIONS + 2, "the oldest was dropped"
+    model(torch.zeros(1, 3, 8, 8))
+    assert written == [(2, 3, 16, 16), (2, 3, 8, 8)]

@@ -1,14 +1,19 @@
 """The ONNX file: to ONNX Runtime, its convolutions are integer ones."""
 
+import importlib.util
 from collections import Counter
 
 import pytest
+from torch import nn
 
 import models
+import quant
 from quant.engines.layerwise_check import check_layerwise
-from quant.export.onnx import export_onnx
+from quant.export import onnx as onnx_export
+from quant.export.onnx import _check_by_running, check_onnx, export_onnx
 from tests.conftest import photos
 from tests.helpers import calibrated
+from utils.errors import UserError
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -37,11 +42,11 @@ def test_every_convolution_becomes_an_integer_one(name, bits, tmp_path):
     size, options = NETS[name]
     images = photos(8, size)
     prepared = calibrated(models.build(name, 10, size, options), images, weight_bits=bits, act_bits=bits)
-    written = export_onnx(prepared, tmp_path / "model.onnx", size, {"classes": "a b", "mean": "0 0 0"})
+    written = export_onnx(prepared, tmp_path / "model.onnx", size, {"classes": "a b", "mean": [0, 0, 0]})
     assert all(found.counts_as_exact() for found in check_layerwise(prepared, written, images).values())
     model = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    assert {entry.key: entry.value for entry in model.metadata_props} == {"classes": "a b", "mean": "0 0 0"}
+    assert {entry.key: entry.value for entry in model.metadata_props} == {"classes": "a b", "mean": "[0, 0, 0]"}
     convolutions = Counter(node.op_type for node in model.graph.node)["Conv"]
     convolutions += Counter(node.op_type for node in model.graph.node)["ConvInteger"]
     assert convolutions == sum(not layer.layer.geometry.linear for layer in written.layers.values())
@@ -49,3 +54,68 @@ def test_every_convolution_becomes_an_integer_one(name, bits, tmp_path):
     assert fused["QLinearConv"] + fused["ConvInteger"] == convolutions
     assert fused["Conv"] == fused["FusedConv"] == 0
     assert fused["MatMulInteger"] + fused["ConvInteger"] == 1, "the logits"
+
+
+def small_net():
+    images = photos(2, 16)
+    return calibrated(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)), images)
+
+
+def identity():
+    given, found = (onnx.helper.make_tensor_value_info(name, 1, [2, 3]) for name in ("images", "logits"))
+    node = onnx.helper.make_node("Identity", ["images"], ["logits"])
+    return onnx.helper.make_graph([node], "identity", [given], [found])
+
+
+def onnxruntime_that_is_off_by(fraction: float, model):
+    """A session of ONNX Runtime whose first logit is off by a fraction of the largest."""
+
+    def session(file, shape, threads):
+        def run(images):
+            found = model(images).clone()
+            found[0, 0] += fraction * found.abs().max()
+            return found
+
+        return run
+
+    return session
+
+
+@pytest.mark.parametrize("fraction", [-0.2, 0.2])
+def test_logits_that_are_off_are_refused(fraction, monkeypatch):
+    """Up to a tenth of the largest logit may come from another order of rounding."""
+    pytest.importorskip("onnxruntime")
+    model = quant.convert(small_net(), "reference")
+    monkeypatch.setattr(onnx_export, "onnxruntime_session", onnxruntime_that_is_off_by(fraction / 4, model))
+    _check_by_running(b"", model, photos(2, 16))
+    monkeypatch.setattr(onnx_export, "onnxruntime_session", onnxruntime_that_is_off_by(fraction, model))
+    with pytest.raises(UserError, match=r"^export: ONNX Runtime's logits of the file are off by 20 % of the largest"):
+        _check_by_running(b"", model, photos(2, 16))
+
+
+def test_a_file_that_computes_something_else_is_not_written(monkeypatch, tmp_path):
+    pytest.importorskip("onnxruntime")
+    prepared = small_net()
+    wrong = onnxruntime_that_is_off_by(0.2, quant.convert(prepared, "reference"))
+    monkeypatch.setattr(onnx_export, "onnxruntime_session", wrong)
+    monkeypatch.setattr(onnx_export, "onnx_model", lambda *_: onnx.helper.make_model(identity()))
+    with pytest.raises(UserError, match=r"^export: ONNX Runtime's logits"):
+        export_onnx(prepared, tmp_path / "model.onnx", 16, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_onnxruntime_the_file_is_not_checked(monkeypatch):
+    def absent(*_):
+        raise AssertionError("it is not installed")
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    monkeypatch.setattr(onnx_export, "onnxruntime_session", absent)
+    _check_by_running(b"", quant.convert(small_net(), "reference"), photos(2, 16))
+
+
+def test_a_package_that_is_missing_is_named_with_the_key(monkeypatch):
+    check_onnx("export.onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^export\.onnx: an ONNX file needs onnx and onnxscript: pip install -r"):
+        check_onnx("export.onnx")

@@ -2,12 +2,15 @@
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import quant
+from quant.core.integer_layer import Geometry
 from quant.graph.op_table import HARD_SIGMOID
+from quant.graph.quant_layers import geometry_of
 from tests.conftest import photos, spec
 from tests.helpers import build, float_range, prepared_gated
 
@@ -61,3 +64,11 @@ def test_a_value_without_a_batch_can_be_quantized():
     prepared = quant.prepare(Net(), spec(method="lsq", weight_bits=4, act_bits=4)).train()
     prepared(photos(4, 16)).sum().backward()
     assert all(p.grad is not None for p in prepared.parameters())
+
+
+def test_the_geometry_of_a_layer():
+    assert geometry_of(nn.Linear(3, 4)).linear
+    geometry = geometry_of(nn.Conv2d(4, 8, (3, 5), (2, 1), (1, 2), (1, 3), groups=2))
+    assert geometry == Geometry((2, 1), (1, 2), (1, 3), 2)
+    with pytest.raises(ValueError, match="padding 'same' is not a number of zeros"):
+        geometry_of(nn.Conv2d(3, 4, 3, padding="same"))

@@ -9,6 +9,7 @@ import models
 import quant
 from quant.methods import dorefa
 from tests.conftest import agrees_in_integers, spec, trained
+from utils.errors import UserError
 
 
 def numpy_round(x, k):
@@ -102,3 +103,27 @@ def test_gradients_of_hidden_layers_alone_are_quantized():
 def test_a_net_learned_on_digits_is_the_same_in_integers(weight_bits, act_bits, least, digits16):
     settings = spec(method="dorefa", weight_bits=weight_bits, act_bits=act_bits, reduce_range=False)
     agrees_in_integers(trained(digits16, "tests.nets:Residual", {}, 15, settings), digits16, least)
+
+
+def test_weights_that_do_not_fit_in_int8_are_refused():
+    with pytest.raises(UserError, match=r"^quant.weight_bits: dorefa cannot use 8 bits: .* fewer, or 32 for float"):
+        spec(method="dorefa", weight_bits=8)
+    with pytest.raises(UserError, match=r"^quant.weight_bits: dorefa cannot use 7 bits: .* \+-63 \(reduce_range\)"):
+        spec(method="dorefa", weight_bits=7, reduce_range=True)
+    spec(method="dorefa", weight_bits=7, reduce_range=False)
+    assert dorefa.METHOD.rescales(spec(method="dorefa", weight_bits=4))
+    assert not dorefa.METHOD.rescales(spec(method="dorefa", weight_bits=32))
+
+
+def test_inputs_that_can_be_negative_are_clipped_or_affine():
+    clip, other = spec(method="dorefa", weight_bits=4), spec(method="dorefa", weight_bits=4, signed_edges="affine")
+    for settings, signed, bits, affine in (
+        (clip, True, 4, False),
+        (clip, True, 1, True),
+        (clip, False, 1, False),
+        (other, True, 4, True),
+        (other, False, 4, False),
+    ):
+        quantizer = dorefa.activation(settings, bits, signed)
+        assert isinstance(quantizer, dorefa.BoundedActivation) != affine
+        assert quantizer.bits == (8 if affine else bits)

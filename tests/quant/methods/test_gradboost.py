@@ -188,3 +188,15 @@ def test_a_state_of_another_kind_is_refused():
     for state in (plain, other):
         with pytest.raises(ValueError, match="not the state of an optimizer with GradBoost in mode intended"):
             build("qsgd", "intended")[1].load_state_dict(state)
+
+
+def test_a_parameter_without_a_gradient_is_left_out():
+    model, optimizer = build("qsgd", "intended")
+    end_warm_up(optimizer)
+    for p, g in zip(model, gradients(0), strict=True):
+        p.grad = g.clone()
+    model[1].grad = None
+    before = model[1].detach().clone()
+    optimizer.step()
+    assert set(optimizer.gradboost.kept) == {model[0], model[2]}
+    assert torch.equal(model[1], before)

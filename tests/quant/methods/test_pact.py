@@ -8,6 +8,7 @@ import models
 import quant
 from quant.methods import pact
 from tests.conftest import a_step, agrees_in_integers, build_optimizer, spec, trained
+from utils.errors import UserError
 from utils.training import optim
 
 
@@ -76,3 +77,13 @@ def test_the_clips_that_the_optimizer_holds_move_and_their_decay_is_counted_once
 def test_a_net_learned_on_digits_is_the_same_in_integers(bits, options, least, digits16):
     settings = spec(method="pact", weight_bits=bits, act_bits=bits, **options)
     agrees_in_integers(trained(digits16, "tests.nets:Residual", {}, 15, settings), digits16, least)
+
+
+def test_only_dorefas_weights_are_on_another_scale_and_must_fit_in_int8():
+    rescales = pact.METHOD.rescales
+    assert rescales(spec(method="pact", weights="dorefa", weight_bits=4))
+    assert not rescales(spec(method="pact", weights="dorefa", weight_bits=32))
+    assert not rescales(spec(method="pact", weights="sawb", weight_bits=4))
+    spec(method="pact", weights="sawb", weight_bits=8)
+    with pytest.raises(UserError, match=r"^quant.weight_bits: pact with weights dorefa cannot use 8 bits"):
+        spec(method="pact", weights="dorefa", weight_bits=8)

@@ -77,3 +77,13 @@ def test_weights_of_few_bits_have_the_range_that_was_asked_for(float_net, digits
             errors = ((rows / tried).round().clamp(-q.q_max, q.q_max) * tried - rows).square().mean(2)
             found = (q(layer.weight).detach().flatten(1) - rows).square().mean(1)
             assert (found <= 1.02 * errors.amin(0) + 1e-12).all(), name
+
+
+def test_what_the_options_say():
+    row = quant.METHODS["ptq"]
+    for correction, corrects in (("none", False), ("bias", True), ("norm", True)):
+        assert row.corrects(spec(method="ptq", bias_correction=correction).options) == corrects
+    for rounding, learned in (("nearest", False), ("adaround", True), ("brecq", True)):
+        quantizer = row.weight(spec(method="ptq", rounding=rounding), 4, (6, 5))
+        assert (quantizer.offset is not None) == learned
+        assert not learned or quantizer.offset.shape == (6, 5)

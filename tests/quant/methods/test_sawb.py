@@ -62,3 +62,26 @@ def test_sawb_bounds_hold_where_the_line_falls_short():
     even = torch.linspace(-1, 1, 9)
     assert sawb_alpha(even, 8) == pytest.approx(1.0), "the line alone says 0.73 here"
     assert sawb_alpha(torch.ones(9), 4) == 1.0
+
+
+@pytest.mark.parametrize("channels", [None, 6])
+def test_sawb_weights_lie_on_their_grid_and_pass_when_disabled(channels):
+    """Mid-rise below 8 bits, or where so many integers fit; else symmetric about zero."""
+    w = torch.randn(6, 400)
+    for bits, limit, n, step in ((4, 127, 15, 2), (8, 127, 127, 1), (7, 127, 127, 2), (7, 63, 63, 1), (4, 7, 7, 1)):
+        quantizer = Sawb(bits, channels, limit).train()
+        y, grid = quantizer(w), quantizer.grid()
+        assert grid.scale.shape == quantizer.alpha_w.shape == (() if channels is None else (6,))
+        assert (grid.q_min, grid.q_max, grid.step) == (-n, n, step)
+        assert torch.equal(y, grid.value(quantizer.to_int(w)))
+        quantizer.enabled.fill_(False)
+        assert quantizer(w) is w
+
+
+@pytest.mark.parametrize(("training", "observing"), [(True, False), (False, True), (False, False)])
+def test_sawb_measures_weights_in_training_and_while_observing(training, observing):
+    quantizer, w = Sawb(4, None, 127), torch.randn(6, 40)
+    quantizer.train(training).observing = observing
+    quantizer(w)
+    measured = sawb_alpha(w.flatten(), 4)
+    assert torch.equal(quantizer.alpha_w, measured if training or observing else torch.ones(()))

@@ -149,20 +149,11 @@ def test_logits_leave_every_engine_but_qnnpack_as_exact_sums():
     assert NativeEngine("qnnpack").kernels(layer_of(0.5, 0.0, 1)) == ("qnnpack", FLOAT32_KERNEL)
 
 
+@needs_onednn
 def test_a_layer_of_one_channel_is_not_depthwise():
-    one = IntegerLayer(
-        Geometry((1, 1), (0, 0), (1, 1)),
-        torch.ones(1, 1, 1, 1),
-        torch.ones(1),
-        torch.zeros(1),
-        grid(1.0, 0),
-        None,
-        0,
-        0,
-    )
-    dense = IntegerLayer(one.geometry, one.weight, one.scale, one.bias, one.x, grid(1.0, 0), 0, 255)
-    if "onednn" in KERNELS:
-        assert NativeEngine("fbgemm").kernels(dense)[0] == "fbgemm"
+    one, x = torch.ones(1), grid(1.0, 0)
+    layer = IntegerLayer(Geometry((1, 1), (0, 0), (1, 1)), one.view(1, 1, 1, 1), one, one, x, x, 0, 255)
+    assert NativeEngine("fbgemm").kernels(layer)[0] == "fbgemm"
 
 
 @needs_onednn

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
+from quant.engines.native import _silence_removal_warning
 from tests.conftest import KERNELS
 from utils.environment import environment
 
@@ -23,3 +26,17 @@ def test_all_of_this_holds_without_vnni(nets_folder):
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *map(str, FILES)]
     done = subprocess.run(command, env=held, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_the_removal_of_quantized_tensors_is_not_announced():
+    """torch warns once per process; other warnings are left alone."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            _silence_removal_warning.__wrapped__()
+            warnings.warn("another", stacklevel=1)
+    finally:
+        torch.set_warn_always(before)
+    assert [str(warning.message) for warning in seen] == ["another"]

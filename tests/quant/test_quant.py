@@ -1,0 +1,105 @@
+"""What the package offers: learned parameters, the generator of noise, and what a prepared model is."""
+
+import torch
+from torch import nn
+
+import quant
+from quant.graph.views import quantizers
+from quant.methods.dorefa import GradientQuantizer
+from tests.conftest import photos, spec
+from tests.helpers import calibrated
+from tests.nets import plain
+
+
+def test_learned_parameters_come_with_their_weight_decay():
+    """PACT decays its clips (in Adam or SGD with their own rate), and its other quantizers learn nothing."""
+    prepared = quant.prepare(plain(3), spec(method="pact"))
+    clips = [q.alpha for q in quantizers(prepared).values() if hasattr(q, "alpha")]
+    [(parameters, decay)] = quant.learned(prepared)
+    assert len(clips) == 2
+    assert {id(p) for p in parameters} == {id(p) for p in clips}
+    assert decay == next(q.weight_decay for q in quantizers(prepared).values() if hasattr(q, "alpha"))
+
+
+def test_parameters_of_different_decay_are_apart():
+    prepared = quant.prepare(plain(3), spec(method="lsq"))
+    steps = [p for q in quantizers(prepared).values() for p in q.parameters()]
+    [(parameters, decay)] = quant.learned(prepared)
+    assert {id(p) for p in parameters} == {id(p) for p in steps}
+    assert decay == 0.0
+    first = next(q for q in quantizers(prepared).values() if list(q.parameters()))
+    first.weight_decay = 0.25
+    found = {decay: [id(p) for p in parameters] for parameters, decay in quant.learned(prepared)}
+    assert found[0.25] == [id(p) for p in first.parameters()]
+    assert len(found[0.0]) == len(steps) - len(found[0.25])
+
+
+def test_nothing_is_learned_without_learning_quantizers():
+    assert quant.learned(quant.prepare(plain(3), spec(method="statassist"))) == []
+    assert quant.learned(plain(3)) == []
+
+
+def test_noise_is_drawn_from_the_generator_that_is_given():
+    prepared = quant.prepare(plain(3), spec(method="dorefa", grad_bits=4, weight_bits=4, act_bits=4))
+    noisy = [m for m in prepared.modules() if isinstance(m, GradientQuantizer)]
+    assert noisy
+    generator = torch.Generator()
+    quant.draw_from(prepared, generator)
+    assert all(m.generator is generator for m in noisy)
+    assert not any(hasattr(m, "generator") for m in prepared.modules() if m not in noisy)
+
+
+def test_a_prepared_model_has_quantizers():
+    assert quant.is_prepared(quant.prepare(plain(3), spec(method="ptq")))
+    assert not quant.is_prepared(plain(3))
+
+
+def test_the_pipeline_runs_for_methods_that_have_one():
+    images = photos(8, 16)
+    for method in ("ptq", "lsq"):
+        prepared = quant.prepare(plain(3).eval(), spec(method=method))
+        quant.calibrate(prepared, [images])
+        before = {name: value.clone() for name, value in prepared.state_dict().items()}
+        quant.run_ptq_pipeline(prepared, [images], spec(method=method))
+        assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
+    prepared = calibrated(plain(3), images, rounding="adaround", rounding_steps=2, weight_bits=3)
+    quant.run_ptq_pipeline(prepared, [images], spec(method="ptq", rounding="adaround", rounding_steps=2, weight_bits=3))
+    offsets = [q.offset for q in quantizers(prepared).values() if getattr(q, "offset", None) is not None]
+    assert any(offset.any() for offset in offsets)
+
+
+def test_what_a_spec_asks_for():
+    assert quant.equalizes(spec(method="ptq", cross_layer_equalization=True))
+    assert not quant.equalizes(spec(method="ptq"))
+    assert not quant.equalizes(spec(method="lsq"))
+    assert quant.dampening(spec(method="lsq", oscillation_dampening=0.5)) == 0.5
+    assert quant.dampening(spec(method="ptq")) == 0.0
+
+
+def test_measuring_tells_of_every_engine():
+    images = photos(4, 16)
+    batches = [(images, torch.zeros(4).long())]
+    prepared = calibrated(plain(3), images)
+    result, text = quant.measure(prepared, ["reference"], batches, True)
+    assert list(result["accuracy"]) == ["float", "simulated", "reference"]
+    assert result["bit_equal"] == {"reference": 100.0}
+    assert quant.layer_summary(prepared, quant.convert(prepared, "reference")) in text
+    _, text = quant.measure(prepared, [], batches, False)
+    assert text == "no engine: nothing was converted\n"
+    model: nn.Module = plain(3).eval()
+    result, text = quant.measure(model, ["reference"], batches, False)
+    assert list(result["accuracy"]) == ["float"]
+    assert text == "float: nothing is quantized\n"
+
+
+def test_chosen_layers_are_those_that_the_method_can_quantize(monkeypatch):
+    asked = []
+
+    def choose_bits(model, spec, allowed, sample, held_out):
+        asked.append((allowed, sample, held_out))
+        return {"0": 4, "2": 32, "4": 8}
+
+    monkeypatch.setattr(quant, "choose_bits", choose_bits)
+    found = quant.choose_layers(plain(3), spec(method="dorefa", weight_bits=4, reduce_range=False), [1], [2])
+    assert found == {"0": {"weight_bits": 4}}
+    assert asked == [([1, 2, 3, 4, 5, 6, 7], [1], [2])]
