@@ -9,7 +9,7 @@ from torch import nn
 
 import models
 import quant
-from quant.analysis.compare import accuracy_table, compare, float_state, megabytes_at_bits
+from quant.analysis.compare import compare, float_state, megabytes_at_bits
 from quant.graph.views import quantizers
 from tests.conftest import photos, spec
 from tests.helpers import calibrated
@@ -122,26 +122,3 @@ def test_the_state_of_the_float_model_holds_nothing_of_quantizers():
     expected = {"0.weight", "0.bias", "4.weight", "4.bias"}
     expected |= {f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
     assert set(float_state(prepared)) == expected
-
-
-def test_the_table_has_a_row_for_each_result():
-    result = {
-        "accuracy": {
-            "float": {"top1": 91.234, "top5": 99.0, "loss": 0.25},
-            "simulated": {"top1": 90.0, "top5": 98.0, "loss": 0.5},
-            "x86": {"top1": 89.0, "top5": 97.0, "loss": 0.75},
-        },
-        "agreement": {"x86": 99.5},
-        "bit_equal": {"x86": 98.25},
-        "size_mb": {"float": 1.25, "x86": 0.5},
-        "size_mb_at_bits": 0.125,
-    }
-    lines = accuracy_table(result).splitlines()
-    assert lines[-1] == "at its own bits: 0.125 MB"
-    assert lines[-2] == ""
-    cells = [line.split() for line in lines]
-    assert ["float", "91.23", "99.00", "0.2500", "1.250"] in cells
-    assert ["simulated", "90.00", "98.00", "0.5000"] in cells
-    assert ["x86", "89.00", "97.00", "0.7500", "99.50", "98.25", "0.500"] in cells
-    del result["accuracy"]["simulated"], result["accuracy"]["x86"]
-    assert "at its own bits" not in accuracy_table(result)

@@ -216,7 +216,7 @@ def test_a_batch_norm_that_counts_and_averages_in_training_fits(monkeypatch):
     class Own(nn.BatchNorm2d):
         pass
 
-    assert fake_quantize.fits(nn.BatchNorm2d(16), x, RELU6)
+    assert fake_quantize.can_fuse_norm(nn.BatchNorm2d(16), x, RELU6)
     for norm in (
         Own(16),
         nn.BatchNorm2d(16, affine=False),
@@ -225,24 +225,24 @@ def test_a_batch_norm_that_counts_and_averages_in_training_fits(monkeypatch):
         nn.BatchNorm2d(16).eval(),
         nn.InstanceNorm2d(16, affine=True, track_running_stats=True),
     ):
-        assert not fake_quantize.fits(norm, x, RELU6), norm
-    assert not fake_quantize.fits(nn.BatchNorm2d(16), x, HARD_SIGMOID)
+        assert not fake_quantize.can_fuse_norm(norm, x, RELU6), norm
+    assert not fake_quantize.can_fuse_norm(nn.BatchNorm2d(16), x, HARD_SIGMOID)
     for other in (x.contiguous(), x[:7], x.flatten(1)):
-        assert not fake_quantize.fits(nn.BatchNorm2d(16), other, RELU6), other.shape
+        assert not fake_quantize.can_fuse_norm(nn.BatchNorm2d(16), other, RELU6), other.shape
     kernels.interpret_all()
-    assert not fake_quantize.fits(nn.BatchNorm2d(16), x, RELU6)
+    assert not fake_quantize.can_fuse_norm(nn.BatchNorm2d(16), x, RELU6)
 
 
 def test_an_activation_in_front_narrows_the_integers_and_the_gradient():
     """clamp(round(clamp(v, -1, 1.2) / 0.3), -5, 10): the integers -3 .. 4."""
     numbers = (torch.tensor(number) for number in (0.3, -5.0, 10.0, -1.6, 3.1))
     rounding = fake_quantize.Rounding(*numbers)
-    behind = rounding.behind(ClampedAffine(-1.0, 1.2))
+    behind = rounding.after(ClampedAffine(-1.0, 1.2))
     assert (float(behind.least), float(behind.most)) == (-3.0, 4.0)
     assert float(behind.low) == -1.0
     assert float(behind.high) == pytest.approx(1.2)
     assert behind.ends == (rounding.low, rounding.high), "gradients of t still count between its own ends"
-    assert rounding.behind(IDENTITY) is rounding
-    wide = rounding.behind(ClampedAffine(-9.0, 9.0))
+    assert rounding.after(IDENTITY) is rounding
+    wide = rounding.after(ClampedAffine(-9.0, 9.0))
     assert (float(wide.least), float(wide.most)) == (-5.0, 10.0)
     assert (wide.low, wide.high) == (rounding.low, rounding.high)

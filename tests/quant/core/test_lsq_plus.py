@@ -99,7 +99,7 @@ def test_gradients_against_autograd_in_fp64(bits, activation, way):
     v = x.clone().requires_grad_()
     y = fake_quantize.rounded(v, quantizer.rounding(x).after(activation))
     y.backward(g)
-    share, size = quantizer.rounding(x).share, g.abs().double().sum()
+    share, size = quantizer.rounding(x).gradient_scale, g.abs().double().sum()
     assert torch.allclose(y.double() * (g != 0), expected * (g != 0), atol=1e-5)
     assert torch.allclose(v.grad.double(), exact.grad, atol=1e-6)
     assert beta.grad != 0 or activation == RELU6, "which leaves nothing to clip"
