@@ -140,7 +140,7 @@ def test_dorefa_keeps_its_linear_eight_bits_and_takes_no_other_that_it_cannot(pl
         (["quant.target_mb=1"], "quant.target_mb: nothing is chosen for it; quant.layers=auto does"),
         (
             ["quant.layers=auto", "quant.target_mb=1", "quant.method=lsq"],
-            "quant.layers: auto chooses by a trained float net: lsq needs model.weights",
+            "quant.layers: auto chooses by a trained float model: lsq needs model.weights",
         ),
         (["quant.layers=aut"], 'quant.layers: input should be an object, not "aut"'),
         (["quant.layers=auto", "quant.target_mb=0"], "quant.target_mb: input should be greater than 0"),
