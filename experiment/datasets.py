@@ -5,8 +5,10 @@ import json
 from collections.abc import Callable, Sequence
 
 import data
+import quant
 from data import DataSettings
 from utils.config import validate_section
+from utils.errors import UserError
 
 
 def load(d: DataSettings) -> data.Dataset:
@@ -28,3 +30,16 @@ def load_test(d: DataSettings) -> data.Dataset:
 def batch_maker(d: DataSettings, mean: Sequence[float], std: Sequence[float]) -> Callable:
     """make(images, batch_size, draw=None): batches of the images, normalized with this mean and std."""
     return functools.partial(data.batches, mean=mean, std=std, image_size=d.image_size)
+
+
+def selection_images(dataset: data.Dataset, spec: quant.ResolvedQuant) -> tuple:
+    """(calibration images, held-out images) on which quant.layers=auto chooses.
+
+    Held out are as many validation images or, without any, other training images. Raises UserError if
+    quant.target_drop has none left to be measured on.
+    """
+    count = spec.calibration_images
+    held_out = data.first(dataset.val, count) if dataset.val else data.first(dataset.training, count, after=count)
+    if spec.target_drop is not None and not len(held_out):
+        raise UserError(f"quant.calibration_images: {count} leave no training images to measure quant.target_drop on")
+    return data.first(dataset.training, count), held_out

@@ -18,7 +18,6 @@ from utils import config, distributed, seed
 from utils.complexity import complexity
 from utils.console import say
 from utils.distributed import Processes
-from utils.errors import UserError
 from utils.runs import checkpoint, checkpointing
 from utils.runs.folder import resume_hint
 from utils.runs.log import RunLog, time_to_accuracy
@@ -111,7 +110,7 @@ class Session:
         """
         if not self.quant_spec.chooses_layers:
             return
-        selection_images(self.dataset, self.quant_spec)
+        datasets.selection_images(self.dataset, self.quant_spec)
         if self.state:
             self.set_layers(self.state["settings"]["quant"]["layers"])
 
@@ -119,7 +118,9 @@ class Session:
         """Let quant.layers=auto choose the bits of each layer by the float model, if it is still to choose."""
         if self.quant_spec.method == "float" or not self.quant_spec.chooses_layers:
             return
-        calibration, held_out = (self.batches(images) for images in selection_images(self.dataset, self.quant_spec))
+        calibration, held_out = (
+            self.batches(images) for images in datasets.selection_images(self.dataset, self.quant_spec)
+        )
         chosen = quant.choose_layers(self.model, self.quant_spec, calibration, held_out)
         self.set_layers(self.processes.broadcast_object(chosen))
 
@@ -293,16 +294,3 @@ def worth_compiling(settings: TrainSettings, macs: int, images: int) -> bool:
     """
     asked, quantized = settings.run.compile, settings.run.epochs - float_epochs(settings)
     return quantized > 0 and (asked == "always" or (asked == "auto" and macs * images * quantized > MANY_MACS))
-
-
-def selection_images(dataset: data.Dataset, spec: quant.ResolvedQuant) -> tuple:
-    """(calibration images, held-out images) on which quant.layers=auto chooses.
-
-    Held out are as many validation images or, without any, other training images. Raises UserError if
-    quant.target_drop has none left to be measured on.
-    """
-    count = spec.calibration_images
-    held_out = data.first(dataset.val, count) if dataset.val else data.first(dataset.training, count, after=count)
-    if spec.target_drop is not None and not len(held_out):
-        raise UserError(f"quant.calibration_images: {count} leave no training images to measure quant.target_drop on")
-    return data.first(dataset.training, count), held_out

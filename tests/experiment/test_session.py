@@ -10,7 +10,8 @@ import models
 import quant
 from experiment import session
 from experiment.check import check
-from experiment.session import Session, selection_images, start_from_weights, worth_compiling
+from experiment.datasets import selection_images
+from experiment.session import Session, start_from_weights, worth_compiling
 from experiment.settings import TrainSettings
 from tests.conftest import spec
 from utils.distributed import Processes
