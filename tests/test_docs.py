@@ -8,6 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "setting/tables/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+NAMING = [path for path in DOCUMENTS if path.name != "extending.md"]
+"""Documents that name existing files only; docs/extending.md names files that its reader creates."""
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -29,7 +31,12 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(document):
         assert not heading or heading in anchors(target), link
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+# docs/extending.md names files that its reader creates; tests/test_extending.py creates them
+@pytest.mark.parametrize(
+    "document",
+    [path for path in DOCUMENTS if path.name != "extending.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
 def test_every_file_that_a_document_names_exists(document):
     folders = ("data", "models", "quant", "utils", "experiment", "setting", "tests", "benchmarks")
     for path in re.findall(rf"`((?:{'|'.join(folders)})/[\w/.]+\.(?:py|json|md))`", document.read_text()):
