@@ -191,12 +191,12 @@ MISTAKES = {
     "a file for a folder": (
         "train",
         ["run.dir={folder}/list.json"],
-        "run.dir: {folder}/list.json cannot be a folder",
+        "run.dir: {folder}/list.json is not a folder",
     ),
     "a file for a folder of latency": (
         "latency",
         ["dir={folder}/list.json"],
-        "dir: {folder}/list.json cannot be a folder",
+        "dir: {folder}/list.json is not a folder",
     ),
     "a file to export to": (
         "evaluate",

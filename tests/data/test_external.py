@@ -95,7 +95,7 @@ def test_a_checkpoint_calls_a_function_only_if_it_is_the_users(own):
     data.check_trusted("my_data:nothing", trust=False)
     data.check_trusted("os:system", trust=True)
     for name in ("os:system", "torch.hub:load", "utils.files:locked"):
-        with pytest.raises(UserError, match=rf"^the checkpoint would call {name} as its dataset; trust=true"):
+        with pytest.raises(UserError, match=rf"^the checkpoint would call {name} as its dataset; set trust=true"):
             data.check_trusted(name, trust=False)
 
 
@@ -105,7 +105,7 @@ def test_ones_own_dataset_is_trained_on_and_measured_again(tmp_path):
     training.main([*keys, *small, f"run.dir={tmp_path}", "run.name=own"])
     accuracy = json.loads((tmp_path / "own" / "summary.json").read_text())["accuracy"]
     measure = [f"checkpoint={tmp_path}/own/last.pt", 'engines=["reference"]']
-    with pytest.raises(UserError, match=rf"the checkpoint would call {SQUARES} as its dataset; trust=true"):
+    with pytest.raises(UserError, match=rf"the checkpoint would call {SQUARES} as its dataset; set trust=true"):
         evaluation.main(measure)
     evaluation.main([*measure, "trust=true"])
     assert json.loads((tmp_path / "own" / "evaluation.json").read_text())["accuracy"] == accuracy
