@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 import quant
+from quant.analysis.layer_table import float_operators, layer_summary, layer_table
 from quant.graph.views import quantizers
 from quant.methods.dorefa import GradientQuantizer
 from tests.conftest import photos, spec
@@ -80,16 +81,19 @@ def test_measuring_tells_of_every_engine():
     images = photos(4, 16)
     batches = [(images, torch.zeros(4).long())]
     prepared = calibrated(plain(3), images)
-    result, text = quant.measure(prepared, ["reference"], batches, True)
-    assert list(result["accuracy"]) == ["float", "simulated", "reference"]
-    assert result["bit_equal"] == {"reference": 100.0}
-    assert quant.layer_summary(prepared, quant.convert(prepared, "reference")) in text
-    _, text = quant.measure(prepared, [], batches, False)
-    assert text == "no engine: nothing was converted\n"
+    integer = quant.convert(prepared, "reference")
+    found = quant.measure(prepared, ["reference"], batches, True)
+    assert list(found.result["accuracy"]) == ["float", "simulated", "reference"]
+    assert found.result["bit_equal"] == {"reference": 100.0}
+    assert found.in_float == float_operators(prepared, integer)
+    assert found.layers == f"{layer_summary(prepared, integer)}\n\n{layer_table(prepared, integer)}\n"
+    found = quant.measure(prepared, [], batches, False)
+    assert list(found.result["accuracy"]) == ["simulated"]
+    assert found[1:] == ("no engine: nothing was converted", "no engine: nothing was converted\n")
     model: nn.Module = plain(3).eval()
-    result, text = quant.measure(model, ["reference"], batches, False)
-    assert list(result["accuracy"]) == ["float"]
-    assert text == "float: nothing is quantized\n"
+    found = quant.measure(model, ["reference"], batches, False)
+    assert list(found.result["accuracy"]) == ["float"]
+    assert found[1:] == ("float: nothing is quantized", "float: nothing is quantized\n")
 
 
 def test_chosen_layers_are_those_that_the_method_can_quantize(monkeypatch):

@@ -1,5 +1,7 @@
 """The reference engine's operators, and what an integer model stores and compiles."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -144,12 +146,22 @@ def test_all_packed_weights_go_into_the_program(monkeypatch):
 
 
 def test_the_engine_runs_around_every_run_of_a_model():
-    entered = []
+    entered, active = [], []
 
     class Counting(Engine):
+        @contextlib.contextmanager
         def running(self):
             entered.append(True)
-            return super().running()
+            active.append(True)
+            yield
+            active.pop()
+
+        def quantize(self, grid):
+            def run(x):
+                assert active, "outside of running()"
+                return grid.centred(x)
+
+            return run
 
     prepared, images = prepared_gated()
     model = convert(prepared, Counting())
@@ -160,6 +172,7 @@ def test_the_engine_runs_around_every_run_of_a_model():
     before = len(entered)
     program(images)
     assert len(entered) == before + 1
+    assert not active
 
 
 class Pooled(nn.Module):
