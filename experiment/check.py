@@ -28,6 +28,9 @@ def check(settings: TrainSettings, name: str) -> TrainSettings:
             f"optim.name: {o.name} adds its noise from where quantized training begins, and {q.method} has none; "
             f"take {o.name[1:]}"
         )
+    if o.learned_lr != type(o).model_fields["learned_lr"].default and not quant.METHODS[q.method].learns:
+        learners = ", ".join(name for name, row in quant.METHODS.items() if row.learns)
+        raise UserError(f"optim.learned_lr: quantizers of {q.method} learn nothing; those of {learners} do")
     if o.average and r.epochs == 0:
         raise UserError("optim.average: run.epochs=0 trains nothing")
     if q.method != "float":

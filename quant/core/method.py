@@ -42,6 +42,8 @@ class Method(Generic[Options]):
     """(options) -> the strength of oscillation dampening (quant/qat/oscillation_dampening.py); 0: none."""
     rescales: Callable[[ResolvedQuant[Options]], bool] = lambda spec: False
     """(spec) -> whether its weights are on another scale than the float model's, which batch norm has to learn."""
+    learns: bool = False
+    """Whether its quantizers have parameters that the optimizer trains."""
     check: Callable[[ResolvedQuant[Options]], None] = lambda spec: None
     """Raises UserError for a combination of keys that the method cannot do."""
 

@@ -128,4 +128,5 @@ METHOD = Method(
     weight_bits=range(2, 9),
     act_bits=range(2, 9),
     dampening=lambda options: options.oscillation_dampening,
+    learns=True,
 )

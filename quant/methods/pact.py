@@ -109,5 +109,6 @@ METHOD = Method(
     weight_bits=range(2, 9),
     act_bits=range(2, 9),
     rescales=lambda spec: spec.options.weights == "dorefa" and spec.weight_bits != 32,
+    learns=True,
     check=check,
 )

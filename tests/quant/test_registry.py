@@ -6,6 +6,7 @@ import quant
 from quant.core.method import FLOAT
 from quant.engines.base import Engine
 from quant.registry import ENGINES, METHODS, SECTIONS, engine
+from tests.conftest import spec
 from utils.errors import UserError
 
 
@@ -46,3 +47,11 @@ def test_an_engine_that_is_not_here_is_refused_with_those_that_are(monkeypatch):
     with pytest.raises(UserError, match=r"^quant\.engine: absent is on the moon \(here: reference, ") as caught:
         engine("absent")
     assert "absent," not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "float"])
+def test_a_method_says_whether_its_quantizers_learn(name):
+    resolved = spec(method=name, weight_bits=4, act_bits=4)
+    row = METHODS[name]
+    made = (row.weight(resolved, 4, (8, 3, 3, 3)), row.activation(resolved, 4, False))
+    assert any([*quantizer.parameters()] for quantizer in made) == row.learns
