@@ -32,9 +32,9 @@ def test_name_engines_and_the_quant_section_are_filled_in():
         ({"quant": {"engine": "fbgem"}}, "quant.engine: unknown 'fbgem'"),
         ({"optim": {"milestones": [0.5]}}, "optim.milestones is read by schedule step; optim.schedule is cosine"),
         ({"quant": {"method": "lsq", "calibration_images": 9}}, "quant.calibration_images: lsq finds its ranges"),
-        (
+        ({"quant": {"method": "ptq"}, "optim": {"learned_lr": 0.1}}, "optim.learned_lr: quantizers of ptq"),
             {"quant": {"method": "ptq"}, "optim": {"learned_lr": 0.1}},
-            "optim.learned_lr: quantizers of ptq learn nothing",
+            "optim.learned_lr: quantizers of ptq",
         ),
         ({"data": {"name": "no_such:thing"}}, "data.name: cannot import no_such"),
         ({"quant": {"method": "ptq"}, "optim": {"name": "qsgd"}}, "optim.name: qsgd adds its noise"),
