@@ -78,6 +78,7 @@ def test_two_tensors_or_a_tensor_and_a_number():
         "three": lambda x, y: torch.where(x, y, 1.0),
         "text": lambda x, y: operator.getitem(x, "floor"),
         "more than one number": lambda x, y: torch.clamp(x, 1.0, 2.0),
+        "a number and nothing": lambda x, y: torch.clamp(x, 1.0, None),
     }
     views = {name: call(function) for name, function in calls.items()}
     assert [name for name, view in views.items() if has_two_tensors(view)] == ["two tensors"]

@@ -1,6 +1,7 @@
 """prepare: the same parameters under the same names, and values close to the float net's, whatever the graph."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import quant
+from quant.graph.prepare import prepare
 from quant.graph.quant_layers import QuantLayer
+from quant.graph.views import layers
 from tests.conftest import photos, spec
 from tests.helpers import FORMS, build, converts_exactly, simulated_against_float, structure
-from tests.nets import Dense, Hooked, InPlace, NormTwice, PreActivation, ReluHead, SharedFunctions, Tokens
+from tests.nets import Dense, Hooked, InPlace, NormTwice, PreActivation, ReluHead, Residual, SharedFunctions, Tokens
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
@@ -102,3 +105,26 @@ def test_modules_and_buffers_keep_their_names():
         expected = net(images)
     model = converts_exactly(net, images)
     assert torch.allclose(model(images), expected, atol=0.05 * float(expected.abs().max()))
+
+
+def test_inputs_of_hidden_layers_come_from_the_methods_activation_and_all_else_from_residual():
+    asked = {"activation": [], "residual": []}
+
+    def recording(kind: str):
+        make = getattr(quant.METHODS["ptq"], kind)
+
+        def quantizer(settings, bits, signed):
+            asked[kind].append((bits, signed))
+            return make(settings, bits, signed)
+
+        return quantizer
+
+    method = replace(quant.METHODS["ptq"], **{kind: recording(kind) for kind in asked})
+    settings = spec(method="ptq", act_bits=4, residual_bits=6)
+    prepared = prepare(Residual(3).eval(), settings, method)
+    assert set(asked["activation"]) == {(4, False)}
+    assert asked["residual"].count((8, True)) == 1, "the image"
+    assert (4, False) not in asked["residual"]
+    hidden = layers(prepared)["second.0"].source
+    assert hidden is not None
+    assert hidden.bits == 4

@@ -181,3 +181,21 @@ def test_a_method_of_the_name_of_a_layer_is_not_a_call_of_it():
 
     graph = TypedGraph(fx.symbolic_trace(Net()))
     assert [graph.roles[n] for n in graph.nodes] == ["image", "layer", "average", "output"]
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "expected"),
+    [
+        (F.hardswish, False, True),
+        (F.silu, False, True),
+        (lambda x: torch.tanh(x), False, True),
+        (lambda x: torch.sigmoid(x), True, False),
+        (lambda x: x - 0.5, False, True),
+        (lambda x: x + 0.5, False, True),
+        (lambda x: F.max_pool2d(x, 2), False, False),
+    ],
+)
+def test_whether_a_function_can_be_negative(function, given, expected):
+    """Unless its row says otherwise it can, whatever it reads."""
+    graph = TypedGraph(fx.symbolic_trace(function))
+    assert graph.signed(graph.nodes[1], [given]) is expected

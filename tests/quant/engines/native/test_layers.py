@@ -198,3 +198,34 @@ def test_weights_that_do_not_depend_on_the_shape_are_packed_once():
     for length in (1, 2, 1):
         operator(torch.zeros(length))
     assert shapes == [torch.Size([1])]
+
+
+WEIGHTS = {
+    "dense": ((16, 8, 3, 3), 1),
+    "grouped": ((16, 4, 3, 3), 2),
+    "depthwise": ((8, 1, 3, 3), 8),
+    "linear": ((16, 24), 0),
+}
+
+
+@pytest.mark.parametrize("engine", [name for name in KERNELS if name != "reference"])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bounds", ["all", "relu", "relu at zero", "between"])
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_every_kernel_that_may_run_a_layer_computes_it(kind, bounds, bits, engine):
+    """Also those behind the first: one that is wrong would be skipped in silence. Weights of 63 saturate nowhere."""
+    shape, groups = WEIGHTS[kind]
+    most, zero = 2**bits - 1, 0 if bounds == "relu at zero" else 2 ** (bits - 2)
+    geometry = Geometry((1, 1), (1, 1), (1, 1), groups) if groups else Geometry()
+    weight, x, y = torch.randint(-63, 64, shape).float(), grid(0.02, 5, bits), grid(1.0, zero, bits)
+    spread = 63 * most / 3 * weight[0].numel() ** 0.5
+    scale = (0.5 + torch.rand(shape[0])) * most / spread / 0.02
+    lo, hi = {"all": (0, most), "between": (zero - 1, most - 2)}.get(bounds, (zero, most))
+    given = geometry, weight, scale, (torch.randn(shape[0]) * spread / 4).round(), x
+    n = torch.randint(-5, most - 4, (4, shape[1] * max(groups, 1), 9, 9) if groups else (64, shape[1])).float()
+    n = n.contiguous(memory_format=torch.channels_last) if groups else n
+    backend = quant.engine(engine)
+    for layer in (IntegerLayer(*given, y, lo, hi), IntegerLayer(*given, None, 0, 0)):
+        for kernel in backend.kernels(layer):
+            found = layer_difference(backend, layer, backend.layer(layer, kernel), n)
+            assert found.counts_as_exact(), f"{kernel}: {found}"
