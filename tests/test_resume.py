@@ -345,6 +345,7 @@ def test_a_checkpoint_without_its_training_is_refused_in_a_line(saved, interrupt
 def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
     first = start(tmp_path, "run.epochs=50")
     wait_for(tmp_path / "run" / "last.pt", first)
+    first.send_signal(signal.SIGSTOP)  # it need not train on to be there
     second = start(tmp_path, "run.epochs=50")
     _, said = second.communicate()
     first.kill()

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them: a process each, on real digits."""
+"""The scripts as a user runs them, on real digits: each in a process once, else their main functions in this one."""
 
 import csv
 import json
@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from experiment.checkpoints import rebuild
 
+import data
 import models
 import quant
 from experiment import evaluation, latency, training
@@ -85,32 +87,29 @@ def test_a_run_leaves_its_files(trained):
     assert "Traceback" not in out
 
 
+def logits_of(file: str) -> dict[str, torch.Tensor]:
+    """On all test digits, by engine."""
+    model, state, _ = rebuild(file, lambda name: None)
+    digits = data.DATASETS["digits"].load(16, None)
+    x, _ = next(iter(data.batches(digits.test, 360, state["mean"], state["std"], 16)))
+    return {name: quant.convert(model.eval(), name)(x) for name, make in quant.ENGINES.items() if make().available()}
+
+
 def test_a_checkpoint_in_a_new_process_gives_bit_identical_logits(trained, tmp_path):
-    """Two processes rebuild the integer models from the file; all logits are the same bits."""
+    """Another process and this one rebuild the integer models from the file; all logits are the same bits."""
     program = (
-        "import sys, torch, data, models, quant\n"
-        "from experiment.rebuild import rebuild\n"
-        "model, state, _ = rebuild(sys.argv[1], lambda name: None)\n"
-        "d = data.DATASETS['digits'].load(16, None)\n"
-        "x, _ = next(iter(data.batches(d.test, 360, state['mean'], state['std'], 16)))\n"
-        "found = {n: quant.convert(model.eval(), n)(x) for n, make in quant.ENGINES.items() if make().available()}\n"
-        "torch.save(found, sys.argv[2])\n"
+        "import sys, torch\nfrom tests.test_scripts import logits_of\ntorch.save(logits_of(sys.argv[1]), sys.argv[2])\n"
     )
-    logits = []
-    for i in range(2):
-        out = tmp_path / f"{i}.pt"
-        done = subprocess.run(
-            [sys.executable, "-c", program, str(trained[0] / "last.pt"), str(out)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        logits.append(torch.load(out, weights_only=True))
-    assert len(logits[0]) >= 2
-    for name, first in logits[0].items():
-        assert torch.equal(first, logits[1][name]), name
+    file, out = str(trained[0] / "last.pt"), str(tmp_path / "logits.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", program, file, out], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    there, here = torch.load(out, weights_only=True), logits_of(file)
+    assert len(here) >= 2
+    assert there.keys() == here.keys()
+    for name, value in here.items():
+        assert torch.equal(value, there[name]), name
 
 
 def test_evaluate_gives_the_numbers_of_the_run(trained, tmp_path):
@@ -145,27 +144,25 @@ def test_a_mobilenet_v3_is_the_same_net_in_a_new_process(tmp_path):
     assert set(evaluation["bit_equal"].values()) == {100.0}
 
 
-def test_evaluate_writes_an_onnx_file(trained, tmp_path):
+def test_evaluate_writes_an_onnx_file(trained, tmp_path, capsys):
     pytest.importorskip("onnxscript")
     onnx = pytest.importorskip("onnx")
     file = tmp_path / "new" / "model.onnx"
     arguments = [f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]']
-    done = run("evaluate.py", *arguments, f"export={file}")
-    assert done.returncode == 0, done.stderr
-    assert "images [N, 3, 16, 16] -> logits" in done.stdout
+    evaluation.main([*arguments, f"export={file}"])
+    assert "images [N, 3, 16, 16] -> logits" in capsys.readouterr().out
     info = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
     assert json.loads(info["classes"]) == [str(i) for i in range(10)]
     assert len(json.loads(info["mean"])) == len(json.loads(info["std"])) == 3
 
 
-def test_evaluate_says_where_it_hurts(trained, tmp_path):
+def test_evaluate_says_where_it_hurts(trained, tmp_path, capsys):
     arguments = [f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]']
-    done = run("evaluate.py", *arguments, "sensitivity=true")
-    assert done.returncode == 0, done.stderr
+    evaluation.main([*arguments, "sensitivity=true"])
     rows = list(csv.DictReader((tmp_path / "sensitivity.csv").read_text().splitlines()))
     assert len(rows) == 20
     assert [float(row["harm"]) for row in rows] == sorted((float(row["harm"]) for row in rows), reverse=True)
-    assert re.search(rf"^{rows[0]['layer']} +8 +8 ", done.stdout, re.MULTILINE)
+    assert re.search(rf"^{rows[0]['layer']} +8 +8 ", capsys.readouterr().out, re.MULTILINE)
     assert (tmp_path / "sensitivity.png").stat().st_size > 10_000
 
 
@@ -175,29 +172,26 @@ def test_where_it_hurts_cannot_be_said_of_a_net_that_is_none_without_its_quantiz
         evaluation.main([f"checkpoint={tmp_path / 'train' / 'last.pt'}", "sensitivity=true"])
 
 
-def test_evaluate_writes_a_file_as_small_as_its_bits(trained, tmp_path):
+def test_evaluate_writes_a_file_as_small_as_its_bits(trained, tmp_path, capsys):
     file = tmp_path / "new" / "model.npz"
     arguments = [f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]']
-    done = run("evaluate.py", *arguments, f"export={file}")
-    assert done.returncode == 0, done.stderr
-    assert f"{file} (0." in done.stdout
-    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
-    assert f"packed at its own bit-widths: {evaluation['size_mb_at_bits']:.3f} MB" in done.stdout
-    assert 0.7 < file.stat().st_size / 1e6 / evaluation["size_mb_at_bits"] < 1.1, "what zip saves, and a graph"
+    evaluation.main([*arguments, f"export={file}"])
+    out = capsys.readouterr().out
+    assert f"{file} (0." in out
+    size_mb = json.loads((tmp_path / "evaluation.json").read_text())["size_mb_at_bits"]
+    assert f"packed at its own bit-widths: {size_mb:.3f} MB" in out
+    assert 0.7 < file.stat().st_size / 1e6 / size_mb < 1.1, "what zip saves, and a graph"
     read = quant.load_packed(str(file))
     assert read.info["classes"] == [str(i) for i in range(10)]
     assert read(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
 
 
-def test_evaluate_on_other_images(trained, tmp_path):
-    done = run(
-        "evaluate.py", f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.limit=50", 'engines=["x86"]'
-    )
-    assert done.returncode == 0, done.stderr
-    assert "50 test images" in done.stdout
-    done = run("evaluate.py", f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}", "data.name=fake")
-    assert done.returncode == 2
-    assert "the checkpoint was trained on" in done.stderr
+def test_evaluate_on_other_images(trained, tmp_path, capsys):
+    arguments = [f"checkpoint={trained[0] / 'last.pt'}", f"output={tmp_path}"]
+    evaluation.main([*arguments, "data.limit=50", 'engines=["x86"]'])
+    assert "50 test images" in capsys.readouterr().out
+    with pytest.raises(UserError, match="the checkpoint was trained on"):
+        evaluation.main([*arguments, "data.name=fake"])
 
 
 EXTRA = {
@@ -218,11 +212,10 @@ def test_every_other_method_trains_and_its_checkpoint_gives_the_same_again(metho
     assert json.loads((tmp_path / "train" / "evaluation.json").read_text())["accuracy"] == accuracy
 
 
-def test_ptq_of_a_checkpoint(trained, tmp_path):
+def test_ptq_of_a_checkpoint(trained, tmp_path, capsys):
     weights = trained[0] / "last.pt"
-    done = run("train.py", *TINY, f"run.dir={tmp_path}", f"model.weights={weights}", "quant.method=ptq", "run.epochs=0")
-    assert done.returncode == 0, done.stderr
-    assert "float" in done.stdout
+    training.main([*TINY, f"run.dir={tmp_path}", f"model.weights={weights}", "quant.method=ptq", "run.epochs=0"])
+    assert "float" in capsys.readouterr().out
     accuracy = json.loads((tmp_path / "train" / "summary.json").read_text())["accuracy"]
     assert set(accuracy) == {"float", "simulated", "reference", "fbgemm"}
     found, source = (tensor_file.load(str(path))["model"] for path in (tmp_path / "train" / "last.pt", weights))
@@ -270,9 +263,11 @@ def test_a_net_learns_from_a_teacher_and_from_a_net_of_more_bits(trained, tmp_pa
 
 
 def test_same_seed_same_weights(tmp_path):
-    for name in ("a", "b"):
-        done = run("train.py", *TINY, f"run.dir={tmp_path}", f"run.name={name}", "data.limit=128", "run.engines=[]")
-        assert done.returncode == 0, done.stderr
+    """In a process of its own and in this one."""
+    command = [*TINY, f"run.dir={tmp_path}", "data.limit=128", "run.engines=[]"]
+    done = run("train.py", *command, "run.name=a")
+    assert done.returncode == 0, done.stderr
+    training.main([*command, "run.name=b"])
     a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True)["model"] for name in ("a", "b"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 

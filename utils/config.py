@@ -6,6 +6,7 @@ reports a mistake in one line: file, key, what is wrong, the nearest right thing
 
 import argparse
 import contextlib
+import functools
 import json
 import re
 import sys
@@ -123,9 +124,14 @@ def validate(kind: type[S], values: dict, source: str, overridden: Collection[st
 
 def validate_section(section: str, kinds: Variants, values: dict, source: str = "") -> Any:
     """The values of a single section as one of its kinds."""
+    return getattr(validate(_holder(section, kinds), {section: values}, source), section)
+
+
+@functools.cache
+def _holder(section: str, kinds: Variants) -> type[Section]:
+    """A setting of this section alone."""
     keys: dict[str, Any] = {section: (Annotated[Section, kinds], ...)}
-    holder = create_model("Holder", __base__=Section, __cls_kwargs__=NO_SOURCE, **keys)
-    return getattr(validate(holder, {section: values}, source), section)
+    return create_model("Holder", __base__=Section, __cls_kwargs__=NO_SOURCE, **keys)
 
 
 def vary(settings: S, changes: dict[str, Any], source: str) -> S:

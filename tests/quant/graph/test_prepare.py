@@ -1,6 +1,7 @@
 """prepare: the same parameters under the same names, and values close to the float net's, whatever the graph."""
 
 import copy
+import functools
 from dataclasses import replace
 
 import pytest
@@ -17,23 +18,28 @@ from tests.helpers import FORMS, build, converts_exactly, simulated_against_floa
 from tests.nets import Dense, Hooked, InPlace, NormTwice, PreActivation, ReluHead, Residual, SharedFunctions, Tokens
 
 
+@functools.cache
+def prepared_structure(name: str, form: str):
+    """(a net's parameters, and all of its state, before it is prepared; the net prepared), on the meta device."""
+    model = structure(name, form)
+    before, state = dict(model.named_parameters()), model.state_dict()
+    return before, state, quant.prepare(model, spec(method="statassist"))
+
+
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_parameters_stay_the_same_objects_under_the_same_names(name, form):
-    model = structure(name, form)
-    before = dict(model.named_parameters())
-    buffers = set(dict(model.named_buffers()))
-    prepared = quant.prepare(model, spec(method="statassist"))
+    before, state, prepared = prepared_structure(name, form)
     after = dict(prepared.named_parameters())
     assert before.keys() == after.keys()
     assert all(after[key] is value for key, value in before.items())
-    assert buffers <= set(dict(prepared.named_buffers())), "batch-norm statistics keep their names"
-    missing = prepared.load_state_dict(structure(name, form).state_dict(), strict=False)
+    assert state.keys() - before.keys() <= set(dict(prepared.named_buffers())), "batch-norm statistics keep their names"
+    missing = prepared.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys
 
 
 @pytest.mark.parametrize(("name", "form"), FORMS)
 def test_every_layer_is_an_integer_layer(name, form):
-    prepared = quant.prepare(structure(name, form), spec(method="statassist"))
+    *_, prepared = prepared_structure(name, form)
     floats = [n for n, m in prepared.named_modules() if type(m) in (nn.Conv2d, nn.Linear)]
     assert floats == []
     layers = [m for m in prepared.modules() if isinstance(m, QuantLayer)]

@@ -1,5 +1,6 @@
 """Integer layers of every shape on every engine: exact at full range."""
 
+import functools
 import os
 
 import pytest
@@ -45,12 +46,9 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("engine", KERNELS)
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolution(engine, bits, bias, name):
-    """conv -> conv + BN + ReLU -> conv, so that the middle one reads `bits` and writes `bits`."""
+@functools.lru_cache(maxsize=2)  # engines come after each other
+def prepared_convolution(bits: int, bias: bool, name: str):
+    """conv -> conv + BN + ReLU -> conv, so that the middle one reads `bits` and writes `bits`; and images."""
     c_in, c_out, kernel, stride, groups = CONVOLUTIONS[name]
     module = nn.Sequential(
         nn.Conv2d(3, c_in, 1),
@@ -62,14 +60,21 @@ def test_convolution(engine, bits, bias, name):
         nn.Flatten(),
         nn.Linear(8 * (10 // stride) ** 2, 5),
     )
-    prepared, images = prepared_with(module, bits, (3, 10, 10))
-    assert_layerwise_exact(prepared, engine, images)
+    return prepared_with(module, bits, (3, 10, 10))
 
 
 @pytest.mark.parametrize("engine", KERNELS)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_no_convolution_saturates(engine, name):
-    """The kernel that conversion picks is exact with weights of +-127 and inputs of 0..255."""
+def test_convolution(engine, bits, bias, name):
+    prepared, images = prepared_convolution(bits, bias, name)
+    assert_layerwise_exact(prepared, engine, images)
+
+
+@functools.lru_cache(maxsize=2)
+def full_range_convolution(name: str) -> tuple[IntegerLayer, torch.Tensor]:
+    """The integer layer of a convolution with weights up to +-127, and inputs of 0..255."""
     c_in, c_out, kernel, stride, groups = CONVOLUTIONS[name]
     module = nn.Sequential(
         nn.Conv2d(3, c_in, 1), nn.ReLU(), nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups), nn.ReLU()
@@ -77,9 +82,17 @@ def test_no_convolution_saturates(engine, name):
     module.append(nn.Conv2d(c_out, 8, 1))
     prepared, _ = prepared_with(module, 8, (3, 10, 10))
     layer = with_full_range_weights(quant.convert(prepared, "reference").layers["2"].layer, 127)
-    chosen, operator, _ = choose_kernel(quant.engine(engine), layer)
     n = torch.randint(0, 256, (32, c_in, 10, 10)).float() - float(layer.x.zero_point)
-    found = layer_difference(quant.engine(engine), layer, operator, n.contiguous(memory_format=torch.channels_last))
+    return layer, n.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("engine", KERNELS)
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_no_convolution_saturates(engine, name):
+    """The kernel that conversion picks is exact with weights of +-127 and inputs of 0..255."""
+    layer, n = full_range_convolution(name)
+    chosen, operator, _ = choose_kernel(quant.engine(engine), layer)
+    found = layer_difference(quant.engine(engine), layer, operator, n)
     assert found.counts_as_exact(), f"{chosen}: {found}"
 
 

@@ -1,5 +1,7 @@
 """Operators without weights on every engine, for every integer of their grids and in nets."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,10 +87,15 @@ class Residual(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+@functools.lru_cache(maxsize=2)  # engines come after each other
+def prepared_net(net: type[nn.Module], bits: int, size: int):
+    return prepared_with(net(), bits, (3, size, size))
+
+
 @pytest.mark.parametrize("engine", KERNELS)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_additions_pools_and_linear(engine, bits):
-    prepared, images = prepared_with(Residual(), bits, (3, 16, 16))
+    prepared, images = prepared_net(Residual, bits, 16)
     model = assert_layerwise_exact(prepared, engine, images)
     assert sum(name.startswith("operators.add") for name in model.operators) == 3
     assert len(model.layers) == 4
@@ -128,7 +135,7 @@ class Shuffle(nn.Module):
 @pytest.mark.parametrize("engine", KERNELS)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_split_concatenate_shuffle(engine, bits):
-    prepared, images = prepared_with(Shuffle(), bits, (3, 10, 10))
+    prepared, images = prepared_net(Shuffle, bits, 10)
     model = assert_layerwise_exact(prepared, engine, images)
     assert len(model.layers) == 4
 
