@@ -174,3 +174,13 @@ def test_what_meets_in_concatenations_shares_a_quantizer():
         p.data.mul_(2)
     prepared.train()(images)
     assert not torch.equal(*(float_range(m.get_submodule("quantizers.cat_1")) for m in (prepared, twin)))
+
+
+def test_a_pool_shares_nothing():
+    """The quantizer of what it reads stays that of the layer."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 5, 1), nn.Flatten(), nn.Linear(5, 3)
+    )
+    found = quant.quantizers(quant.prepare(net.eval(), spec(method="ptq")))
+    names = ["0.output", "0.weight_quantizer", "3.output", "3.weight_quantizer", "5.weight_quantizer"]
+    assert sorted(found) == [*names, "quantizers.input_1"]
