@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from experiment.checkpoints import rebuild
 
 import data
 import models
 import quant
 from experiment import evaluation, latency, training
+from experiment.rebuild import rebuild
 from quant.core import kernels
 from quant.methods import gradboost
 from utils.errors import UserError
