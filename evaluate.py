@@ -8,12 +8,8 @@ python evaluate.py checkpoint=runs/train/last.pt export=model.onnx   # as an ONN
 python evaluate.py checkpoint=runs/train/last.pt export=model.npz    # as small as its bits
 """
 
-import functools
-
-from experiment.evaluation import main
-from utils import memory
-from utils.errors import run
+from experiment import evaluation
+from experiment.cli import start
 
 if __name__ == "__main__":
-    memory.keep_freed()
-    run(functools.partial(main, description=__doc__))
+    start(evaluation.main, __doc__)

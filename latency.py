@@ -6,12 +6,8 @@ python latency.py 'models=["torchvision:resnet50"]' threads=1
 python latency.py 'models=["runs/train"]' 'engines=["fbgemm","x86","onednn"]'
 """
 
-import functools
-
-from experiment.latency import main
-from utils import memory
-from utils.errors import run
+from experiment import latency
+from experiment.cli import start
 
 if __name__ == "__main__":
-    memory.keep_freed()
-    run(functools.partial(main, description=__doc__))
+    start(latency.main, __doc__)

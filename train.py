@@ -5,12 +5,8 @@ python train.py -c setting/cifar10_jpeg_resnet20.json run.epochs=2 data.limit=50
 python train.py --list models
 """
 
-import functools
-
-from experiment.training import main
-from utils import memory
-from utils.errors import run
+from experiment import training
+from experiment.cli import start
 
 if __name__ == "__main__":
-    memory.keep_freed()
-    run(functools.partial(main, description=__doc__))
+    start(training.main, __doc__)

@@ -1,15 +1,22 @@
 """The command line that all scripts share: parse, --list, load the settings, check them, --print-config, run."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from experiment.registries import TABLES
-from utils import config
-from utils.errors import UserError
+from utils import config, memory
+from utils.errors import UserError, run
 from utils.sections import Section
 
 S = TypeVar("S", bound=Section)
+
+
+def start(command: Callable[..., None], description: str | None) -> None:
+    """Run a script: command(arguments, description) with the process's arguments, its errors as one-line messages."""
+    memory.keep_freed()
+    run(functools.partial(command, description=description))
 
 
 @dataclass(frozen=True)

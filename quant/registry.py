@@ -29,7 +29,7 @@ SECTIONS = variants("method", QuantSettings, {name: row.options for name, row in
 
 def _native(name: str) -> Callable[[], Engine]:
     def make() -> Engine:
-        from quant.engines.native import NativeEngine
+        from quant.engines.native import NativeEngine  # here: a torch without quantized tensors has the other engines
 
         return NativeEngine(name)
 
