@@ -10,6 +10,7 @@ import quant
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.grid import Grid
 from quant.core.integer_operator import add, average, function, integer_operator, mul
+from quant.graph.op_table import OPERATORS
 from tests.helpers import grid, prepared_with
 
 
@@ -95,3 +96,34 @@ def test_an_average_may_be_float():
     assert torch.equal(op(n), x.value(n.mean((2, 3))))
     with pytest.raises(ValueError, match="mean: an operator whose output is float has no output grid"):
         _ = op.output_grid
+
+
+ROWS = [name for name, row in OPERATORS.items() if row.role in ("binary", "function")]
+"""Registered means tested: each row's arithmetic against its function in float."""
+
+
+def arguments_of(name: str, first: torch.Tensor) -> tuple[list[torch.Tensor], list[float]]:
+    """(tensors, numbers) that a row's function reads: a second tensor for two, one half for a scalar."""
+    tensors = [first, first.flip(0)] if OPERATORS[name].role == "binary" else [first]
+    return tensors, [0.5] if name.endswith("_scalar") else []
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_rows_integers_are_within_half_a_step_of_its_function(name):
+    row, x = OPERATORS[name], grid(0.05, 120)
+    tensors, numbers = arguments_of(name, (torch.arange(256.0) - 120)[torch.randperm(256)])
+    exact = row.function(*map(x.value, tensors), *numbers)
+    low, high = min(float(exact.min()), 0.0), max(float(exact.max()), 0.1)
+    y = grid((high - low) / 250, round(-low / (high - low) * 250))
+    op = integer_operator(name, row.arithmetic, lambda *v: row.function(*v, *numbers), (x,) * len(tensors), y, IDENTITY)
+    found = y.value(op(*(n.clone() for n in tensors)))
+    assert (found - exact).abs().max() <= 0.51 * y.scale
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_says_whether_its_result_can_be_negative(name):
+    """From inputs that are not negative: an operator of two tensors; from any: a function."""
+    row, x = OPERATORS[name], 6 * torch.rand(4096)
+    tensors, numbers = arguments_of(name, x if row.role == "binary" else x - 3)
+    result = row.function(*tensors, *numbers)
+    assert row.signed([False, False]) or result.min() >= 0

@@ -84,7 +84,7 @@ OPERATORS = {
     "float": [
         nn.Softmax(1), nn.LayerNorm(4), nn.ConvTranspose2d(4, 4, 2), nn.BatchNorm2d(4, track_running_stats=False),
         nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        lambda x: x - x, lambda x: x / x, lambda x: torch.add(x, x, alpha=2), lambda x: x.mean(1), lambda x: x.mean(),
+        lambda x: x @ x, lambda x: x / x, lambda x: torch.add(x, x, alpha=2), lambda x: x.mean(1), lambda x: x.mean(),
         lambda x: F.pad(x, (1, 1), value=1.0), lambda x: F.pad(x, (1, 1), "reflect"), lambda x: x.clamp(x, 2 * x),
         lambda x: x.max(1)[0], lambda x: torch.exp(x), lambda x: x.sort()[0], lambda x: x.mean([2, x.dim() - 1]),
     ],
