@@ -5,7 +5,7 @@ import models
 import quant
 from experiment.settings import ModelSettings, TrainSettings, resolved
 from utils import device
-from utils.errors import UserError
+from utils.errors import UserError, choose
 from utils.runs import checkpoint
 from utils.runs.log import check_tensorboard
 from utils.training import optim
@@ -28,21 +28,40 @@ def check(settings: TrainSettings, name: str) -> TrainSettings:
             f"optim.name: {o.name} adds its noise from where quantized training begins, and {q.method} has none; "
             f"take {o.name[1:]}"
         )
-    if o.learned_lr != type(o).model_fields["learned_lr"].default and not quant.METHODS[q.method].learns:
-        learners = ", ".join(name for name, row in quant.METHODS.items() if row.learns)
-        raise UserError(f"optim.learned_lr: quantizers of {q.method} learn nothing; those of {learners} do")
+    if o.learned_lr != type(o).model_fields["learned_lr"].default:
+        check_learns(q, r.epochs)
     if o.average and r.epochs == 0:
         raise UserError("optim.average: run.epochs=0 trains nothing")
-    if q.method != "float":
-        check_engines(settings.engines, "quant.engine" if r.engines is None else "run.engines")
+    check_engines(settings.engines, "quant.engine" if r.engines is None else "run.engines", run=q.method != "float")
     run_settings = r.model_copy(update={"name": name, "engines": settings.engines})
     return settings.model_copy(update={"run": run_settings})
 
 
-def check_engines(names: list[str], key: str) -> None:
-    """Raise UserError, under this key, for an engine that does not exist or cannot run here."""
+def check_learns(q: quant.ResolvedQuant, epochs: int) -> None:
+    """Raise UserError, for optim.learned_lr, if a run of `epochs` epochs trains no parameter of a quantizer."""
+    if not quant.METHODS[q.method].learns:
+        learners = ", ".join(name for name, row in quant.METHODS.items() if row.learns)
+        raise UserError(f"optim.learned_lr: quantizers of {q.method} learn nothing; those of {learners} do")
+    if not q.quantizes or quant.ends_in_float(q, epochs):
+        raise UserError("optim.learned_lr: no quantizer is trained here")
+
+
+def check_engines(names: list[str], key: str, run: bool = True) -> None:
+    """Raise UserError, under this key, for an engine that does not exist or, if it is to run, cannot run here."""
     for name in names:
-        quant.engine(name, key)
+        choose(quant.ENGINES, name, key)
+        if run:
+            quant.engine(name, key)
+
+
+def notices(q: quant.ResolvedQuant) -> list[str]:
+    """What a run says of its quant section when it starts, one line each."""
+    unread = quant.unread_by_float(q)
+    if unread:
+        return [f"quant.method=float reads none of {', '.join(f'quant.{key}' for key in unread)}"]
+    if q.method != "float" and q.reduce_range:
+        return ["weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)"]
+    return []
 
 
 def check_model(asked: ModelSettings, image_size: int, spec: quant.ResolvedQuant) -> None:

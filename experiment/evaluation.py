@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 from torch import fx
 
@@ -15,6 +16,7 @@ from experiment.report import sensitivity_table
 from experiment.report.accuracy_table import accuracy_table
 from experiment.settings import EvaluateSettings, TrainSettings
 from utils import files
+from utils.config import blame
 from utils.errors import UserError
 from utils.runs import tensor_file
 
@@ -30,20 +32,32 @@ def main(arguments: list[str], description: str | None = __doc__) -> None:
 def plan(settings: EvaluateSettings, setting_file: str) -> cli.Job:
     """The evaluation that the settings describe. Raises UserError for what can be refused without the checkpoint."""
     check_engines(settings.engines, "engines")
+    check_overrides(settings.data)
     tensor_file.check_exists(settings.checkpoint)
     if settings.export and Path(settings.export).suffix == ".onnx":
         quant.check_onnx("export")
-    return cli.Job(settings, functools.partial(evaluate, settings))
+    return cli.Job(settings, functools.partial(evaluate, settings, setting_file))
 
 
-def evaluate(settings: EvaluateSettings) -> None:
-    """Measure the checkpoint; write evaluation.json and, if asked for, sensitivity.csv and the integer model."""
+def check_overrides(values: dict[str, Any]) -> None:
+    """Raise UserError for keys of the data section that change no test image."""
+    for key in ("batch_size", "augment", "val_fraction"):
+        if key in values:
+            raise UserError(f"data.{key}: read in training alone; it changes no test image")
+
+
+def evaluate(settings: EvaluateSettings, source: str) -> None:
+    """Measure the checkpoint; write evaluation.json and, if asked for, sensitivity.csv and the integer model.
+
+    source: what mistakes in settings.data are reported as mistakes of.
+    """
     check_trusted = functools.partial(models.check_trusted, trust=settings.trust)
     model, state, trained = rebuild(settings.checkpoint, check_trusted)
     check_possible(settings, trained, state["prepared"])
     if "name" not in settings.data:
         data.check_trusted(trained.data.name, settings.trust)
-    d = data.with_overrides(trained.data, settings.data)
+    with blame(source):
+        d = data.with_overrides(trained.data, settings.data)
     models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     target = prepare_target(Path(settings.export)) if settings.export else None

@@ -9,7 +9,7 @@ from torch import nn
 import data
 import models
 import quant
-from experiment import datasets, results
+from experiment import check, datasets, results
 from experiment.run_folder import write_settings
 from experiment.settings import TrainSettings
 from experiment.teacher import load_teacher
@@ -100,8 +100,8 @@ class Session:
         self.size = {"params": params, "macs": macs}
         images = len(self.dataset.training)
         say(f"{asked.name}: {params:,} parameters, {macs:,} MACs; {images:,} training images, {self.processes}")
-        if self.quant_spec.method != "float" and self.quant_spec.reduce_range:
-            say("weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)")
+        for notice in check.notices(self.quant_spec):
+            say(notice)
 
     def restore_chosen_layers(self) -> None:
         """Restore the layer bits that quant.layers=auto chose before an interruption.
@@ -116,7 +116,7 @@ class Session:
 
     def choose_layers(self) -> None:
         """Let quant.layers=auto choose the bits of each layer by the float model, if it is still to choose."""
-        if self.quant_spec.method == "float" or not self.quant_spec.chooses_layers:
+        if not self.quant_spec.chooses_layers:
             return
         calibration, held_out = (
             self.batches(images) for images in datasets.selection_images(self.dataset, self.quant_spec)

@@ -17,7 +17,7 @@ from experiment.report.sweep_table import SEED, Row, write_tables
 from experiment.run_folder import run_folder
 from experiment.settings import TrainSettings
 from utils import files
-from utils.config import as_name, vary
+from utils.config import as_name, blame, vary
 from utils.console import say
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -97,7 +97,14 @@ def runs(
     """Every cell with its checked settings. check(settings, name of the cell) checks and resolves them."""
     single = settings.model_copy(update={"sweep": {}})
     varied = [(cell, vary(single, cell.overrides, f"cell {cell.name}")) for cell in planned]
-    return [(cell, check(own, cell.name)) for cell, own in varied]
+    return [(cell, _checked(cell, own, check)) for cell, own in varied]
+
+
+def _checked(
+    cell: Cell, settings: TrainSettings, check: Callable[[TrainSettings, str], TrainSettings]
+) -> TrainSettings:
+    with blame(f"cell {cell.name}"):
+        return check(settings, cell.name)
 
 
 def run(

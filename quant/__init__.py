@@ -34,7 +34,17 @@ from quant.ptq.cross_layer_equalization import equalize_cross_layer
 from quant.qat.bn_reestimation import reestimate_batch_norm
 from quant.qat.oscillation_dampening import Dampening
 from quant.registry import ENGINES, METHODS, SECTIONS, engine
-from quant.validate import allows, check_layers, check_run, ends_in_float, float_epochs, parse, rescales, resolve
+from quant.validate import (
+    allows,
+    check_layers,
+    check_run,
+    ends_in_float,
+    float_epochs,
+    parse,
+    rescales,
+    resolve,
+    unread_by_float,
+)
 from utils.console import tracked
 
 
@@ -158,4 +168,5 @@ __all__ = [
     "sensitivity",
     "set_enabled",
     "trace",
+    "unread_by_float",
 ]

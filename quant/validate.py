@@ -29,9 +29,12 @@ def parse(**keys: Any) -> QuantSettings:
 def resolve(section: QuantSettings) -> AnyResolved:
     """The section with the method's defaults filled in. Raises UserError for what the method cannot do.
 
-    Resolving the flat() of the result again gives the same.
+    A plain QuantSettings has the method's options at their defaults. Resolving the flat() of the result again gives
+    the same.
     """
     method = choose(METHODS, section.method, "quant.method")
+    if not isinstance(section, method.options):
+        section = parse(**section.model_dump(exclude_unset=True))
     choose(ENGINES, section.engine, "quant.engine")
     if method is not FLOAT:
         _check_target(section)
@@ -40,7 +43,7 @@ def resolve(section: QuantSettings) -> AnyResolved:
         **common,
         layers={} if section.layers == "auto" else section.layers,
         chooses_layers=section.layers == "auto",
-        reduce_range=method is not FLOAT and _reduce_range(section),
+        reduce_range=section.reduce_range is True if method is FLOAT else _reduce_range(section),
         options=method.fill(part(section, method.options)),
     )
     if method is not FLOAT:
@@ -118,10 +121,14 @@ def check_run(spec: AnyResolved, epochs: int, trained_before: bool, averages: bo
 
 
 def _check_read(spec: AnyResolved, in_float: bool, averages: bool) -> None:
-    """Raise UserError for common keys that are set and have no effect without others.
+    """Raise UserError for keys that are set and have no effect in this run.
 
     Combinations of a method's own options are refused by its `fill`.
     """
+    for key in ("layers", "target_drop", "target_mb"):
+        asked = spec.flat()[key] if spec.method == "float" else None
+        if asked:
+            raise UserError(f"quant.{key}: float quantizes nothing")
     calibrates = (in_float and spec.method != "float") or spec.chooses_layers or averages
     no_teacher = "there is no teacher; quant.teacher names one"
     in_vain = {
@@ -136,6 +143,18 @@ def _check_read(spec: AnyResolved, in_float: bool, averages: bool) -> None:
     for key, (is_read, why) in in_vain.items():
         if not is_read and getattr(spec, key) != CommonSettings.model_fields[key].default:
             raise UserError(f"quant.{key}: {why}")
+    method = METHODS[spec.method]
+    for key, why in method.unread(spec, in_float).items():
+        if getattr(spec.options, key) != method.options.model_fields[key].default:
+            raise UserError(f"quant.{key}: {why}")
+
+
+def unread_by_float(spec: AnyResolved) -> list[str]:
+    """The keys of a float run that are set and describe how it would be quantized. A sweep's cells may share them."""
+    keys = ("weight_bits", "act_bits", "first_last_bits", "residual_bits", "granularity", "engine")
+    changed = [key for key in keys if getattr(spec, key) != CommonSettings.model_fields[key].default]
+    changed += ["reduce_range"] if spec.reduce_range else []
+    return changed if spec.method == "float" else []
 
 
 def rescales(spec: AnyResolved) -> bool:

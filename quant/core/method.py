@@ -44,6 +44,9 @@ class Method(Generic[Options]):
     """(spec) -> whether its weights are on another scale than the float model's, which batch norm has to learn."""
     learns: bool = False
     """Whether its quantizers have parameters that the optimizer trains."""
+    unread: Callable[[ResolvedQuant[Options], bool], dict[str, str]] = lambda spec, ends_in_float: {}
+    """(spec, whether the run trains in float to its end) -> the options that such a run does not read: {key: why}. A
+    new run in which one of them differs from its default is refused."""
     check: Callable[[ResolvedQuant[Options]], None] = lambda spec: None
     """Raises UserError for a combination of keys that the method cannot do."""
 

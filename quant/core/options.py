@@ -1,10 +1,16 @@
 """Options that several methods share, as base classes of their Options."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from quant.core.settings import ResolvedQuant
 from utils.sections import Section
+
+FLOAT_WEIGHTS = "no weights are quantized here (quant.weight_bits is 32)"
+FLOAT_ACTIVATIONS = "no activations are quantized here (quant.act_bits is 32)"
+NOTHING_QUANTIZED = "nothing is quantized here (quant.weight_bits and quant.act_bits are 32)"
+NOT_TRAINED_QUANTIZED = "nothing is trained quantized here"
 
 
 class BatchObserver(Section):
@@ -15,6 +21,13 @@ class BatchObserver(Section):
 class DampeningOptions(Section):
     oscillation_dampening: float = Field(0.0, ge=0)
     """How strongly weights are pulled to the middle of their integer at the end of training, against oscillation."""
+
+
+def unread_dampening(spec: ResolvedQuant[Any], ends_in_float: bool) -> dict[str, str]:
+    """Method.unread for DampeningOptions."""
+    if ends_in_float:
+        return {"oscillation_dampening": NOT_TRAINED_QUANTIZED}
+    return {} if spec.quantizes_weights else {"oscillation_dampening": FLOAT_WEIGHTS}
 
 
 class SignedEdges(Section):

@@ -86,6 +86,25 @@ class ResolvedQuant(CommonSettings, Generic[Options]):
     """The method's own options, its defaults filled in."""
 
     @property
+    def quantizes_weights(self) -> bool:
+        """Whether any layer has integer weights: by the common bits, or by name."""
+        return self.chooses_layers or self._any_bits("weight_bits")
+
+    @property
+    def quantizes_activations(self) -> bool:
+        """Whether any layer has integer inputs: by the common bits, or by name."""
+        return self._any_bits("act_bits")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any layer has integer weights or inputs."""
+        return self.quantizes_weights or self.quantizes_activations
+
+    def _any_bits(self, key: str) -> bool:
+        by_name = [getattr(bits, key) for bits in self.layers.values() if bits != "float"]
+        return any(bits not in (None, 32) for bits in (getattr(self, key), *by_name))
+
+    @property
     def weight_limit(self) -> int:
         """The largest integer weight: int8's, or what kernels without VNNI multiply exactly."""
         return 63 if self.reduce_range else 127

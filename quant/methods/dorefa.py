@@ -29,7 +29,13 @@ from torch import Tensor, nn
 from quant.core.fake_quantize import Rounding, just_above, just_below
 from quant.core.grid import Grid
 from quant.core.method import Method
-from quant.core.options import BatchObserver, SignedEdges
+from quant.core.options import (
+    FLOAT_ACTIVATIONS,
+    NOT_TRAINED_QUANTIZED,
+    NOTHING_QUANTIZED,
+    BatchObserver,
+    SignedEdges,
+)
 from quant.core.quantizer import ActivationQuantizer, DataInitializedActivationQuantizer, Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
@@ -125,6 +131,17 @@ def check(spec: ResolvedQuant[Options]) -> None:
     refuse_too_wide(spec, "dorefa", "fewer, or 32 for float")
 
 
+def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if not spec.quantizes_activations:
+        found |= dict.fromkeys(("observer", "signed_edges", "act_clip"), FLOAT_ACTIVATIONS)
+    if ends_in_float:
+        found["grad_bits"] = NOT_TRAINED_QUANTIZED
+    elif not spec.quantizes:
+        found["grad_bits"] = NOTHING_QUANTIZED
+    return found
+
+
 METHOD = Method(
     Options,
     weight,
@@ -135,5 +152,6 @@ METHOD = Method(
     act_bits=range(1, 9),
     gradient=gradient,
     rescales=lambda spec: spec.weight_bits != 32,
+    unread=unread,
     check=check,
 )

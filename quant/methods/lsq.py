@@ -28,7 +28,7 @@ from quant.core.activation import ClampedAffine
 from quant.core.fake_quantize import Rounding
 from quant.core.grid import Grid
 from quant.core.method import Method
-from quant.core.options import DampeningOptions
+from quant.core.options import NOTHING_QUANTIZED, DampeningOptions, unread_dampening
 from quant.core.quantizer import (
     TINY,
     ActivationQuantizer,
@@ -119,6 +119,11 @@ def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> Activat
     return LearnedStepActivation(bits, Q_N, Q_P, spec.options.step_init)
 
 
+def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
+    found = {} if spec.quantizes else {"step_init": NOTHING_QUANTIZED}
+    return found | unread_dampening(spec, ends_in_float)
+
+
 METHOD = Method(
     Options,
     weight,
@@ -129,4 +134,5 @@ METHOD = Method(
     act_bits=range(2, 9),
     dampening=lambda options: options.oscillation_dampening,
     learns=True,
+    unread=unread,
 )

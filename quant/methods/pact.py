@@ -24,7 +24,13 @@ from quant.core.activation import ClampedAffine
 from quant.core.fake_quantize import Rounding, just_above, just_below
 from quant.core.grid import Grid
 from quant.core.method import Method
-from quant.core.options import BatchObserver, SignedEdges
+from quant.core.options import (
+    FLOAT_ACTIVATIONS,
+    FLOAT_WEIGHTS,
+    NOT_TRAINED_QUANTIZED,
+    BatchObserver,
+    SignedEdges,
+)
 from quant.core.quantizer import (
     TINY,
     ActivationQuantizer,
@@ -100,6 +106,15 @@ def check(spec: ResolvedQuant[Options]) -> None:
         refuse_too_wide(spec, "pact with weights dorefa", "fewer, or quant.weights=sawb")
 
 
+def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
+    found = {} if spec.quantizes_weights else {"weights": FLOAT_WEIGHTS}
+    if ends_in_float:
+        found["alpha_decay"] = NOT_TRAINED_QUANTIZED
+    if not spec.quantizes_activations:
+        found |= dict.fromkeys(("observer", "signed_edges", "alpha_init", "alpha_decay"), FLOAT_ACTIVATIONS)
+    return found
+
+
 METHOD = Method(
     Options,
     weight,
@@ -110,5 +125,6 @@ METHOD = Method(
     act_bits=range(2, 9),
     rescales=lambda spec: spec.options.weights == "dorefa" and spec.weight_bits != 32,
     learns=True,
+    unread=unread,
     check=check,
 )

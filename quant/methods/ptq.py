@@ -21,6 +21,7 @@ from pydantic import Field
 
 from quant.core.method import Method
 from quant.core.observed import ObservedWeightQuantizer
+from quant.core.options import FLOAT_WEIGHTS, NOTHING_QUANTIZED
 from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine
@@ -100,6 +101,19 @@ def _check_read(options: Options) -> None:
         raise UserError(f"quant.percentile is read by observer percentile; quant.observer is {options.observer}")
 
 
+def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
+    """What the recipe fills in is not among them: a setting with these values does not tell who chose them."""
+    found: dict[str, str] = {}
+    if not spec.quantizes_weights:
+        found |= dict.fromkeys(("rounding", "rounding_steps", "drop", "bias_correction"), FLOAT_WEIGHTS)
+    if not spec.quantizes:
+        found |= dict.fromkeys(("observer", "percentile", "cross_layer_equalization"), NOTHING_QUANTIZED)
+    by_recipe = fill(Options(recipe=spec.options.recipe))
+    switched_off = {"rounding": "nearest", "bias_correction": "none", "cross_layer_equalization": False}
+    harmless = {key: (getattr(by_recipe, key), switched_off.get(key)) for key in found}
+    return {key: why for key, why in found.items() if getattr(spec.options, key) not in harmless[key]}
+
+
 METHOD = Method(
     Options,
     weight,
@@ -109,5 +123,6 @@ METHOD = Method(
     weight_bits=range(2, 9),
     act_bits=range(1, 9),
     fill=fill,
+    unread=unread,
     corrects=lambda options: options.bias_correction != "none",
 )

@@ -18,7 +18,7 @@ The GradBoost optimizers that the paper pairs it with are not part of this file.
 from pydantic import Field
 
 from quant.core.method import Method
-from quant.core.options import BatchObserver, DampeningOptions
+from quant.core.options import FLOAT_ACTIVATIONS, BatchObserver, DampeningOptions, unread_dampening
 from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine, symmetric
@@ -37,6 +37,11 @@ def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> Activat
     return affine(bits, spec.options.observer)
 
 
+def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
+    found = {} if spec.quantizes_activations else {"observer": FLOAT_ACTIVATIONS}
+    return found | unread_dampening(spec, ends_in_float)
+
+
 METHOD = Method(
     Options,
     weight,
@@ -46,4 +51,5 @@ METHOD = Method(
     weight_bits=range(2, 9),
     act_bits=range(1, 9),
     dampening=lambda options: options.oscillation_dampening,
+    unread=unread,
 )

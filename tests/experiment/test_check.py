@@ -3,7 +3,8 @@
 import pytest
 
 import models
-from experiment.check import check, check_engines, check_model
+import quant
+from experiment.check import check, check_engines, check_model, notices
 from experiment.settings import ModelSettings, TrainSettings
 from tests.conftest import spec
 from utils.config import validate
@@ -43,8 +44,25 @@ def test_a_mistake_is_named_by_its_key(sections, message):
         check(settings(**sections), "mine")
 
 
-def test_engines_of_a_float_run_are_not_looked_at():
-    assert check(settings(quant={"method": "float"}, run={"engines": ["fbgem"]}), "mine").run.engines == ["fbgem"]
+@pytest.mark.parametrize(
+    ("quant_keys", "epochs"), [({"method": "lsq", "weight_bits": 32, "act_bits": 32}, 1), ({"method": "lsq"}, 0)]
+)
+def test_optim_learned_lr_needs_quantizers_that_train(quant_keys, epochs):
+    run, optim = {"epochs": epochs}, {"learned_lr": 0.1}
+    with pytest.raises(UserError, match=r"^optim.learned_lr: no quantizer is trained here$"):
+        check(settings(quant=quant_keys, optim=optim, run=run), "mine")
+    check(settings(quant={"method": "lsq", "weight_bits": 32}, optim=optim), "mine")
+
+
+def test_engines_of_a_float_run_have_to_exist_but_not_to_run_here(monkeypatch):
+    absent = type("Absent", (quant.ENGINES["reference"],), {"available": lambda self: False})
+    monkeypatch.setitem(quant.ENGINES, "absent", absent)
+    found = check(settings(quant={"method": "float"}, run={"engines": ["absent"]}), "mine")
+    assert found.run.engines == ["absent"]
+    with pytest.raises(UserError, match=r"^run.engines: unknown 'fbgem'"):
+        check(settings(quant={"method": "float"}, run={"engines": ["fbgem"]}), "mine")
+    with pytest.raises(UserError, match=r"^run.engines: absent "):
+        check(settings(run={"engines": ["absent"]}), "mine")
     with pytest.raises(UserError, match=r"^engines: unknown 'fbgem'"):
         check_engines(["fbgem"], "engines")
 
@@ -59,3 +77,11 @@ def test_a_model_is_built_only_where_building_it_can_show_a_mistake(monkeypatch)
     assert built
     with pytest.raises(UserError, match=r"quant.layers: 'fx' matches no layer"):
         check_model(ModelSettings(name="resnet20"), 32, spec(method="lsq", layers={"fx": "float"}))
+
+
+def test_a_float_run_names_the_keys_that_it_does_not_read():
+    assert notices(spec(method="float")) == []
+    found = notices(spec(method="float", weight_bits=4, act_bits=8, granularity="per_tensor", reduce_range=True))
+    assert found == ["quant.method=float reads none of quant.weight_bits, quant.granularity, quant.reduce_range"]
+    assert notices(spec(method="lsq", weight_bits=4, reduce_range=False)) == []
+    assert "+-63" in notices(spec(method="lsq", reduce_range=True))[0]

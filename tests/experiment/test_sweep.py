@@ -39,6 +39,12 @@ def test_empty_and_repeated_cells_are_refused(sweep):
         cells(sweep)
 
 
+def test_a_mistake_names_its_cell(tmp_path):
+    command = write(tmp_path, {"quant.act_bits": [4, 1]}, quant={"method": "lsq"})
+    with pytest.raises(UserError, match=rf"^{tmp_path}/grid.json: cell act_bits=1: quant.act_bits: lsq cannot use 1"):
+        training.main(command)
+
+
 def test_a_grid_of_bits_makes_a_table_a_csv_and_a_picture(tmp_path, capsys):
     sweep = {"quant.act_bits": [4, 8], "quant.weight_bits": [4, 8]}
     command = write(tmp_path, sweep, quant={"method": "statassist", "float_epochs": 0})

@@ -159,6 +159,88 @@ def test_common_keys_without_effect_are_refused(keys, epochs, message):
         quant.check_run(spec(**keys), epochs, trained_before=True)
 
 
+FLOAT_BITS = {"weight_bits": 32, "act_bits": 32}
+UNREAD = [
+    ({"method": "float", "layers": {"fc": "float"}}, "layers: float quantizes nothing"),
+    ({"method": "float", "layers": "auto", "target_mb": 1.0}, "layers: float quantizes nothing"),
+    ({"method": "float", "target_mb": 1.0}, "target_mb: float quantizes nothing"),
+    ({"method": "float", "target_drop": 1.0}, "target_drop: float quantizes nothing"),
+    ({"method": "lsq", "weight_bits": 32, "oscillation_dampening": 1.0}, "oscillation_dampening: no weights are"),
+    ({"method": "lsq", "step_init": "mse", **FLOAT_BITS}, "step_init: nothing is quantized here"),
+    ({"method": "statassist", "weight_bits": 32, "oscillation_dampening": 1.0}, "oscillation_dampening: no weights"),
+    ({"method": "statassist", "float_epochs": 3, "oscillation_dampening": 1.0}, "oscillation_dampening: nothing is tr"),
+    ({"method": "statassist", "act_bits": 32, "observer": "minmax"}, "observer: no activations are quantized"),
+    ({"method": "dorefa", "grad_bits": 6, **FLOAT_BITS}, "grad_bits: nothing is quantized here"),
+    ({"method": "dorefa", "weight_bits": 4, "act_bits": 32, "act_clip": 2.0}, "act_clip: no activations are"),
+    ({"method": "dorefa", "weight_bits": 4, "act_bits": 32, "observer": "minmax"}, "observer: no activations are"),
+    ({"method": "dorefa", "weight_bits": 4, "act_bits": 32, "signed_edges": "affine"}, "signed_edges: no activations"),
+    ({"method": "pact", "act_bits": 32, "alpha_init": 1.0}, "alpha_init: no activations are quantized here"),
+    ({"method": "pact", "act_bits": 32, "alpha_decay": 0.1}, "alpha_decay: no activations are quantized here"),
+    ({"method": "pact", "act_bits": 32, "signed_edges": "affine"}, "signed_edges: no activations are"),
+    ({"method": "pact", "act_bits": 32, "observer": "minmax"}, "observer: no activations are"),
+    ({"method": "pact", "weight_bits": 32, "weights": "dorefa"}, "weights: no weights are quantized here"),
+    ({"method": "ptq", "weight_bits": 32, "rounding": "adaround"}, "rounding: no weights are quantized here"),
+    ({"method": "ptq", "weight_bits": 32, "recipe": "best", "rounding": "adaround"}, "rounding: no weights"),
+    ({"method": "ptq", "weight_bits": 32, "recipe": "best", "rounding_steps": 9}, "rounding_steps: no weights"),
+    ({"method": "ptq", "weight_bits": 32, "recipe": "best", "drop": 0.1}, "drop: no weights are quantized here"),
+    ({"method": "ptq", "weight_bits": 32, "bias_correction": "norm"}, "bias_correction: no weights are"),
+    ({"method": "ptq", "observer": "mse", **FLOAT_BITS}, "observer: nothing is quantized here"),
+    ({"method": "ptq", "cross_layer_equalization": True, **FLOAT_BITS}, "cross_layer_equalization: nothing is"),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), UNREAD)
+def test_options_that_a_run_does_not_read_are_refused(keys, message):
+    with pytest.raises(UserError, match=rf"^quant.{message}"):
+        quant.check_run(spec(**keys), 3, trained_before=True)
+
+
+@pytest.mark.parametrize(("keys", "message"), [({"alpha_decay": 0.1, "method": "pact"}, "alpha_decay: nothing is tr")])
+def test_options_of_training_are_refused_where_nothing_trains(keys, message):
+    with pytest.raises(UserError, match=rf"^quant.{message}"):
+        quant.check_run(spec(**keys), 0, trained_before=True)
+    with pytest.raises(UserError, match=r"^quant.grad_bits: nothing is trained quantized here$"):
+        quant.check_run(spec(method="dorefa", weight_bits=32, grad_bits=6), 0, trained_before=True)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"method": "lsq", "oscillation_dampening": 1.0, "weight_bits": 32, "layers": {"fc": {"weight_bits": 4}}},
+        {"method": "lsq", "oscillation_dampening": 1.0, "weight_bits": 32, "layers": "auto", "target_mb": 1.0},
+        {"method": "dorefa", "weight_bits": 32, "grad_bits": 6},
+        {"method": "pact", "act_bits": 32, "alpha_init": 1.0, "layers": {"fc": {"act_bits": 4}, "conv1": "float"}},
+        {"method": "statassist", "float_epochs": 2, "oscillation_dampening": 1.0},
+    ],
+)
+def test_options_that_some_layer_reads_are_accepted(keys):
+    quant.check_run(spec(**keys), 3, trained_before=True)
+
+
+@pytest.mark.parametrize("recipe", ["plain", "best"])
+@pytest.mark.parametrize("bits", [{"weight_bits": 32}, FLOAT_BITS], ids=str)
+def test_what_the_recipe_fills_in_is_not_refused(recipe, bits):
+    """Nor when config.json, which has it filled in, is run again."""
+    found = spec(method="ptq", recipe=recipe, **bits)
+    for one in (found, spec(**found.flat())):
+        quant.check_run(one, 0, trained_before=True)
+    own = {"rounding": "nearest", "bias_correction": "none", "cross_layer_equalization": False}
+    quant.check_run(spec(method="ptq", recipe=recipe, **own, **bits), 0, trained_before=True)
+
+
+@pytest.mark.parametrize("method", quant.METHODS)
+def test_what_a_run_does_not_read_is_named_by_options_of_the_method(method):
+    row = quant.METHODS[method]
+    for ends_in_float in (True, False):
+        assert set(row.unread(spec(method=method, **FLOAT_BITS), ends_in_float)) <= set(row.options.model_fields)
+
+
+@pytest.mark.parametrize("method", quant.METHODS)
+def test_plain_quant_settings_have_the_methods_options_at_their_defaults(method):
+    plain = quant.resolve(quant.QuantSettings(method=method, weight_bits=4, layers={"fc": "float"}))
+    assert plain == spec(method=method, weight_bits=4, layers={"fc": "float"})
+
+
 def test_calibration_images_count_where_something_is_calibrated():
     for keys in ({"method": "ptq"}, {"method": "statassist", "float_epochs": 3}):
         quant.check_run(spec(calibration_images=9, **keys), 3, trained_before=True)

@@ -12,7 +12,9 @@ from experiment.check import check
 from experiment.settings import TrainSettings
 from setting.schema.generate import FOLDER, schemas
 from utils import config
+from utils.errors import UserError
 from utils.runs import checkpoint, tensor_file
+from utils.training.schedule import SCHEDULES
 
 SETTINGS = sorted([*Path("setting").glob("*.json"), *Path("setting/tables").glob("*.json")])
 
@@ -42,6 +44,21 @@ def test_every_setting_names_its_schema_and_fits_it(path):
 def test_a_schema_refuses_what_the_script_refuses(mistake):
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(mistake, schemas()["train"])
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"name": "adam"}, {"name": "qsgd"}], ids=str)
+@pytest.mark.parametrize("milestones", [None, [0.5]])
+@pytest.mark.parametrize("schedule", [{}, *({"schedule": name} for name in SCHEDULES)], ids=str)
+def test_a_schema_takes_milestones_where_the_script_does(schedule, milestones, optimizer):
+    values = {"optim": optimizer | schedule | {"milestones": milestones}}
+    try:
+        check(config.validate(TrainSettings, values, ""), "mine")
+    except UserError as error:
+        assert str(error).startswith("optim.milestones")
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(values, schemas()["train"])
+    else:
+        jsonschema.validate(values, schemas()["train"])
 
 
 def test_a_schema_takes_layers_by_name():

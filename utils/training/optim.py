@@ -5,16 +5,24 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import nn
 
 from utils.errors import UserError
 from utils.sections import Section, part
 from utils.training.schedule import MILESTONES
 
+MILESTONES_OF_STEP: dict[str, Any] = {
+    "if": {"properties": {"schedule": {"const": "step"}}, "required": ["schedule"]},
+    "else": {"properties": {"milestones": {"type": "null"}}},
+}
+"""JSON Schema: only schedule step reads milestones, as `resolve` says of a setting."""
+
 
 class OptimSettings(Section):
     """The optim section of a setting, without an optimizer's own options."""
+
+    model_config = ConfigDict(json_schema_extra=MILESTONES_OF_STEP)
 
     name: str = "sgd"
     """The optimizer: a row of utils.training.optim.OPTIMIZERS."""
