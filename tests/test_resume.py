@@ -21,9 +21,11 @@ from utils.runs.folder import RunFolder, resume_hint
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["data.image_size=16", "data.batch_size=64", "data.limit=300", "run.epochs=3", 'run.engines=["reference"]']
 SHORT += ["data.val_fraction=0.2", "run.checkpoint_minutes=0.00001"]
+SMALL = "model.name=tests.nets:Residual"
 RECIPES = {
-    "lsq": ["quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4"],
+    "lsq": [SMALL, "quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4"],
     "lsq, all extras": [
+        SMALL,
         "quant.method=lsq",
         "quant.weight_bits=3",
         "quant.act_bits=3",
@@ -33,10 +35,10 @@ RECIPES = {
         "optim.name=adam",
         "optim.lr=0.01",
     ],
-    "pact, bf16": ["quant.method=pact", "quant.weight_bits=4", "quant.act_bits=4", "run.precision=bf16"],
-    "dorefa": ["quant.method=dorefa", "quant.weight_bits=4", "quant.act_bits=4", "quant.grad_bits=6"],
-    "statassist": ["quant.method=statassist", "optim.name=qsgd"],
-    "ptq": ["quant.method=ptq", "optim.name=adam"],
+    "pact, bf16": [SMALL, "quant.method=pact", "quant.weight_bits=4", "quant.act_bits=4", "run.precision=bf16"],
+    "dorefa": [SMALL, "quant.method=dorefa", "quant.weight_bits=4", "quant.act_bits=4", "quant.grad_bits=6"],
+    "statassist": [SMALL, "quant.method=statassist", "optim.name=qsgd"],
+    "ptq": [SMALL, "quant.method=ptq", "optim.name=adam"],
     "float": ["quant.method=float", "optim.name=rmsprop"],
 }
 
