@@ -192,14 +192,11 @@ def test_evaluate_on_other_images(trained, tmp_path, capsys):
     assert "50 test images" in capsys.readouterr().out
     with pytest.raises(UserError, match="the checkpoint was trained on"):
         evaluation.main([*arguments, "data.name=fake"])
-
     with pytest.raises(UserError, match=r"^setting/evaluate.json: data.root is read by .*; data.name is digits$"):
         evaluation.main([*arguments, "data.root=elsewhere"])
-    for own in ("data.batch_size=9", "data.augment=false", "data.val_fraction=0.5"):
-        with pytest.raises(
-            UserError, match=rf"^setting/evaluate.json: {own.partition('=')[0]}: read in training alone"
-        ):
-            evaluation.main([*arguments, own])
+    for key, value in (("batch_size", 9), ("augment", "false"), ("val_fraction", 0.5)):
+        with pytest.raises(UserError, match=rf"^setting/evaluate.json: data.{key}: read in training alone"):
+            evaluation.main([*arguments, f"data.{key}={value}"])
 
 
 EXTRA = {
