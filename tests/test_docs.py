@@ -8,8 +8,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "setting/tables/README.md")]
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
-NAMING = [path for path in DOCUMENTS if path.name != "extending.md"]
-"""Documents that name existing files only; docs/extending.md names files that its reader creates."""
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 

@@ -1,4 +1,4 @@
-"""The scripts stand on top: they parse and call, and nothing imports them."""
+"""Nothing imports the scripts, which parse and call; and the tests mirror the tree of modules."""
 
 import ast
 from pathlib import Path
@@ -8,6 +8,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ("train", "evaluate", "latency")
 FOLDERS = ("benchmarks", "data", "experiment", "models", "quant", "setting", "tests", "utils")
+MIRRORED = ("data", "experiment", "models", "quant", "utils")
+REGISTRY = "its rows of models.MODELS: tests/models/test_models.py tests every row"
+NOT_MIRRORED = {
+    "models/fast.py": REGISTRY,
+    "models/resnet.py": REGISTRY,
+    "models/shufflenet.py": REGISTRY,
+    "models/svhn.py": REGISTRY,
+    "experiment/registries.py": "a table of other modules' tables: tests/test_scripts.py lists it",
+}
+"""Modules without a test file under the same path, and why."""
 FILES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])
 
 
@@ -42,3 +52,17 @@ def test_a_script_parses_and_calls(script):
     source = (ROOT / f"{script}.py").read_text()
     assert len(source.splitlines()) <= 60
     assert not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(ast.parse(source)))
+
+
+def modules_without_tests() -> set[str]:
+    """Paths of modules, below the root, that have no tests/<path>/test_<name>.py."""
+    found = [path.relative_to(ROOT) for folder in MIRRORED for path in (ROOT / folder).rglob("*.py")]
+    return {
+        path.as_posix()
+        for path in found
+        if path.name != "__init__.py" and not (ROOT / "tests" / path.parent / f"test_{path.name}").is_file()
+    }
+
+
+def test_every_module_has_its_test_file_under_the_same_path():
+    assert modules_without_tests() == set(NOT_MIRRORED)

@@ -80,7 +80,7 @@ class Processes:
 
     def shard_indices(self, count: int) -> Tensor:
         """Indices of this process's share of `count` images. The shares are disjoint and complete."""
-        return torch.arange(self.rank, count, self.world_size)
+        return torch.arange(count)[self.rank :: self.world_size]
 
     def broadcast_buffers(self, tensors: Iterable[Tensor]) -> None:
         """Set the tensors to those of the first process, in place."""

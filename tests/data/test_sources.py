@@ -154,3 +154,29 @@ def test_measuring_does_not_need_the_training_images(tmp_path):
     (tmp_path / "test").rename(tmp_path / "val")
     dataset = data.DATASETS["imagenet"].load(32, None, train=False, root=str(tmp_path), workers=0)
     assert (dataset.train, len(dataset.test), dataset.classes) == (None, 4, ["cat", "dog"])
+
+
+@pytest.mark.parametrize("name", ["digits", "fake"])
+def test_embedded_datasets(name):
+    dataset = data.DATASETS[name].load(16, None)
+    for part in (dataset.train, dataset.test):
+        assert part.pixels.dtype == torch.uint8
+        assert part.pixels.shape == (len(part), 16, 16, 3)
+        assert set(part.labels.tolist()) == set(range(10))
+    again = data.DATASETS[name].load(16, None)
+    assert torch.equal(dataset.train.pixels, again.train.pixels)
+    assert torch.equal(dataset.test.labels, again.test.labels)
+
+
+def test_digits_are_all_there_once():
+    dataset = data.DATASETS["digits"].load(8, None)
+    assert (len(dataset.train), len(dataset.test)) == (1437, 360)
+
+
+def test_cifar10_without_a_network_says_where_the_file_goes(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
+    with pytest.raises(UserError, match=r"put cifar-10-python.tar.gz into"):
+        data.DATASETS["cifar10"].load(32, None, root=str(tmp_path))

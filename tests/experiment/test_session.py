@@ -2,20 +2,15 @@
 
 import json
 
-import pytest
 import torch
 
-import data
 import models
 import quant
 from experiment import session
 from experiment.check import check
-from experiment.datasets import selection_images
 from experiment.session import Session, start_from_weights, worth_compiling
 from experiment.settings import TrainSettings
-from tests.conftest import spec
 from utils.distributed import Processes
-from utils.errors import UserError
 from utils.runs import tensor_file
 
 ALONE = Processes(0, 1, torch.device("cpu"))
@@ -25,14 +20,6 @@ SMALL = {"data": {"image_size": 16, "limit": 128, "batch_size": 64}, "model": {"
 def a_session(folder, state: dict | None = None, **sections) -> Session:
     found = check(TrainSettings.model_validate(SMALL | sections), "mine")
     return Session(found, folder, ALONE, state)
-
-
-def images(count: int) -> data.Images:
-    return data.Images(torch.zeros(count, 4, 4, 3, dtype=torch.uint8), torch.arange(count))
-
-
-def dataset(train: int, val: int = 0) -> data.Dataset:
-    return data.Dataset(images(train), images(1), ["a"], (0.5,) * 3, (0.5,) * 3, False, images(val) if val else None)
 
 
 def test_long_quantized_trainings_are_compiled():
@@ -48,17 +35,6 @@ def test_long_quantized_trainings_are_compiled():
     assert not worth_compiling(asked(compile="never"), *cifar)
     assert not worth_compiling(asked(method="float", compile="always"), *cifar)
     assert not worth_compiling(asked(method="ptq", compile="always"), *cifar)
-
-
-def test_layers_are_chosen_on_validation_images_or_on_training_images_of_no_calibration():
-    auto = spec(method="ptq", layers="auto", target_drop=1.0, calibration_images=10)
-    calibration, held_out = selection_images(dataset(30, val=20), auto)
-    assert (len(calibration), len(held_out)) == (10, 10)
-    calibration, held_out = selection_images(dataset(15), auto)
-    assert len(held_out) == 5
-    assert not set(calibration.labels.tolist()) & set(held_out.labels.tolist())
-    with pytest.raises(UserError, match=r"10 leave no training images to measure quant.target_drop on"):
-        selection_images(dataset(10), auto)
 
 
 def test_a_session_loads_builds_and_trains_step_by_step(tmp_path):

@@ -3,7 +3,6 @@
 Nets are built on the meta device, without memory and arithmetic, where no values matter: vgg19 has 0.6 GB of them.
 """
 
-import functools
 import inspect
 import itertools
 import json
@@ -18,6 +17,7 @@ from torch import nn
 import models
 import quant
 from models.mobilenet_v3 import SqueezeExcite
+from tests.models.helpers import on_meta, shapes
 from utils.complexity import complexity
 from utils.errors import UserError
 from utils.runs import checkpoint
@@ -84,17 +84,6 @@ REFERENCE_CIFAR_MACS = {
 def small(name: str, form: str) -> int:
     row = models.MODELS[name]
     return row.image_size or max(32, row.min_image_size.get(form, 1))
-
-
-def on_meta(name: str, form: str, options: dict, size: int, classes: int) -> nn.Module:
-    """One net of each kind, for all tests: none changes what it is."""
-    return _on_meta(name, form, tuple(options.items()), size, classes)
-
-
-@functools.cache
-def _on_meta(name: str, form: str, options: tuple, size: int, classes: int) -> nn.Module:
-    with torch.device("meta"):
-        return models.build(name, classes, size, {"form": form} | dict(options))
 
 
 def reference(name: str) -> dict[str, str]:
@@ -227,22 +216,6 @@ def test_form_follows_the_image_size():
     assert models.build("resnet18", 10, 224, {}).conv1.stride == (2, 2)
 
 
-def test_activation_of_mobilenet():
-    relu = models.build("mobilenet_v2", 10, 32, {"activation": "relu"})
-    assert not any(isinstance(m, nn.ReLU6) for m in relu.modules())
-    assert any(type(m) is nn.ReLU for m in relu.modules())
-
-
-def shapes(model: nn.Module, kinds: tuple[type, ...], size: int = 32) -> list[tuple[int, int]]:
-    """The different (channels, side) that modules of these classes put out, in the order in which they run."""
-    found = []
-    for module in model.modules():
-        if isinstance(module, kinds):
-            module.register_forward_hook(lambda module, _, out: found.append(tuple(out.shape[1:3])))
-    model.eval()(torch.zeros(1, 3, size, size))
-    return list(dict.fromkeys(found))
-
-
 @pytest.mark.parametrize(
     ("name", "sides"),
     [
@@ -256,65 +229,6 @@ def test_maps_of_the_cifar_form(name, sides):
     for options in ({}, reference(name)):
         found = [side for _, side in shapes(models.build(name, 10, 32, options), (nn.BatchNorm2d,))]
         assert list(dict.fromkeys(found)) == sides
-
-
-def test_maps_of_the_cifar_alexnet():
-    model = models.build("alexnet", 10, 32, {})
-    assert shapes(model, (nn.Conv2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d)) == [
-        (64, 32),
-        (192, 32),
-        (192, 15),
-        (384, 15),
-        (256, 15),
-        (256, 7),
-        (256, 6),
-    ]
-
-
-@pytest.mark.parametrize("name", ["vgg11", "vgg16_bn"])
-def test_reference_vgg_has_no_bias_in_its_convolutions(name):
-    for variant in ("torchvision", "reference"):
-        model = on_meta(name, "cifar", {"variant": variant}, 32, 10)
-        assert all((m.bias is None) == (variant == "reference") for m in model.modules() if isinstance(m, nn.Conv2d))
-        assert all(m.bias is not None for m in model.modules() if isinstance(m, nn.Linear))
-
-
-def test_order_of_the_reference_mobilenet_v3():
-    model = on_meta("mobilenet_v3_small", "imagenet", {"variant": "reference"}, 224, 10)
-    first = model.features[3]
-    assert [type(m) for m in first.conv] == [
-        *(nn.Conv2d, nn.BatchNorm2d, nn.ReLU),  # though it does not widen
-        *(nn.Conv2d, nn.BatchNorm2d, SqueezeExcite, nn.ReLU),
-        *(nn.Conv2d, nn.BatchNorm2d),
-    ]
-    assert (model.dropout.p, type(model.squeeze)) == (0.8, SqueezeExcite)
-    large = on_meta("mobilenet_v3_large", "imagenet", {"variant": "reference"}, 224, 10)
-    assert type(large.squeeze) is nn.Identity
-
-
-def test_initialisation_of_the_reference_mobilenet_v3():
-    model = models.build("mobilenet_v3_large", 10, 32, {"variant": "reference"})
-    for name, weight in model.named_parameters():
-        if weight.numel() > 10_000:
-            fan_out = weight.numel() / weight.shape[1]
-            std = 0.01 if ".factor." in name else (2 / fan_out) ** 0.5
-            assert weight.std().item() == pytest.approx(std, rel=0.05), name
-        if "head" in name and name.endswith("bias"):
-            assert (weight == 0).all()
-
-
-@pytest.mark.parametrize("variant", ["torchvision", "reference"])
-@pytest.mark.parametrize("name", ["mobilenet_v3_large", "mobilenet_v3_small"])
-def test_relu_in_place_of_hard_swish_up_to_the_head(name, variant):
-    def activations(model: nn.Module, kind: type[nn.Module]) -> list[str]:
-        return [name for name, m in model.named_modules() if type(m) is kind]
-
-    swish, relu = (on_meta(n, "cifar", {"variant": variant}, 32, 10) for n in (name, f"{name}_relu"))
-    features = [n for n in activations(swish, nn.Hardswish) if n.startswith("features")]
-    assert len(features) >= 12
-    assert activations(relu, nn.ReLU) == [n for n, m in swish.named_modules() if type(m) is nn.ReLU or n in features]
-    assert len(activations(relu, nn.Hardswish)) == 1, "the head's"
-    assert activations(relu, nn.Hardsigmoid) == activations(swish, nn.Hardsigmoid) != []
 
 
 @pytest.mark.parametrize(

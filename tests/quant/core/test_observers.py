@@ -131,16 +131,3 @@ def test_mse_tries_every_hundredth_of_the_range():
     )
     assert (float(low), float(high)) == pytest.approx((-0.3, 0.6))
     assert tried == [pytest.approx((-2 * step / 100, 4 * step / 100)) for step in range(100, 0, -1)]
-
-
-@pytest.mark.parametrize(("observer", "kept"), [("minmax", 2), ("mse", 600)])
-def test_members_that_await_others_keep_no_more_than_their_observer_uses(observer, kept):
-    quantizer = ObservedActivationQuantizer(8, observer)
-    quantizer.members, quantizer.observing = 2, True
-    x = torch.randn(3, 200)
-    quantizer(x)
-    assert [member.numel() for member in quantizer._gathered] == [kept]
-    assert not quantizer.is_calibrated()
-    quantizer(9 * x)
-    assert (quantizer.low, quantizer.high) == (9 * x.min(), 9 * x.max())
-    assert quantizer._gathered == []

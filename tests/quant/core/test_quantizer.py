@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from quant.methods.midrise import SignWeights, TanhWeights
 from tests.conftest import photos, spec
 from tests.helpers import float_range
 from tests.nets import Meeting
+from tests.quant.core.helpers import make, observed, sample
 
 METHODS = {name: method for name, method in quant.METHODS.items() if name != "float"}
 
@@ -41,27 +41,6 @@ CASES = [
     for granularity in (("per_channel", "per_tensor") if kind == "weight" else ("per_tensor",))
     for rest in [(kind, str(bits), granularity)]
 ]
-
-
-def make(method: str, options: dict, kind: str, bits: int, granularity: str):
-    settings = spec(method=method, granularity=granularity, weight_bits=4, reduce_range=False, **options)
-    row = quant.METHODS[method]
-    if kind == "weight":
-        return row.weight(settings, bits, (6, 5, 4, 4))
-    if kind == "residual":
-        return row.residual(settings, bits, True)
-    return row.activation(settings, bits, kind == "signed")
-
-
-def sample(kind: str) -> torch.Tensor:
-    x = torch.randn(6, 5, 4, 4) * torch.linspace(0.1, 2, 6).view(6, 1, 1, 1)
-    return x.relu() if kind == "unsigned" else x
-
-
-def observed(quantizer, x):
-    quantizer.train()(x)
-    quantizer.finish_observing()
-    return quantizer.eval()
 
 
 @pytest.mark.parametrize(("method", "options", "kind", "bits", "granularity"), CASES)
@@ -148,35 +127,6 @@ def test_gradient_is_one_inside_the_range_and_zero_outside(method, options, kind
         unclamped = torch.round(wide.detach() * (1 / scale)) + zero
         assert torch.equal(wide.grad, ((unclamped >= grid.q_min) & (unclamped <= grid.q_max)).float())
     assert outside.any()
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_affine_quantizer_against_numpy(bits):
-    x = torch.randn(4000) * 2 + 0.5
-    y = observed(make("ptq", {}, "signed", bits, "per_tensor"), x)(x)
-    values = x.numpy()
-    low, high = min(values.min(), 0), max(values.max(), 0)
-    scale = numpy.float32((high - low) / numpy.float32(2**bits - 1))
-    zero = numpy.rint(-low / scale)
-    q = numpy.clip(numpy.rint(values * (numpy.float32(1) / scale)) + zero, 0, 2**bits - 1)
-    numpy.testing.assert_array_equal(y.numpy(), ((q - zero) * scale).astype(numpy.float32))
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_symmetric_weights_against_numpy(bits):
-    w = torch.randn(6, 5, 3, 3)
-    y = observed(make("statassist", {}, "weight", bits, "per_channel"), w)(w)
-    values, top = w.numpy(), 2 ** (bits - 1) - 1
-    scale = numpy.abs(values).max(axis=(1, 2, 3), keepdims=True) / numpy.float32(top)
-    q = numpy.clip(numpy.rint(values * (numpy.float32(1) / scale)), -top, top)
-    numpy.testing.assert_array_equal(y.numpy(), q * scale)
-
-
-def test_observers_rest_in_eval():
-    quantizer = observed(make("statassist", {}, "signed", 8, "per_tensor"), torch.randn(100))
-    before = quantizer.grid()
-    quantizer.eval()(torch.randn(100) * 50)
-    assert torch.equal(quantizer.grid().scale, before.scale)
 
 
 @pytest.mark.parametrize("method", METHODS)

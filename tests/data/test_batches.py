@@ -1,0 +1,194 @@
+"""Batches augment, normalise and shuffle by a seed, in memory and from files, in one process and in several."""
+
+import multiprocessing
+import os
+import signal
+import sys
+
+import pytest
+import torch
+
+import data
+from data.batches import PAD, Batches, MemoryBatches
+from tests.data.conftest import imagefolder
+from utils.errors import UserError
+
+ONE = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # pixels come out as they are
+
+
+def test_unaugmented_batches_are_the_images_in_order():
+    images = data.DATASETS["fake"].load(16, 50).train
+    pixels, labels = zip(*MemoryBatches(images, 20, **ONE), strict=True)
+    assert [len(p) for p in pixels] == [20, 20, 10]
+    assert pixels[0].is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(torch.cat(pixels), images.pixels.permute(0, 3, 1, 2).float(), atol=1e-3)
+    assert torch.equal(torch.cat(labels), images.labels)
+
+
+def test_normalisation():
+    dataset = data.DATASETS["digits"].load(16, None)
+    x = torch.cat([x for x, _ in MemoryBatches(dataset.train, 500, dataset.mean, dataset.std)])
+    assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+    assert (x.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+
+
+def test_every_augmented_image_is_a_crop_of_its_padded_self_or_its_mirror():
+    images = data.DATASETS["fake"].load(12, 60).train
+    draw = data.Draw(seed=3, augment=True, flip=True)
+    batches = MemoryBatches(images, 60, **ONE, draw=draw)
+    order = torch.randperm(60, generator=draw.generator(epoch=0))
+    x, labels = next(iter(batches))
+    assert torch.equal(labels, images.labels[order])
+    padded = torch.nn.functional.pad(images.pixels.permute(0, 3, 1, 2).float(), (PAD,) * 4)
+    shifts, mirrored = set(), 0
+    for found, original in zip(x, padded[order], strict=True):
+        matches = [
+            (top, left, flip)
+            for top in range(2 * PAD + 1)
+            for left in range(2 * PAD + 1)
+            for flip in (False, True)
+            if (original[:, top : top + 12, left : left + 12] - (found.flip(2) if flip else found)).abs().max() < 1e-2
+        ]
+        assert len(matches) == 1
+        shifts.add(matches[0][:2])
+        mirrored += matches[0][2]
+    assert len(shifts) > 20
+    assert 15 < mirrored < 45
+
+
+@pytest.fixture(params=["memory", "files"])
+def drawn(request, folder, monkeypatch):
+    """Makes batches of 5 of twelve images, in memory or from files, by a draw and so many workers."""
+    if request.param == "files":
+        monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+
+    def make(draw: data.Draw | None, workers: int = 0) -> Batches:
+        dataset = imagefolder(folder, workers=workers)
+        return data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, draw)
+
+    return make
+
+
+def pixels(batches, epoch: int = 0, first: int = 0) -> list[torch.Tensor]:
+    return [x for x, _ in batches.epoch(epoch, first)]
+
+
+def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+    return len(some) == len(others) and all(map(torch.equal, some, others))
+
+
+def test_what_is_drawn_depends_on_the_seed_the_epoch_and_the_step_alone(drawn):
+    draw = data.Draw(seed=5, augment=True, flip=True)
+    every = [pixels(drawn(draw), epoch) for epoch in range(2)]
+    assert not same(every[0], every[1])
+    assert not same(every[0], pixels(drawn(data.Draw(seed=6, augment=True, flip=True))))
+    torch.manual_seed(1)
+    assert same(every[1], pixels(drawn(draw), 1)), "without the epoch before, and wherever torch's generator stands"
+    assert same(every[1], pixels(drawn(draw, workers=2), 1))
+    assert same(every[1][2:], pixels(drawn(draw), 1, first=2)), "in the middle of an epoch"
+
+
+def test_processes_share_each_batch(drawn):
+    alone = pixels(drawn(data.Draw(seed=5, augment=True)), 1)
+    parts = [pixels(drawn(data.Draw(seed=5, augment=True, rank=rank, world=2)), 1) for rank in range(2)]
+    assert len(alone) == 3, "twelve images: 5, 5 and 2"
+    assert len(parts[0]) == 2, "two images are too few for two processes"
+    for whole, first, second in zip(alone, *parts, strict=False):
+        assert torch.equal(whole[0::2], first)
+        assert torch.equal(whole[1::2], second)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "world", "refused"),
+    [
+        (100, 1, 1, "data.batch_size: 1 images for 1 process"),
+        (100, 15, 8, "data.batch_size: 15 images for 8 process"),
+        (1, 32, 1, "data: 1 training images for 1 process"),
+    ],
+)
+def test_each_process_has_two_images_a_step(images, batch_size, world, refused):
+    data.check_training(2 * world, 2 * world, world)
+    with pytest.raises(UserError, match=refused):
+        data.check_training(images, batch_size, world)
+
+
+def test_a_last_training_batch_of_one_is_left_out():
+    images = data.DATASETS["fake"].load(8, 41).train
+    training = MemoryBatches(images, 20, **ONE, draw=data.Draw(seed=0))
+    assert [len(y) for _, y in training] == [20, 20]
+    assert len(training) == 2
+    assert [len(y) for _, y in MemoryBatches(images, 20, **ONE)] == [20, 20, 1]
+
+
+def test_a_broken_file_is_named_by_worker_processes_too(folder, monkeypatch):
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = imagefolder(folder, workers=1)
+    dataset.test.paths[0].write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"^[^\n]*0\.png: not a readable image[^\n]*$"):
+        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))
+
+
+def test_a_broken_file_is_left_out_if_asked(folder, monkeypatch, capsys):
+    """In memory and by the batch, in training and in measuring; each is named once."""
+    broken = folder / "train" / "cat" / "0.png"
+    broken.write_bytes(b"not an image")
+    for limit in (2**31, 1):
+        monkeypatch.setattr("data.folders.MEMORY_BYTES", limit)
+        dataset = imagefolder(folder, on_error="skip", workers=1)
+        for draw in (None, data.Draw(seed=0, augment=True)):
+            batches = data.batches(dataset.train, 6, dataset.mean, dataset.std, 32, draw)
+            for epoch in range(2):
+                assert sum(len(y) for _, y in batches.epoch(epoch)) == 11
+            if limit == 1:
+                assert capsys.readouterr().out.count("left out:") == 1
+        if limit > 1:
+            assert capsys.readouterr().out.count(f"left out: {broken}: not a readable image") == 1
+
+
+def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, capsys):
+    """The batches are those of a run in which none died."""
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = imagefolder(folder, workers=1)
+
+    def make():
+        return data.batches(dataset.train, 2, dataset.mean, dataset.std, 32, data.Draw(seed=1, augment=True))
+
+    whole, found = pixels(make()), []
+    for images, _ in make().epoch(0):
+        found.append(images)
+        if len(found) == 2:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+    assert same(whole, found)
+    assert "a data worker died" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("source", ["digits", "imagefolder"])
+def test_no_images_are_no_batches(source, folder, monkeypatch):
+    """A process's share of few validation images, say."""
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    options = {"root": str(folder)} if source == "imagefolder" else {}
+    dataset = data.DATASETS[source].load(16, None, **options)
+    none = data.batches(dataset.test.take(torch.arange(0)), 2, dataset.mean, dataset.std, 16)
+    assert len(none) == 0
+    assert list(none) == []
+
+
+def test_a_bug_in_a_worker_is_not_its_death(folder, monkeypatch):
+    def bug(path):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = imagefolder(folder, workers=1)
+    monkeypatch.setattr(sys.modules["data.batches"], "open_image", bug)
+    with pytest.raises(RuntimeError, match="a bug"):
+        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))
+
+
+def test_workers_that_always_die_end_the_run(folder, monkeypatch):
+    monkeypatch.setattr(sys.modules["data.batches"], "RETRIES", 1)
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = imagefolder(folder, workers=1)
+    monkeypatch.setattr(sys.modules["data.batches"], "open_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match=r"data.workers: workers died 2 times"):
+        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))

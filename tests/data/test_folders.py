@@ -1,0 +1,144 @@
+"""Folders of images: what is read into memory, how an image is decoded, and which mistakes are named."""
+
+import numpy
+import pytest
+from PIL import Image
+
+import data
+from data.batches import FileBatches
+from data.folders import open_image
+from tests.data.conftest import imagefolder
+from utils.errors import UserError
+
+
+def test_imagefolder_in_memory(folder):
+    dataset = imagefolder(folder, workers=2)
+    assert dataset.classes == ["cat", "dog"]
+    assert dataset.train.pixels.shape == (12, 32, 32, 3)
+    assert dataset.train.labels.tolist() == [0] * 6 + [1] * 6
+    assert 0.4 < dataset.mean[0] < 0.6
+    assert type(imagefolder(folder, cache="never", workers=2).train) is data.Files
+
+
+def test_imagefolder_too_large_for_memory_is_read_by_the_batch(folder, monkeypatch):
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = imagefolder(folder, workers=2)
+    assert type(imagefolder(folder, cache="always", workers=2).train) is data.Images
+    for draw in (None, data.Draw(seed=0, augment=True, flip=True)):
+        batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, draw)
+        assert isinstance(batches, FileBatches)
+        shapes = [tuple(x.shape) for x, _ in batches]
+        assert shapes == [(5, 3, 32, 32), (5, 3, 32, 32), (2, 3, 32, 32)]
+
+
+def test_mistakes_are_named(folder):
+    with pytest.raises(UserError, match=r"no folder .*/nowhere; expected"):
+        imagefolder(folder / "nowhere")
+    (folder / "train" / "cat" / "broken.jpg").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"broken\.jpg: not a readable image"):
+        imagefolder(folder)
+    (folder / "test" / "bird").mkdir()
+    with pytest.raises(UserError, match="has classes that train/ has not: bird"):
+        imagefolder(folder)
+
+
+def broken_png(path) -> None:
+    """Damage that shows while it is decoded: PIL has a SyntaxError for it."""
+    Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=numpy.uint8)).save(path)
+    content = bytearray(path.read_bytes())
+    second = content.index(b"IDAT", content.index(b"IDAT") + 4)
+    content[second : second + 4] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+
+
+def truncated_jpeg(path) -> None:
+    Image.fromarray(numpy.zeros((64, 64, 3), numpy.uint8)).save(path, format="jpeg")
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def bomb(path) -> None:
+    Image.new("1", (20_000, 20_000)).save(path)
+
+
+@pytest.mark.parametrize("damage", [broken_png, truncated_jpeg, bomb])
+def test_whatever_is_wrong_with_an_image_is_a_line_with_its_path(damage, tmp_path):
+    damage(tmp_path / "0.png")
+    with pytest.raises(UserError, match=r"^[^\n]*0\.png: not a readable image \([^\n]+\)$"):
+        open_image(tmp_path / "0.png")
+
+
+def on_its_side(image: Image.Image, path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+def in_16_bits(image: Image.Image, path) -> None:
+    Image.fromarray(numpy.asarray(image.convert("L")).astype(numpy.uint16) * 257).save(path)
+
+
+def with_alpha(image: Image.Image, path) -> None:
+    clear = image.convert("RGBA")
+    clear.putalpha(Image.fromarray(255 * (numpy.asarray(image)[..., 0] < 128).astype(numpy.uint8)))
+    clear.save(path)
+
+
+def palette(image: Image.Image, path) -> None:
+    few = Image.fromarray((numpy.asarray(image)[..., 0] // 128).astype(numpy.uint8), mode="P")
+    few.putpalette([10, 20, 30, 40, 50, 60])
+    few.save(path, transparency=b"\x00\xff")
+
+
+def seen(image: Image.Image, save) -> numpy.ndarray:
+    """What `save` stores, as it is to be seen."""
+    pixels = numpy.asarray(image)
+    if save is in_16_bits:
+        return numpy.repeat(numpy.asarray(image.convert("L"))[..., None], 3, 2)
+    if save is with_alpha:
+        return numpy.where(pixels[..., :1] < 128, pixels, 255)
+    return numpy.where(pixels[..., :1] < 128, 255, (40, 50, 60)) if save is palette else pixels
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("save", [on_its_side, in_16_bits, with_alpha, palette])
+def test_images_are_read_as_people_see_them(save, tmp_path):
+    image = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=numpy.uint8))
+    save(image, tmp_path / "0.png")
+    assert numpy.array_equal(numpy.asarray(open_image(tmp_path / "0.png")), seen(image, save))
+
+
+def test_a_class_without_images_is_named(folder):
+    (folder / "train" / "emu").mkdir()
+    (folder / "train" / "emu" / "0.psd").write_bytes(b"of a program that nobody else has")
+    with pytest.raises(UserError, match=r"data.root: no images under .*train/emu \(looked for .*\.tif"):
+        imagefolder(folder)
+
+
+def test_images_none_of_which_can_be_read_are_no_dataset(folder):
+    for path in (folder / "test").rglob("*.png"):
+        path.write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"data.root: none of 4 images can be read"):
+        imagefolder(folder, on_error="skip")
+
+
+def test_hidden_files_are_no_images(folder):
+    (folder / "train" / "cat" / "._0.png").write_bytes(b"what another system keeps beside a file")
+    assert len(imagefolder(folder).train) == 12
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    for part in ("train", "val"):
+        (tmp_path / part / "cat").mkdir(parents=True)
+    with pytest.raises(UserError, match="no images under"):
+        imagefolder(tmp_path)
+
+
+def test_the_way_of_reading_a_folder_does_not_depend_on_the_part_or_the_limit(folder, monkeypatch):
+    """8 test images would fit alone; training and measuring must see the same crops all the same."""
+    (folder / "train" / ".hidden").mkdir()
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 10 * 3 * 32**2)
+    load = data.DATASETS["imagefolder"].load
+    few, test_alone = load(32, 2, root=str(folder)), load(32, None, train=False, root=str(folder))
+    for dataset in (imagefolder(folder), few, test_alone):
+        assert isinstance(dataset.test, data.Files)
+        assert dataset.classes == ["cat", "dog"]

@@ -1,0 +1,49 @@
+"""The table of datasets: a section names a row, and is loaded with the keys that the row reads."""
+
+import pytest
+import torch
+
+import data
+from data import registry
+from utils.config import validate_section
+from utils.errors import UserError
+
+
+def section(**keys) -> data.DataSettings:
+    return validate_section("data", data.SECTIONS, keys)
+
+
+def test_a_row_is_loaded_with_its_own_keys(folder):
+    dataset = data.load(section(name="imagefolder", root=str(folder), image_size=16, limit=3, workers=0, cache="never"))
+    assert type(dataset.train) is data.Files
+    assert (len(dataset.train), len(dataset.test), dataset.train.workers) == (3, 3, 0)
+
+
+def test_training_images_are_left_out_if_not_asked_for():
+    dataset = data.load(section(image_size=8), train=False)
+    assert torch.equal(dataset.test.pixels, data.load(section(image_size=8)).test.pixels)
+    with pytest.raises(ValueError, match="without its training images"):
+        _ = data.load(section(name="fake"), train=False).training
+
+
+def test_a_key_of_another_dataset_is_refused():
+    with pytest.raises(UserError, match=r"data.cache is read by imagefolder; data.name is digits"):
+        section(cache="never")
+
+
+def test_a_function_that_is_not_there_is_refused():
+    registry.check(section())
+    registry.check(section(name="tests.data.example:squares"))
+    with pytest.raises(UserError, match="no_such_module"):
+        registry.check(section(name="no_such_module:load"))
+
+
+def test_other_values_override_those_of_a_section(folder):
+    found = data.with_overrides(section(image_size=24, batch_size=7), {"limit": 5})
+    assert (found.name, found.image_size, found.batch_size, found.limit) == ("digits", 24, 7, 5)
+    trained = section(name="imagefolder", root=str(folder), image_size=24, workers=1)
+    other = data.with_overrides(trained, {"name": "fake"})
+    assert (other.name, other.image_size) == ("fake", 24)
+    assert not hasattr(other, "root"), "a key that fake does not read"
+    with pytest.raises(UserError, match=r"data.wrkers: unknown key, did you mean workers\?"):
+        data.with_overrides(trained, {"wrkers": 2})

@@ -1,0 +1,58 @@
+"""A checkpoint's settings build its model again, float or prepared, with the same outputs."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import models
+import quant
+from experiment.rebuild import read_settings, rebuild
+from experiment.settings import TrainSettings, resolved
+from utils.errors import UserError
+from utils.runs import checkpoint
+
+DATASET = SimpleNamespace(classes=["a", "b", "c"], mean=(0.5,) * 3, std=(0.25,) * 3)
+SETTINGS = resolved(TrainSettings.model_validate({"data": {"image_size": 16}, "model": {"name": "resnet20"}}))
+
+
+def trust(name: str) -> None:
+    """Every function may be called."""
+
+
+def saved(path, prepared: bool) -> tuple[torch.nn.Module, str]:
+    model = models.build("resnet20", 3, 16, {})
+    if prepared:
+        model = quant.prepare(model, quant.resolve(SETTINGS.quant))
+    model(torch.randn(8, 3, 16, 16))
+    torch.save(checkpoint.pack(model, SETTINGS.model_dump(mode="json"), DATASET, prepared, 1), path / "last.pt")
+    return model.eval(), str(path / "last.pt")
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_the_model_computes_what_it_computed(prepared, tmp_path):
+    model, path = saved(tmp_path, prepared)
+    found, state, trained = rebuild(path, trust)
+    images = torch.randn(2, 3, 16, 16)
+    assert quant.is_prepared(found) == prepared
+    assert torch.equal(found.eval()(images), model(images))
+    assert (state["classes"], trained) == (["a", "b", "c"], SETTINGS)
+
+
+def test_a_model_that_is_not_trusted_is_not_built(tmp_path, monkeypatch):
+    _, path = saved(tmp_path, prepared=False)
+    monkeypatch.setattr(models, "build", lambda *_: pytest.fail("it was built"))
+
+    def refuse(name: str) -> None:
+        raise UserError(f"{name} is not trusted")
+
+    with pytest.raises(UserError, match="resnet20 is not trusted"):
+        rebuild(path, refuse)
+
+
+def test_settings_that_are_not_valid_are_refused_with_the_file():
+    values = SETTINGS.model_dump(mode="json")
+    assert read_settings({"settings": values}, "last.pt") == SETTINGS
+    values["run"]["epochs"] = -1
+    with pytest.raises(UserError, match=r"^last.pt: run.epochs: "):
+        read_settings({"settings": values}, "last.pt")

@@ -1,0 +1,142 @@
+"""The training loop: float epochs, then quantized ones, from any position. (Whole runs: tests/test_resume.py.)"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from utils.distributed import Processes
+from utils.errors import UserError
+from utils.runs.checkpointing import Position
+from utils.runs.log import RunLog
+from utils.seed import Noise
+from utils.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+EPOCHS, STEPS = 3, 4
+
+
+class Batches:
+    """The same random images in every epoch."""
+
+    batch_size = 8
+
+    def __init__(self):
+        self.images, self.labels = torch.randn(STEPS * 8, 6), torch.randint(0, 3, (STEPS * 8,))
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def epoch(self, epoch: int, first: int = 0):
+        return zip(self.images.split(8)[first:], self.labels.split(8)[first:], strict=True)
+
+
+class Saver:
+    """Notes what it is asked to save."""
+
+    def __init__(self):
+        self.saved, self.finished = [], False
+
+    def is_due(self) -> bool:
+        return False
+
+    def save(self, at: Position, *_) -> str:
+        self.saved.append((at.epoch, at.step))
+        return ""
+
+    def save_unsaved(self) -> None:
+        self.finished = True
+
+
+def trainer(folder, **changes) -> Trainer:
+    model = nn.Linear(6, 3)
+    given = {
+        "model": model,
+        "optimizer": torch.optim.SGD(model.parameters(), lr=1.0),
+        "train_batches": Batches(),
+        "val_batches": None,
+        "rate": lambda done: 0.5 / (1 + done),
+        "loss_of": lambda images, logits, labels: nn.functional.cross_entropy(logits, labels),
+        "clip_norm": None,
+        "bf16": False,
+        "epochs": EPOCHS,
+        "quantize_from": EPOCHS,
+        "quantize": lambda model: pytest.fail("it ends in float"),
+        "method": "lsq",
+        "average": None,
+        "reestimate_batch_norm": lambda model: pytest.fail("it was not asked for"),
+        "noise": Noise(0, 0, CPU),
+        "processes": Processes(0, 1, CPU),
+        "log": RunLog(folder, EPOCHS),
+        "saver": Saver(),
+    }
+    return Trainer(**given | changes)
+
+
+def test_every_epoch_is_saved_and_the_loss_falls(tmp_path):
+    run = trainer(tmp_path)
+    losses = []
+    run.loss_of = lambda images, logits, labels: (
+        losses.append(nn.functional.cross_entropy(logits, labels)) or losses[-1]
+    )
+    run.run(Position(0))
+    assert run.saver.saved == [(1, 0), (2, 0), (3, 0)]
+    assert run.saver.finished
+    assert len(losses) == EPOCHS * STEPS
+    assert sum(losses[-STEPS:]) < sum(losses[:STEPS])
+
+
+def test_the_rate_follows_the_position(tmp_path):
+    asked = []
+    trainer(tmp_path, rate=lambda done: asked.append(done) or 0.1).run(Position(1))
+    assert asked == [epoch + step / STEPS for epoch in (1, 2) for step in range(STEPS)]
+
+
+def test_the_model_is_quantized_before_its_first_quantized_epoch(tmp_path):
+    seen = []
+
+    def quantize(model: nn.Module) -> nn.Module:
+        seen.append(run.done)
+        return model
+
+    run = trainer(tmp_path, quantize_from=1, quantize=quantize)
+    run.run(Position(0))
+    assert seen == [1 - 1 / STEPS], "after the last step of the float epoch, once"
+    assert run.quantized
+    assert run.progress == pytest.approx((EPOCHS - 1 / STEPS - 1) / (EPOCHS - 1))
+
+
+def test_gradients_are_clipped_to_a_total_norm(tmp_path):
+    run = trainer(tmp_path, clip_norm=1e-3)
+    norms = []
+    run.optimizer.step = lambda: norms.append(torch.stack([p.grad.norm() for p in run.model.parameters()]).norm())
+    run.run(Position(EPOCHS - 1))
+    assert len(norms) == STEPS
+    assert all(norm <= 1.001e-3 for norm in norms)
+
+
+def test_a_loss_that_is_nan_ends_the_run_before_the_optimizer_steps(tmp_path):
+    run = trainer(tmp_path, loss_of=lambda images, logits, labels: logits.sum() * float("nan"))
+    before = run.model.weight.clone()
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 1, step 1 of 4"):
+        run.run(Position(0))
+    assert torch.equal(run.model.weight, before)
+    assert run.saver.saved == []
+
+
+def test_finishing_takes_the_average_and_measures_batch_norm_again(tmp_path):
+    calls = []
+    average = SimpleNamespace(swap=lambda: calls.append("swap"))
+    trainer(tmp_path, average=average, reestimate_batch_norm=lambda model: calls.append("norm")).finish(False)
+    trainer(tmp_path, reestimate_batch_norm=lambda model: calls.append("asked")).finish(True)
+    trainer(tmp_path).finish(False)
+    assert calls == ["swap", "norm", "asked"]
+
+
+def test_finishing_loads_the_best_epoch(tmp_path):
+    run, loaded = trainer(tmp_path, average=SimpleNamespace()), []
+    run.average = None
+    run.saver.load_best, run.log.best = loaded.append, 90.0
+    run.finish(False)
+    assert loaded == [run.model]
