@@ -15,6 +15,8 @@ from quant.analysis.mixed_precision import choose_bits
 from quant.analysis.sensitivity import sensitivity
 from quant.core.kernels import compile_all as compile_kernels
 from quant.core.kernels import interpret_all as interpret_kernels
+from quant.core.options import PipelineOptions
+from quant.core.quantizer import GradientQuantizer
 from quant.core.settings import QuantSettings, ResolvedQuant
 from quant.engines.base import IntegerModel
 from quant.engines.convert import convert as _convert
@@ -26,8 +28,6 @@ from quant.export.torch_export import export
 from quant.graph.prepare import prepare as _prepare
 from quant.graph.trace import trace
 from quant.graph.views import quantizers, set_enabled
-from quant.methods import ptq
-from quant.methods.dorefa import GradientQuantizer
 from quant.ptq import pipeline
 from quant.ptq.calibrate import calibrate
 from quant.ptq.cross_layer_equalization import equalize_cross_layer
@@ -55,13 +55,13 @@ def prepare(model: nn.Module, spec: ResolvedQuant) -> fx.GraphModule:
 
 def run_ptq_pipeline(prepared: fx.GraphModule, images: Iterable[Tensor], spec: ResolvedQuant) -> None:
     """Run the PTQ pipeline (ptq/pipeline.py) on a calibrated model if the method has such options, else do nothing."""
-    if isinstance(spec.options, ptq.Options):
+    if isinstance(spec.options, PipelineOptions):
         pipeline.run_ptq_pipeline(prepared, images, spec.options)
 
 
 def equalizes(spec: ResolvedQuant) -> bool:
     """Whether the float model is equalized (equalize_cross_layer) before `prepare`."""
-    return isinstance(spec.options, ptq.Options) and bool(spec.options.cross_layer_equalization)
+    return isinstance(spec.options, PipelineOptions) and bool(spec.options.cross_layer_equalization)
 
 
 def dampening(spec: ResolvedQuant) -> float:

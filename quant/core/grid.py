@@ -26,7 +26,8 @@ class Grid:
     def __post_init__(self):
         odd = self.q_min % 2 == self.q_max % 2 == 1
         if self.step != 1 and not (self.step == 2 and odd):
-            raise ValueError(f"a grid has step 1, or step 2 between odd integers: not {self}")
+            found = f"step {self.step} from {self.q_min} to {self.q_max}"
+            raise ValueError(f"a grid has step 1, or step 2 between odd integers: not {found}")
 
     def to_int(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         """q = clamp(round(x / scale) + zero_point + offset, q_min, q_max), ties to even; fp32, of x's shape.

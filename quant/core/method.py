@@ -4,9 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, NoReturn
 
-from torch import nn
-
-from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
+from quant.core.quantizer import ActivationQuantizer, GradientQuantizer, Shape, WeightQuantizer
 from quant.core.settings import Options, ResolvedQuant
 from utils.errors import UserError
 from utils.sections import Section
@@ -32,7 +30,7 @@ class Method(Generic[Options]):
     """(options, epochs) -> how many epochs of the run come before prepare."""
     weight_bits: range
     act_bits: range
-    gradient: Callable[[ResolvedQuant[Options]], nn.Module | None] = lambda spec: None
+    gradient: Callable[[ResolvedQuant[Options]], GradientQuantizer | None] = lambda spec: None
     """(spec) -> what quantizes the gradient of a hidden layer's output, if anything does."""
     fill: Callable[[Options], Options] = lambda options: options
     """(options) -> the options with values instead of nulls. Raises UserError for options that have no effect."""

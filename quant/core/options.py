@@ -33,3 +33,22 @@ def unread_dampening(spec: ResolvedQuant[Any], ends_in_float: bool) -> dict[str,
 class SignedEdges(Section):
     signed_edges: Literal["clip", "affine"] = "clip"
     """Inputs of hidden layers that can be negative: clipped at either side on act_bits, or affine on 8 bits."""
+
+
+class PipelineOptions(Section):
+    """Options of the PTQ pipeline (quant/ptq/pipeline.py), which runs for methods that have them.
+
+    It needs values for all of them but rounding_steps and drop, where rounding reads those: a method whose options
+    can be null replaces them in its `fill`.
+    """
+
+    cross_layer_equalization: bool | None = None
+    """Even out the ranges of channels across layers, where that leaves the float model as it is."""
+    rounding: Literal["nearest", "adaround", "brecq"] | None = None
+    """Weights to the nearest integer, or up or down as is learned, layer by layer or block by block."""
+    rounding_steps: int | None = Field(None, ge=1)
+    """Optimizer steps of learned rounding, for each layer (adaround) or block (brecq)."""
+    drop: float | None = Field(None, ge=0, le=1)
+    """Rounding brecq: share of the activations that each step of learned rounding leaves in float, as QDrop does."""
+    bias_correction: Literal["none", "bias", "norm"] | None = None
+    """Match the mean (bias), or mean and variance (norm), of each channel to the float model's."""

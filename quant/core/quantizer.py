@@ -1,4 +1,4 @@
-"""The contract of quantizers: one type for weights, one for activations.
+"""The contract of quantizers: one type for weights, one for activations, one for gradients.
 
     forward(x)   the fake-quantized x, float in, float out; x itself when disabled
     grid()       the Grid on which the outputs of forward lie, as it is now
@@ -7,7 +7,7 @@
 A weight quantizer may choose any integers that fit in -127 .. 127 and lie on its grid, whose zero point is 0; engines
 read its grid() and its to_int(). An activation quantizer rounds to an affine uniform grid; engines read its grid()
 alone, and so its to_int follows from the grid and cannot be overridden. prepare refuses a quantizer of another kind
-(core/contract.py). Nothing else is read, so that a new method runs in integers on every engine.
+(core/contract.py), and so does convert. Nothing else is read, so that a new method runs in integers on every engine.
 """
 
 from typing import final
@@ -87,7 +87,8 @@ class ActivationQuantizer(Quantizer):
     """Quantizes activations on an affine uniform grid per tensor, integers in [q_min, q_max], ties to even.
 
     A subclass gives grid() and rounding(). to_int is final: engines quantize activations by their grid alone, so that
-    other integers would be evaluated as if they were these.
+    other integers would be evaluated as if they were these. forward_normed is final, too: layers call it instead of
+    forward(norm(x), activation).
 
     members: how many values of one forward pass of the model share this quantizer. More than one for the parts of a
     concatenation, which lie on one grid.
@@ -105,6 +106,11 @@ class ActivationQuantizer(Quantizer):
                 f"{cls.__name__}.to_int: an activation quantizer cannot override to_int, since engines read only the "
                 "grid of an activation; its integers follow from grid(), which is affine and uniform"
             )
+        if cls.forward_normed is not ActivationQuantizer.forward_normed:
+            raise TypeError(
+                f"{cls.__name__}.forward_normed: an activation quantizer cannot override forward_normed, which must "
+                "equal forward(norm(x), activation); override rounding(), or forward()"
+            )
 
     @final
     def to_int(self, x: Tensor) -> Tensor:
@@ -120,6 +126,7 @@ class ActivationQuantizer(Quantizer):
         with torch.autocast(x.device.type, enabled=False):
             return rounded(x, self.rounding(x).after(activation))
 
+    @final
     def forward_normed(self, x: Tensor, norm: nn.Module | None, activation: ClampedAffine) -> Tensor:
         """forward(norm(x), activation), with fewer passes over memory where compiled kernels allow it."""
         if norm is None or not (can_fuse_norm(norm, x, activation) and self.enabled and self.is_calibrated()):
@@ -191,3 +198,14 @@ class DataInitializedActivationQuantizer(DataInitialized, ActivationQuantizer):
     def observe(self, x: Tensor, activation: ClampedAffine) -> None:
         if self._awaits_data():
             self._initialize(self.gather_members(distributed.all_gather_rows(activation(x.detach()))))
+
+
+class GradientQuantizer(nn.Module):
+    """The identity; what it quantizes is its gradient, in train mode. Derive from it for a method's `gradient`.
+
+    generator: draws the noise, if there is any; None: torch's default generator of the device.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.generator: torch.Generator | None = None

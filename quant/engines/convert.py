@@ -8,14 +8,15 @@ import copy
 import torch
 from torch import Tensor, fx, nn
 
+from quant.core.contract import check_activation_quantizer, check_weight_quantizer
 from quant.core.grid import Grid
-from quant.core.quantizer import Quantizer
+from quant.core.quantizer import ActivationQuantizer, Quantizer
 from quant.engines.base import Converted, Engine, IntegerModel
 from quant.engines.verify import choose_kernel, choose_operator
 from quant.graph.node_view import as_node, concatenated_axis, target
 from quant.graph.op_table import module_operator
 from quant.graph.typed_graph import TypedGraph, data_inputs
-from quant.graph.views import LayerView, OperatorView, called_module, layer_view, operator_view, quantizers
+from quant.graph.views import LayerView, OperatorView, called_module, layer_view, layers, operator_view, quantizers
 from utils.errors import UserError
 
 
@@ -23,15 +24,27 @@ from utils.errors import UserError
 def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
     """Build the integer model of a prepared model, which must be on the CPU. The two share no tensors.
 
-    Raises UserError if a quantizer has not been calibrated, RuntimeError if no kernel of the engine is exact for a
-    layer.
+    Raises UserError if a quantizer has not been calibrated, or breaks its contract (core/contract.py), and RuntimeError
+    if no kernel of the engine is exact for a layer.
     """
     uncalibrated = [name for name, quantizer in quantizers(prepared).items() if not quantizer.is_calibrated()]
     if uncalibrated:
         raise UserError(
             f"{uncalibrated[0]} has not been calibrated: train or calibrate first ({len(uncalibrated)} such quantizers)"
         )
+    _check_quantizers(prepared)
     return engine.finalize(_Converter(copy.deepcopy(prepared).eval(), engine).run())
+
+
+def _check_quantizers(prepared: fx.GraphModule) -> None:
+    """Check all quantizers again: many had no range yet when prepare checked them."""
+    checked: set = set()
+    for view in layers(prepared).values():
+        if view.layer.weight_quantizer is not None:
+            check_weight_quantizer(view.layer.weight_quantizer, view.layer.weight, checked)
+    for quantizer in quantizers(prepared).values():
+        if isinstance(quantizer, ActivationQuantizer):
+            check_activation_quantizer(quantizer)
 
 
 class _Converter:

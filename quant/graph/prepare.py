@@ -124,9 +124,7 @@ class _Editor:
 
     def _weight_quantizer(self, bits: int, weight: Tensor) -> WeightQuantizer:
         quantizer = self.method.weight(self.spec, bits, tuple(weight.shape))
-        if (type(quantizer), bits) not in self.checked:  # one weight of a kind: it takes a pass over the weight
-            check_weight_quantizer(quantizer, weight)
-            self.checked.add((type(quantizer), bits))
+        check_weight_quantizer(quantizer, weight, self.checked)
         return quantizer
 
     def _quantizer(self, precision: Precision, signed: bool) -> ActivationQuantizer:

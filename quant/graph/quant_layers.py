@@ -20,7 +20,7 @@ from quant.core.batch_norm import BatchNorm
 from quant.core.grid import Grid
 from quant.core.integer_layer import Geometry, IntegerLayer, build_integer_layer
 from quant.core.integer_operator import Arithmetic, IntegerOperator, integer_operator
-from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
+from quant.core.quantizer import ActivationQuantizer, GradientQuantizer, WeightQuantizer
 
 
 class Correction(nn.Module):
@@ -77,7 +77,7 @@ class QuantLayer(nn.Module):
         self,
         layer: nn.Conv2d | nn.Linear,
         weight_quantizer: WeightQuantizer | None,
-        gradient: nn.Module | None,
+        gradient: GradientQuantizer | None,
         correction: Correction | None,
         limit: int,
     ):

@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 from pydantic import PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from quant.core.fake_quantize import Rounding, just_above, just_below
 from quant.core.grid import Grid
@@ -36,7 +36,13 @@ from quant.core.options import (
     BatchObserver,
     SignedEdges,
 )
-from quant.core.quantizer import ActivationQuantizer, DataInitializedActivationQuantizer, Shape, WeightQuantizer
+from quant.core.quantizer import (
+    ActivationQuantizer,
+    DataInitializedActivationQuantizer,
+    GradientQuantizer,
+    Shape,
+    WeightQuantizer,
+)
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
@@ -74,16 +80,12 @@ class BoundedActivation(DataInitializedActivationQuantizer):
         return clip_grid(self.c, self.q_min, self.q_max)
 
 
-class GradientQuantizer(nn.Module):
-    """The identity. In train mode its gradient d [N, ...] is quantized to k bits.
-
-    generator: draws the noise N; None: torch's default generator of the device.
-    """
+class NoisyGradient(GradientQuantizer):
+    """In train mode the gradient d [N, ...] is quantized to k bits."""
 
     def __init__(self, k: int):
         super().__init__()
         self.k = k
-        self.generator: torch.Generator | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         return _QuantizeGradient.apply(x, self.k, self.generator) if self.training else x
@@ -123,8 +125,8 @@ def residual(spec: ResolvedQuant[Options], bits: int, signed: bool) -> Activatio
     return affine(bits, spec.options.observer)
 
 
-def gradient(spec: ResolvedQuant[Options]) -> nn.Module | None:
-    return None if spec.options.grad_bits == 32 else GradientQuantizer(spec.options.grad_bits)
+def gradient(spec: ResolvedQuant[Options]) -> GradientQuantizer | None:
+    return None if spec.options.grad_bits == 32 else NoisyGradient(spec.options.grad_bits)
 
 
 def check(spec: ResolvedQuant[Options]) -> None:

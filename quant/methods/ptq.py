@@ -21,31 +21,20 @@ from pydantic import Field
 
 from quant.core.method import Method
 from quant.core.observed import ObservedWeightQuantizer
-from quant.core.options import FLOAT_WEIGHTS, NOTHING_QUANTIZED
+from quant.core.options import FLOAT_WEIGHTS, NOTHING_QUANTIZED, PipelineOptions
 from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import affine
 from utils.errors import UserError
-from utils.sections import Section
 
 
-class Options(Section):
+class Options(PipelineOptions):
     observer: Literal["minmax", "moving_average", "percentile", "mse"] | None = None
     """How ranges are found; null: as the recipe says."""
     percentile: float = Field(99.99, gt=50.0, le=100.0)
     """Observer percentile: values beyond this percentile are clipped, at either end of the range."""
     recipe: Literal["plain", "best"] = "plain"
     """What the keys of these options that are null stand for: a row of RECIPES (quant/methods/ptq.py)."""
-    cross_layer_equalization: bool | None = None
-    """Even out the ranges of channels across layers, where that leaves the float model as it is."""
-    rounding: Literal["nearest", "adaround", "brecq"] | None = None
-    """Weights to the nearest integer, or up or down as is learned, layer by layer or block by block."""
-    rounding_steps: int | None = Field(None, ge=1)
-    """Optimizer steps of learned rounding, for each layer (adaround) or block (brecq)."""
-    drop: float | None = Field(None, ge=0, le=1)
-    """Rounding brecq: share of the activations that each step of learned rounding leaves in float, as QDrop does."""
-    bias_correction: Literal["none", "bias", "norm"] | None = None
-    """Match the mean (bias), or mean and variance (norm), of each channel to the float model's."""
 
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, fx
 
+from quant.core.options import PipelineOptions
 from quant.graph.node_view import target as target_of
 from quant.graph.views import layers, set_enabled
-from quant.methods.ptq import Options
 from quant.ptq.bias_correction import apply_bias_correction, moments
 from quant.ptq.blocks import Block, BlockRunner, blocks
 from quant.ptq.brecq import ReconstructionRunner, reconstruct, reconstruction_units
@@ -24,7 +24,7 @@ MAX_ELEMENTS = 2**28
 """Elements of the largest value that is kept for all images, 1 GB. Three or four such values exist at a time."""
 
 
-def run_ptq_pipeline(prepared: fx.GraphModule, images: Iterable[Tensor], options: Options) -> None:
+def run_ptq_pipeline(prepared: fx.GraphModule, images: Iterable[Tensor], options: PipelineOptions) -> None:
     """Learn roundings and correct biases in a calibrated model, as resolved options say.
 
     images: batches [N, 3, H, W]. Leaves out the last images if the values to keep would exceed MAX_ELEMENTS.
@@ -44,7 +44,7 @@ def run_ptq_pipeline(prepared: fx.GraphModule, images: Iterable[Tensor], options
     say(f"{_summary(found, options)}, {count:,} images, {time.monotonic() - began:.0f} s")
 
 
-def _summary(found: list[Block], options: Options) -> str:
+def _summary(found: list[Block], options: PipelineOptions) -> str:
     done = [] if options.rounding == "nearest" else [f"rounding learned ({options.rounding})"]
     done += [] if options.bias_correction == "none" else [f"bias correction ({options.bias_correction})"]
     layers = sum(len(block.layers) for block in found)
@@ -59,7 +59,7 @@ class _Pipeline:
     in_float, quantized: the block's inputs in the float and quantized model.
     """
 
-    def __init__(self, prepared: fx.GraphModule, options: Options):
+    def __init__(self, prepared: fx.GraphModule, options: PipelineOptions):
         self.prepared, self.options, self.runner = prepared, options, BlockRunner(prepared)
         self.layers = layers(prepared)
         self.generator = torch.Generator().manual_seed(0)

@@ -5,8 +5,9 @@ from torch import nn
 
 import quant
 from quant.analysis.layer_table import float_operators, layer_summary, layer_table
+from quant.core.options import PipelineOptions
+from quant.core.quantizer import GradientQuantizer
 from quant.graph.views import quantizers
-from quant.methods.dorefa import GradientQuantizer
 from tests.conftest import photos, spec
 from tests.helpers import calibrated
 from tests.nets import plain
@@ -50,6 +51,17 @@ def test_noise_is_drawn_from_the_generator_that_is_given():
     assert not any(hasattr(m, "generator") for m in prepared.modules() if m not in noisy)
 
 
+def test_noise_of_any_methods_gradient_quantizer_is_drawn_from_it():
+    class Own(GradientQuantizer):
+        def forward(self, x):
+            return x
+
+    net, generator = nn.Sequential(Own(), nn.ReLU()), torch.Generator()
+    assert net[0].generator is None
+    quant.draw_from(net, generator)
+    assert net[0].generator is generator
+
+
 def test_a_prepared_model_has_quantizers():
     assert quant.is_prepared(quant.prepare(plain(3), spec(method="ptq")))
     assert not quant.is_prepared(plain(3))
@@ -65,6 +77,21 @@ def test_the_pipeline_runs_for_methods_that_have_one():
         assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
     prepared = calibrated(plain(3), images, rounding="adaround", rounding_steps=2, weight_bits=3)
     quant.run_ptq_pipeline(prepared, [images], spec(method="ptq", rounding="adaround", rounding_steps=2, weight_bits=3))
+    offsets = [q.offset for q in quantizers(prepared).values() if getattr(q, "offset", None) is not None]
+    assert any(offset.any() for offset in offsets)
+
+
+class Own(PipelineOptions):
+    """Options of another method than ptq."""
+
+
+def test_the_pipeline_is_for_any_method_with_its_options():
+    images, learned = photos(8, 16), spec(method="ptq", rounding="adaround", rounding_steps=2, weight_bits=3)
+    pipeline = {name: getattr(learned.options, name) for name in PipelineOptions.model_fields}
+    own = learned.model_copy(update={"options": Own(**pipeline | {"cross_layer_equalization": True})})
+    assert quant.equalizes(own)
+    prepared = calibrated(plain(3), images, rounding="adaround", rounding_steps=2, weight_bits=3)
+    quant.run_ptq_pipeline(prepared, [images], own)
     offsets = [q.offset for q in quantizers(prepared).values() if getattr(q, "offset", None) is not None]
     assert any(offset.any() for offset in offsets)
 

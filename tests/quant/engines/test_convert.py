@@ -1,14 +1,21 @@
 """convert: the integer model of a prepared one, on every engine."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import quant
+from quant.core.fake_quantize import Rounding
+from quant.core.grid import Grid
+from quant.core.observed import ObservedActivationQuantizer
+from quant.core.quantizer import DataInitializedWeightQuantizer
+from quant.graph.prepare import prepare
 from tests.conftest import KERNELS, photos, spec
 from tests.helpers import build, converts_exactly, prepared_gated
-from tests.nets import Dense, Residual
+from tests.nets import Dense, Residual, plain
 from utils.errors import UserError
 
 
@@ -140,3 +147,51 @@ def test_weights_left_in_float_take_their_batch_norm_along():
     assert model.layers == {}
     assert {"first.0.weight", "first.0.norm.weight", "first.0.norm.running_var"} <= set(model.float_layers)
     assert torch.allclose(model(x), prepared(x), atol=1e-4)
+
+
+class WrongWithData(DataInitializedWeightQuantizer):
+    """Keeps the contract until it has seen the weight; then its scale is negative, or it trains tanh(w)."""
+
+    def __init__(self, wrong: str):
+        super().__init__(4, started=False)
+        self.wrong = wrong
+
+    def initialize(self, w):
+        pass
+
+    def forward(self, w):
+        self.observe(w)
+        grid = self.grid()
+        return torch.tanh(w) if self.started and self.wrong == "forward" else grid.value(grid.centred(w))
+
+    def grid(self):
+        sign = -1 if self.started and self.wrong == "scale" else 1
+        return Grid(torch.tensor(0.1 * sign), torch.tensor(0, dtype=torch.int32), -7, 7)
+
+
+class WrongActivation(ObservedActivationQuantizer):
+    """Its grid has a scale for the tensor until it has a range, then two."""
+
+    def grid(self):
+        grid = super().grid()
+        return replace(grid, scale=grid.scale.expand(2)) if self.observed else grid
+
+    def rounding(self, x):
+        grid = super().grid()
+        least, most = grid.q_min - grid.zero_point, grid.q_max - grid.zero_point
+        return Rounding(grid.scale, least.float(), most.float(), grid.scale * least, grid.scale * most)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"weight": lambda *_: WrongWithData("scale")}, "WrongWithData: the scale of its grid must be positive"),
+        ({"weight": lambda *_: WrongWithData("forward")}, "WrongWithData.forward: its outputs in eval mode are not"),
+        ({"residual": lambda *_: WrongActivation(8, "minmax")}, "WrongActivation: .* must have one scale"),
+    ],
+)
+def test_quantizers_that_are_wrong_once_they_have_data_are_refused(changed, message):
+    prepared = prepare(plain(3), spec(method="statassist"), replace(quant.METHODS["statassist"], **changed))
+    prepared.train()(photos(4, 16))
+    with pytest.raises(UserError, match=message):
+        quant.convert(prepared, "reference")

@@ -10,12 +10,26 @@ import torch.nn.functional as F
 from torch import nn
 
 import quant
+from quant.core.grid import Grid
+from quant.core.quantizer import WeightQuantizer
 from quant.graph.prepare import prepare
 from quant.graph.quant_layers import QuantLayer
 from quant.graph.views import layers
 from tests.conftest import photos, spec
 from tests.helpers import FORMS, build, converts_exactly, simulated_against_float, structure
-from tests.nets import Dense, Hooked, InPlace, NormTwice, PreActivation, ReluHead, Residual, SharedFunctions, Tokens
+from tests.nets import (
+    Dense,
+    Hooked,
+    InPlace,
+    NormTwice,
+    PreActivation,
+    ReluHead,
+    Residual,
+    SharedFunctions,
+    Tokens,
+    plain,
+)
+from utils.errors import UserError
 
 
 @functools.cache
@@ -134,3 +148,36 @@ def test_inputs_of_hidden_layers_come_from_the_methods_activation_and_all_else_f
     hidden = layers(prepared)["second.0"].source
     assert hidden is not None
     assert hidden.bits == 4
+
+
+class Shifted(WeightQuantizer):
+    """A grid that a test chooses, and its nearest integers."""
+
+    def __init__(self, scale: torch.Tensor, zero_point: int, q_max: int):
+        super().__init__(4)
+        self.fixed = Grid(scale, torch.full_like(scale, zero_point, dtype=torch.int32), -q_max, q_max)
+
+    def forward(self, w):
+        return self.fixed.value(self.fixed.centred(w))
+
+    def grid(self):
+        return self.fixed
+
+
+@pytest.mark.parametrize(
+    ("scale", "zero_point", "q_max", "message"),
+    [
+        (torch.tensor(0.1), 1, 7, "must have zero_point 0"),
+        (torch.tensor(0.1), 0, 8, "do not fit in 4 bits"),
+        (torch.tensor(0.1), 0, 128, "within -127 .. 127"),
+        (torch.tensor(-0.1), 0, 7, "must be positive"),
+        (torch.ones(5), 0, 7, r"must be \[\], or \[32\]"),
+    ],
+)
+def test_the_grid_of_every_weight_is_checked_not_only_of_the_first(scale, zero_point, q_max, message):
+    def weight(settings, bits, shape):
+        return Shifted(torch.tensor(0.1), 0, 7) if shape[0] == 16 else Shifted(scale, zero_point, q_max)
+
+    method = replace(quant.METHODS["lsq"], weight=weight)
+    with pytest.raises(UserError, match=message):
+        prepare(plain(3), spec(method="lsq", weight_bits=4), method)

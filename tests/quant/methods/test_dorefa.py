@@ -70,7 +70,7 @@ def test_quantized_gradients_are_right_on_average():
 
 
 def test_the_forward_pass_and_eval_know_nothing_of_the_gradient_quantizer():
-    layer = dorefa.GradientQuantizer(2)
+    layer = dorefa.NoisyGradient(2)
     x = torch.randn(3, 4, requires_grad=True)
     assert torch.equal(layer.train()(x), x)
     assert layer.eval()(x) is x
@@ -96,7 +96,7 @@ def test_gradients_of_hidden_layers_alone_are_quantized():
     assert model.conv1.gradient is None
     assert model.fc.gradient is None
     plain = quant.prepare(models.build("resnet20", 10, 32, {}), spec(method="dorefa", weight_bits=4))
-    assert not any(isinstance(m, dorefa.GradientQuantizer) for m in plain.modules())
+    assert not any(isinstance(m, dorefa.NoisyGradient) for m in plain.modules())
 
 
 @pytest.mark.parametrize(("weight_bits", "act_bits", "least"), [(1, 1, 50), (2, 2, 75), (7, 8, 90)])
