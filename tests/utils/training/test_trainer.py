@@ -75,11 +75,13 @@ def trainer(folder, **changes) -> Trainer:
 
 
 def test_every_epoch_is_saved_and_the_loss_falls(tmp_path):
-    run = trainer(tmp_path)
     losses = []
-    run.loss_of = lambda images, logits, labels: (
-        losses.append(nn.functional.cross_entropy(logits, labels)) or losses[-1]
-    )
+
+    def loss_of(images, logits, labels):
+        losses.append(nn.functional.cross_entropy(logits, labels))
+        return losses[-1]
+
+    run = trainer(tmp_path, loss_of=loss_of)
     run.run(Position(0))
     assert run.saver.saved == [(1, 0), (2, 0), (3, 0)]
     assert run.saver.finished
@@ -135,8 +137,7 @@ def test_finishing_takes_the_average_and_measures_batch_norm_again(tmp_path):
 
 
 def test_finishing_loads_the_best_epoch(tmp_path):
-    run, loaded = trainer(tmp_path, average=SimpleNamespace()), []
-    run.average = None
+    run, loaded = trainer(tmp_path), []
     run.saver.load_best, run.log.best = loaded.append, 90.0
     run.finish(False)
     assert loaded == [run.model]
