@@ -10,8 +10,24 @@ from tests.packed import INFO
 from utils.errors import UserError
 
 
+class Unflattened(nn.Module):
+    """nn.Unflatten and back."""
+
+    def __init__(self):
+        super().__init__()
+        self.unflatten = nn.Unflatten(1, (2, -1))
+
+    def forward(self, y):
+        return self.unflatten(y).flatten(1, 2)
+
+
 @pytest.mark.parametrize(
-    ("function", "name"), [(lambda y: torch.softmax(y, 1), "softmax"), (lambda y: torch.add(y, y, alpha=0.5), "add")]
+    ("function", "name"),
+    [
+        (lambda y: torch.softmax(y, 1), "softmax"),
+        (lambda y: torch.add(y, y, alpha=0.5), "add"),
+        (Unflattened(), "Unflatten"),
+    ],
 )
 def test_an_operator_that_no_file_can_name_is_refused_in_a_line(function, name, tmp_path):
     class Net(nn.Module):
