@@ -20,7 +20,7 @@ def text(found: dict) -> str:
             _decibels(row["input_sqnr_db"]),
             f"{row['only_top1']:.2f}",
             f"{row['all_but_top1']:.2f}",
-            f"{row['harm']:.5f}",
+            f"{row['kl_divergence']:.5f}",
         ]
         for row in found["rows"]
     ]
@@ -42,7 +42,7 @@ def picture(found: dict, title: str, path: Path) -> None:
     figure = Figure(figsize=(10, 1.9 + 0.3 * len(rows)), layout="constrained")
     harm, points = figure.subplots(1, 2, sharey=True)
     at = range(len(rows))
-    harm.barh(at, [row["harm"] for row in rows], 0.6, color=HARM)
+    harm.barh(at, [row["kl_divergence"] for row in rows], 0.6, color=HARM)
     harm.set_xlabel("KL divergence from float, this layer alone quantized", fontsize=9)
     lost = [found["float_top1"] - row["only_top1"] for row in rows]
     won = [row["all_but_top1"] - found["all_top1"] for row in rows]

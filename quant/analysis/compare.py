@@ -70,9 +70,9 @@ def megabytes_at_bits(model: nn.Module) -> float:
     """
     counted = {part for module in model.modules() if isinstance(module, Quantizer) for part in module.modules()}
     size = 0
-    for layer, _, source, norm in layers(model).values() if isinstance(model, fx.GraphModule) else ():
-        size += layer_bytes(layer, source, norm)
-        counted |= {*layer.modules(), *([] if norm is None else [norm])}
+    for view in layers(model).values() if isinstance(model, fx.GraphModule) else ():
+        size += layer_bytes(view.layer, view.source, view.norm)
+        counted |= {*view.layer.modules(), *([] if view.norm is None else [view.norm])}
     for module in set(model.modules()) - counted:
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         size += sum(tensor.nbytes for tensor in own if tensor.is_floating_point())

@@ -68,7 +68,7 @@ def _in_float(rows: list[list[str]]) -> str:
 
 
 def _layer_row(name: str, view: LayerView, model: IntegerModel) -> list[str]:
-    layer, _, source, norm = view
+    layer, source, norm = view.layer, view.source, view.norm
     converted = model.layers.get(name)
     notes = [quantizer.note for quantizer in (source, layer.weight_quantizer) if quantizer is not None]
     if converted is None:

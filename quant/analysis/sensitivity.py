@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from quant.core.grid import along_channels
 from quant.core.quantizer import Quantizer
-from quant.graph.views import LayerView, layers, only, quantizers, set_enabled
+from quant.graph.views import LayerView, layer_arguments, layers, only, quantizers, set_enabled
 from utils.console import tracked
 from utils.metrics import Score
 
@@ -54,7 +54,7 @@ class _Layer:
     def add_input(self, module: nn.Module, arguments: tuple) -> None:
         """Add the layer's float input to its SQNR; a forward pre-hook."""
         if self.view.source is not None:
-            self.inputs.add(arguments[0].float(), self.view.source)
+            self.inputs.add(layer_arguments(arguments).x.float(), self.view.source)
 
     def row(self, name: str) -> dict:
         weights, source = self.view.layer.weight_quantizer, self.view.source
@@ -66,7 +66,7 @@ class _Layer:
             "input_sqnr_db": self.inputs.decibels(),
             "only_top1": self.only.summary()["top1"],
             "all_but_top1": self.all_but.summary()["top1"],
-            "harm": self.kl_divergence / max(self.only.images, 1),
+            "kl_divergence": self.kl_divergence / max(self.only.images, 1),
         }
 
 
@@ -80,7 +80,7 @@ def sensitivity(prepared: fx.GraphModule, batches: Collection) -> dict:
         layer, weight_bits, input_bits           name and bits (32: float)
         weight_sqnr_db, input_sqnr_db            or None
         only_top1, all_but_top1                  top-1 with only this layer quantized, and with all but this one
-        harm                                     the KL divergence
+        kl_divergence                            from the float output, with only this layer quantized
     """
     every = list(quantizers(prepared).values())
     measured = {name: _Layer(view) for name, view in layers(prepared).items() if view.quantizers()}
@@ -97,7 +97,7 @@ def sensitivity(prepared: fx.GraphModule, batches: Collection) -> dict:
             layer.only.add(only_this, labels)
             layer.kl_divergence += float(kl_divergence(logits, only_this).sum())
     rows = [layer.row(name) for name, layer in measured.items()]
-    rows.sort(key=lambda row: -row["harm"])
+    rows.sort(key=lambda row: -row["kl_divergence"])
     return {"float_top1": in_float.summary()["top1"], "all_top1": all_quantized.summary()["top1"], "rows": rows}
 
 

@@ -99,10 +99,10 @@ class _Converter:
             self._set(node, self.graph.node_copy(node, self._float), None)
 
     def _convert_layer(self, node: fx.Node, view: LayerView) -> None:
-        module, x, source, norm = view
+        module, x, norm = view.layer, view.x, view.norm
         grid = None if module.output is None else module.output.grid()
         input_grid = self.grid[x]
-        if input_grid is not None and module.runs_in_integers(source):
+        if input_grid is not None and module.runs_in_integers(view.source):
             layer = module.integer(input_grid, norm)
             kernel, run, _ = choose_kernel(self.engine, layer)
             self.layers[target(node)] = Converted(layer, kernel)
@@ -116,10 +116,10 @@ class _Converter:
         self._set(node, self._quantized(value, grid, node), grid)
 
     def _convert_operator(self, node: fx.Node, view: OperatorView) -> None:
-        module, values, sources = view
+        module, values = view.operator, view.values
         grid = None if module.output is None else module.output.grid()
         grids = [grid for grid in map(self.grid.__getitem__, values) if grid is not None]
-        if module.runs_in_integers(sources) and len(grids) == len(values):
+        if module.runs_in_integers(view.sources) and len(grids) == len(values):
             kernel, run = choose_operator(self.engine, module.integer(grids))
             self.operators[target(node)] = kernel
             self._set(node, self._call(run, [self.converted[value] for value in values], node.name), grid)
@@ -142,7 +142,7 @@ class _Converter:
             return
         x = data_inputs(node)[0]
         grid = self._grid(x)
-        if len(data_inputs(node)) > 1 or self.typed.names[node] == "channel_shuffle":
+        if len(data_inputs(node)) > 1 or self.typed.operator(node).shuffles:
             self._convert_channels(node, grid)
             return
         conversions = self.engine.conversions_around(grid, self.typed.operator(node).pads)
@@ -165,21 +165,23 @@ class _Converter:
         values = [self.converted[value] for value in data_inputs(node)]
         if (
             len(values) == 2
-            and node.args[1] in (1, -3)
+            and concatenated_axis(node) in (1, -3)
             and len(node.users) == 1
             and self._shuffles_in_two_groups(*node.users)
         ):
             self.interleaved[next(iter(node.users))], self.grid[node] = values, grid
-        elif isinstance(module := self.typed.submodule(node), nn.ChannelShuffle):
-            self._set(node, self._call(self.engine.shuffle(grid, module.groups), values, node.name), grid)
+        elif self.typed.operator(node).shuffles:
+            self._set(node, self._call(self.engine.shuffle(grid, self._groups(node)), values, node.name), grid)
         else:
             concatenate = self.engine.concatenate(grid, concatenated_axis(node))
             self._set(node, self._call(concatenate, (values,), node.name), grid)
 
     def _shuffles_in_two_groups(self, node: fx.Node) -> bool:
         """Whether a node is a channel shuffle in two groups."""
-        module = called_module(self.modules, node)
-        return isinstance(module, nn.ChannelShuffle) and module.groups == 2
+        return self.typed.operator(node).shuffles and self._groups(node) == 2
+
+    def _groups(self, shuffle: fx.Node) -> int:
+        return self.typed.views[shuffle].argument(1, "groups")
 
     def _on_grid(self, node: fx.Node) -> bool:
         """Whether all data inputs of a node have a grid, and its output lies on the same one."""

@@ -66,6 +66,14 @@ def concatenated_axis(node: fx.Node) -> int:
     return axis
 
 
+def any_call(view: NodeView) -> bool:
+    return True
+
+
+def no_call(view: NodeView) -> bool:
+    return False
+
+
 def why_layer_is_float(view: NodeView) -> str:
     """Why a convolution or linear layer cannot run in integers; empty if it can."""
     layer = view.module
@@ -110,6 +118,12 @@ def has_plain_arguments(view: NodeView) -> bool:
 def is_mean_over_height_and_width(view: NodeView) -> bool:
     axes = view.argument(1, "dim")
     return has_plain_arguments(view) and isinstance(axes, list | tuple) and set(axes) in HEIGHT_AND_WIDTH
+
+
+def flattens_all_but_batch(view: NodeView) -> bool:
+    """Only flatten(x, 1) and nn.Flatten(): the axis as a keyword, or with an end axis, does not count."""
+    plain = view.module is not None or (len(view.node.args) == 2 and not view.node.kwargs)
+    return plain and (view.argument(1, "start_dim", 0), view.argument(2, "end_dim", -1)) == (1, -1)
 
 
 def pads_zeros(view: NodeView) -> bool:

@@ -49,10 +49,6 @@ def never(inputs: Iterable[bool]) -> bool:
     return False
 
 
-def accepted(view: NodeView) -> bool:
-    return True
-
-
 @dataclass(frozen=True, kw_only=True)
 class Operator:
     """A row of OPERATORS."""
@@ -65,12 +61,14 @@ class Operator:
     methods: tuple[str, ...] = ()
     """Names of tensor methods that compute it."""
     in_place: tuple[Callable | str, ...] = ()
-    """Functions and names of methods that write the result over their first argument."""
+    """Functions and names of methods that write the result over their first argument (Python's: graph/tracer.py)."""
+    as_modules: tuple[tuple[Callable, type[nn.Module]], ...] = ()
+    """Functions of self.training, which tracing freezes, and the module that each becomes."""
     module_names: tuple[str, ...] = ()
     """Names of other libraries' classes that compute it."""
     exact: bool = False
     """A subclass of `modules` does not count: it may compute something else."""
-    accepts: Callable[[NodeView], bool] = accepted
+    accepts: Callable[[NodeView], bool] = calls.any_call
     """Which calls count; others stay in float."""
     call: Callable | None = None
     """The function to write, tensors first, where it is not the first of `functions`."""
@@ -86,6 +84,10 @@ class Operator:
     identity_in_eval: bool = False
     is_view: bool = False
     """The output may share the memory of the first input."""
+    flattens: Callable[[NodeView], bool] = calls.no_call
+    """Which calls make feature maps [N, C, H, W] a matrix in which each channel's values stay together."""
+    shuffles: bool = False
+    """Permutes the channels as nn.ChannelShuffle does; its argument is `groups`."""
     splits: bool = False
     """The output is a tuple of parts of a tensor."""
     pads: bool = False
@@ -155,12 +157,8 @@ OPERATORS: dict[str, Operator] = {
         modules=(nn.Hardsigmoid,), exact=True, functions=(F.hardsigmoid,), activation=lambda view: HARD_SIGMOID
     ),
     # two tensors
-    "add": _binary(
-        functions=(operator.add, torch.add), methods=("add",), in_place=(operator.iadd, "add_"), arithmetic=add
-    ),
-    "mul": _binary(
-        functions=(operator.mul, torch.mul), methods=("mul",), in_place=(operator.imul, "mul_"), arithmetic=mul
-    ),
+    "add": _binary(functions=(operator.add, torch.add), methods=("add",), in_place=("add_",), arithmetic=add),
+    "mul": _binary(functions=(operator.mul, torch.mul), methods=("mul",), in_place=("mul_",), arithmetic=mul),
     # averages over height and width
     "avg_pool2d": _average(
         modules=(nn.AvgPool2d,), functions=(F.avg_pool2d,), attributes=AVERAGE_POOL, accepts=calls.has_plain_arguments
@@ -171,7 +169,12 @@ OPERATORS: dict[str, Operator] = {
         attributes=("output_size",),
         accepts=calls.has_plain_arguments,
     ),
-    "mean": _average(functions=(torch.mean,), methods=("mean",), accepts=calls.is_mean_over_height_and_width),
+    "mean": _average(
+        functions=(torch.mean,),
+        methods=("mean",),
+        accepts=calls.is_mean_over_height_and_width,
+        flattens=calls.any_call,
+    ),
     # element-wise functions; hard-swish is 0 below -3, as it is at -3
     "hardswish": _function(modules=(nn.Hardswish,), functions=(F.hardswish,), tail=ClampedAffine(-3.0, math.inf)),
     "sigmoid": _function(
@@ -195,12 +198,10 @@ OPERATORS: dict[str, Operator] = {
     "mish": _function(modules=(nn.Mish,), functions=(F.mish,)),
     "neg": _function(functions=(torch.neg, operator.neg), methods=("neg",)),
     # a tensor and a number: element-wise functions
-    "add_scalar": _scalar(functions=(operator.add, torch.add), methods=("add",), in_place=(operator.iadd, "add_")),
-    "sub_scalar": _scalar(functions=(operator.sub, torch.sub), methods=("sub",), in_place=(operator.isub, "sub_")),
-    "mul_scalar": _scalar(functions=(operator.mul, torch.mul), methods=("mul",), in_place=(operator.imul, "mul_")),
-    "div_scalar": _scalar(
-        functions=(operator.truediv, torch.div), methods=("div",), in_place=(operator.itruediv, "div_")
-    ),
+    "add_scalar": _scalar(functions=(operator.add, torch.add), methods=("add",), in_place=("add_",)),
+    "sub_scalar": _scalar(functions=(operator.sub, torch.sub), methods=("sub",), in_place=("sub_",)),
+    "mul_scalar": _scalar(functions=(operator.mul, torch.mul), methods=("mul",), in_place=("mul_",)),
+    "div_scalar": _scalar(functions=(operator.truediv, torch.div), methods=("div",), in_place=("div_",)),
     # values moved or selected
     "max_pool2d": _pass(
         modules=(nn.MaxPool2d,),
@@ -211,11 +212,17 @@ OPERATORS: dict[str, Operator] = {
     ),
     "pad": _pass(functions=(F.pad,), accepts=calls.pads_zeros, pads=True),
     "cat": _pass(functions=(torch.cat, torch.concat), accepts=calls.joins_tensors),
-    "channel_shuffle": _pass(modules=(nn.ChannelShuffle,), call=torch.channel_shuffle, attributes=("groups",)),
+    "channel_shuffle": _pass(
+        modules=(nn.ChannelShuffle,), call=torch.channel_shuffle, attributes=("groups",), shuffles=True
+    ),
     "pixel_shuffle": _pass(modules=(nn.PixelShuffle,), call=F.pixel_shuffle, attributes=("upscale_factor",)),
     "contiguous": _pass(methods=("contiguous",), call=Tensor.contiguous),
     "flatten": _view(
-        modules=(nn.Flatten,), functions=(torch.flatten,), methods=("flatten",), attributes=("start_dim", "end_dim")
+        modules=(nn.Flatten,),
+        functions=(torch.flatten,),
+        methods=("flatten",),
+        attributes=("start_dim", "end_dim"),
+        flattens=calls.flattens_all_but_batch,
     ),
     "reshape": _view(functions=(torch.reshape,), methods=("reshape", "view"), call=Tensor.reshape),
     "permute": _view(functions=(torch.permute,), methods=("permute",), call=Tensor.permute),
@@ -226,14 +233,19 @@ OPERATORS: dict[str, Operator] = {
     "split": _view(functions=(torch.split,), methods=("split",), splits=True),
     "getitem": _view(functions=(operator.getitem,)),
     # nothing in eval; stochastic depth is torchvision's StochasticDepth and timm's DropPath
-    "dropout": _removed(modules=(nn.Dropout, nn.Dropout2d), commutes_with_scaling=True),
+    "dropout": _removed(
+        modules=(nn.Dropout, nn.Dropout2d),
+        as_modules=((F.dropout, nn.Dropout), (F.dropout2d, nn.Dropout2d)),
+        commutes_with_scaling=True,
+    ),
     "identity": _removed(modules=(nn.Identity,), commutes_with_scaling=True),
     "stochastic_depth": _removed(module_names=("StochasticDepth", "DropPath")),
-    # shapes, and numbers computed from them
+    # shapes and numbers computed from them, and a view in float
     "size": Operator(role="shape", methods=("size",), call=Tensor.size),
     "dim": Operator(role="shape", methods=("dim",), call=Tensor.dim),
     "getattr": Operator(role="shape", functions=(getattr,), call=shape_or_ndim, accepts=calls.reads_shape),
     "floordiv": Operator(role="float", functions=(operator.floordiv,)),
+    "unflatten": Operator(role="float", modules=(nn.Unflatten,), is_view=True),
 }
 FLOAT_OPERATOR = Operator(role="float")
 """The row of whatever the table does not have."""

@@ -2,27 +2,23 @@
 
 torch.fx traces the model; its modules and Parameters stay the same objects under the same names. Dropout functions
 become modules, views become reshapes, and a channel shuffle becomes one module. Where an operator overwrites a tensor,
-later readers of that tensor are redirected to the operator's result.
+later readers of that tensor are redirected to the operator's result; Python's in-place operators
+become out of place.
 """
 
 import itertools
 from collections.abc import Iterator
 from typing import TypeGuard
 
-import torch.nn.functional as F
 from torch import fx, nn
 
 from quant.graph.node_view import NodeView, as_node, first_input, target
 from quant.graph.op_table import OPERATORS, module_operator, name_of, operator_name
+from quant.graph.tracer import NORM_ACT, PYTHON_IN_PLACE, Tracer
 from utils.errors import UserError
 
-NORM_ACT = "BatchNormAct2d"
-"""timm's module of a batch norm and an activation."""
-LEAVES = {NORM_ACT, *(name for row in OPERATORS.values() for name in row.module_names)}
-"""Modules of other libraries that have a meaning here: torch.fx does not trace into them."""
-DROPOUTS: dict[object, type[nn.Dropout] | type[nn.Dropout2d]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
-IN_PLACE_OPERATORS = {"iadd", "isub", "imul", "itruediv"}
-"""Python's operators that write to their first argument; torch's functions that do so end in an underscore."""
+AS_MODULES = dict(pair for row in OPERATORS.values() for pair in row.as_modules)
+"""The module that a function becomes."""
 
 
 def trace(model: nn.Module) -> fx.GraphModule:
@@ -47,13 +43,6 @@ def trace(model: nn.Module) -> fx.GraphModule:
     return traced
 
 
-class _Tracer(fx.Tracer):
-    """torch.fx's tracer, which does not trace into LEAVES."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return super().is_leaf_module(module, name) or type(module).__name__ in LEAVES
-
-
 def _refuse_computed_weights(model: nn.Module) -> None:
     """Refuse torch's older weight_norm and pruning: they compute a weight at each call; it cannot be copied."""
     for name, module in model.named_modules():
@@ -73,7 +62,7 @@ def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
     training = {m: m.training for m in model.modules()}
     try:
         model.train(mode)
-        traced = fx.GraphModule(model, _Tracer().trace(model), type(model).__name__)
+        traced = fx.GraphModule(model, Tracer().trace(model), type(model).__name__)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model {type(model).__name__}: torch.fx cannot trace it: {reason}") from error
@@ -91,6 +80,7 @@ def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
         _view_as_reshape(node)
         _axis_by_position(node)
         _redirect_readers(traced, node, order)
+        node.target = PYTHON_IN_PLACE.get(node.target, node.target)
     for node in list(traced.graph.nodes):
         _shuffle_as_module(traced, node)
     traced.recompile()
@@ -151,10 +141,10 @@ def _remove_identity(traced: fx.GraphModule, node: fx.Node) -> None:
 
 def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
     """Tracing froze self.training into F.dropout; a module follows train() and eval()."""
-    if node.op == "call_function" and node.target in DROPOUTS:
+    if node.op == "call_function" and node.target in AS_MODULES:
         rate = NodeView(node).argument(1, "p", 0.5)
         name = f"{node.name}_module"
-        traced.add_submodule(name, DROPOUTS[node.target](rate))
+        traced.add_submodule(name, AS_MODULES[node.target](rate))
         node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
 
 
@@ -228,9 +218,19 @@ def _redirect_readers(traced: fx.GraphModule, node: fx.Node, order: dict[fx.Node
 
 
 def _writes_to_its_input(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and (
-        name_of(node) in IN_PLACE_OPERATORS or name_of(node).endswith("_")
-    )
+    """Whether a function or method overwrites its first argument. torch's names of those end in an underscore."""
+    if node.target in PYTHON_IN_PLACE:
+        return not _is_size(node)
+    plain = node.target in PYTHON_IN_PLACE.values()  # operator.and_ and operator.or_
+    return node.op in ("call_function", "call_method") and name_of(node).endswith("_") and not plain
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node is a tensor's shape or a number computed from one, which Python's operators do not overwrite."""
+    name, read = operator_name(NodeView(node)), node.all_input_nodes
+    if name is not None and OPERATORS[name].role == "shape":
+        return True
+    return getattr(node.target, "__module__", "") == "_operator" and bool(read) and all(map(_is_size, read))
 
 
 def _refuse_shared_memory(traced: fx.GraphModule, node: fx.Node, written: fx.Node, order: dict[fx.Node, int]) -> None:
@@ -260,6 +260,6 @@ def _is_view(traced: fx.GraphModule, node: fx.Node) -> bool:
         return False
     if node.op == "call_module":
         module = traced.get_submodule(target(node))
-        return isinstance(module, nn.Unflatten) or module_operator(module).is_view
+        return module_operator(module).is_view
     name = operator_name(NodeView(node))
     return name is not None and OPERATORS[name].is_view

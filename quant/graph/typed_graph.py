@@ -27,11 +27,11 @@ class TypedGraph:
     def __init__(self, module: fx.GraphModule):
         self.module, self.nodes = module, list(module.graph.nodes)
         calls = Counter(node.target for node in self.nodes if node.op == "call_module")
-        self._views = {
+        self.views = {
             node: NodeView(node, self.submodule(node), calls[node.target] if node.op == "call_module" else 1)
             for node in self.nodes
         }
-        self.names: dict[fx.Node, str | None] = {node: operator_name(view) for node, view in self._views.items()}
+        self.names: dict[fx.Node, str | None] = {node: operator_name(view) for node, view in self.views.items()}
         self.roles: dict[fx.Node, Role] = {}
         for node in self.nodes:
             self.roles[node] = self._role(node)
@@ -80,7 +80,11 @@ class TypedGraph:
     def activation(self, node: fx.Node) -> ClampedAffine | None:
         """What an activation computes; None for any other node."""
         activation = self.operator(node).activation
-        return None if activation is None else activation(self._views[node])
+        return None if activation is None else activation(self.views[node])
+
+    def flattens(self, node: fx.Node) -> bool:
+        """Whether a node makes feature maps [N, C, H, W] a matrix in which each channel's values stay together."""
+        return self.operator(node).flattens(self.views[node])
 
     def preserves_qparams(self, node: fx.Node) -> bool:
         """Whether a node's output is on its inputs' grid. ReLU by itself is such a node: zero is on every grid."""
@@ -100,7 +104,7 @@ class TypedGraph:
         """Why a convolution or linear layer has role float; empty for other nodes."""
         layer = self.submodule(node)
         if type(layer) in (nn.Conv2d, nn.Linear):
-            return why_layer_is_float(self._views[node])
+            return why_layer_is_float(self.views[node])
         known = isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
         return f"{type(layer).__name__} has no integer form here" if known else ""
 

@@ -1,8 +1,9 @@
 """Typed views of a prepared model's nodes, and switches for its quantizers."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
 
@@ -12,7 +13,8 @@ from quant.graph.node_view import as_node, target
 from quant.graph.quant_layers import QuantLayer, QuantOperator
 
 
-class LayerView(NamedTuple):
+@dataclass(frozen=True)
+class LayerView:
     """A QuantLayer, the value `x` that it reads, the activation quantizer on whose grid x lies, and the batch norm
     after the layer; the last two may be None."""
 
@@ -26,12 +28,41 @@ class LayerView(NamedTuple):
         return [one for one in (self.layer.weight_quantizer, self.source) if one is not None]
 
 
-class OperatorView(NamedTuple):
+@dataclass(frozen=True)
+class OperatorView:
     """A QuantOperator, the values that it reads, and the activation quantizer on whose grid each lies, or None."""
 
     operator: QuantOperator
     values: tuple[fx.Node, ...]
     sources: tuple[ActivationQuantizer | None, ...]
+
+
+@dataclass(frozen=True)
+class LayerArguments:
+    """What a call of QuantLayer passes: nodes in the graph; when it runs, a tensor and two modules. The last two may be
+    None."""
+
+    x: Any
+    source: Any
+    norm: Any
+
+
+@dataclass(frozen=True)
+class OperatorArguments:
+    """What a call of QuantOperator passes: nodes in the graph; when it runs, tensors, and modules or None."""
+
+    values: Sequence[Any]
+    sources: Sequence[Any]
+
+
+def layer_arguments(args: Sequence[Any]) -> LayerArguments:
+    """The arguments of a call of QuantLayer by name."""
+    return LayerArguments(*args)
+
+
+def operator_arguments(args: Sequence[Any]) -> OperatorArguments:
+    """The arguments of a call of QuantOperator by name."""
+    return OperatorArguments(*args)
 
 
 def called_module(modules: Mapping[str, nn.Module], node: fx.Node) -> nn.Module | None:
@@ -44,8 +75,8 @@ def layer_view(modules: Mapping[str, nn.Module], node: fx.Node) -> LayerView | N
     layer = called_module(modules, node)
     if not isinstance(layer, QuantLayer):
         return None
-    x, source, norm = node.args
-    return LayerView(layer, as_node(x), _quantizer(modules, source), _batch_norm(modules, norm))
+    given = layer_arguments(node.args)
+    return LayerView(layer, as_node(given.x), _quantizer(modules, given.source), _batch_norm(modules, given.norm))
 
 
 def operator_view(modules: Mapping[str, nn.Module], node: fx.Node) -> OperatorView | None:
@@ -53,8 +84,9 @@ def operator_view(modules: Mapping[str, nn.Module], node: fx.Node) -> OperatorVi
     operator = called_module(modules, node)
     if not isinstance(operator, QuantOperator):
         return None
-    values, sources = (argument for argument in node.args if isinstance(argument, tuple))
-    return OperatorView(operator, tuple(map(as_node, values)), tuple(_quantizer(modules, source) for source in sources))
+    given = operator_arguments(node.args)
+    sources = tuple(_quantizer(modules, source) for source in given.sources)
+    return OperatorView(operator, tuple(map(as_node, given.values)), sources)
 
 
 def _quantizer(modules: Mapping[str, nn.Module], argument: object) -> ActivationQuantizer | None:

@@ -20,7 +20,7 @@ from quant.core.integer_operator import function
 from quant.graph.node_view import as_node
 from quant.graph.quant_layers import QuantLayer
 from quant.graph.typed_graph import TypedGraph
-from quant.graph.views import called_module, operator_view
+from quant.graph.views import called_module, layer_arguments, operator_view
 
 MAX_CHAIN = 3
 """How many layers in a chain are merged into one block."""
@@ -42,11 +42,11 @@ class Block:
 
     def single_layer(self, layer: fx.Node) -> "Block":
         """The block that consists of one of this block's layers."""
-        return Block(as_node(layer.args[0]), _with_arguments([layer]), layer, (layer,))
+        return Block(as_node(layer_arguments(layer.args).x), _with_arguments([layer]), layer, (layer,))
 
     def up_to(self, layer: fx.Node) -> "Block":
         """The part of the block that computes the input of one of its layers. It may have no nodes."""
-        return Block(self.entry, self.nodes[: self.nodes.index(layer)], as_node(layer.args[0]), ())
+        return Block(self.entry, self.nodes[: self.nodes.index(layer)], as_node(layer_arguments(layer.args).x), ())
 
 
 class BlockRunner(fx.Interpreter):

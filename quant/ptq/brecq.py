@@ -29,6 +29,7 @@ from quant.core.observed import ObservedActivationQuantizer
 from quant.core.quantizer import Quantizer
 from quant.graph.node_view import target
 from quant.graph.quant_layers import QuantLayer, QuantOperator
+from quant.graph.views import layer_arguments, operator_arguments
 from quant.ptq.adaround import SoftRounding, beta_at
 from quant.ptq.blocks import Block, BlockRunner
 
@@ -94,13 +95,12 @@ class ReconstructionRunner(BlockRunner):
         name = str(target)
         module = self.fetch_attr(name)
         if isinstance(module, QuantLayer):
-            x, _source, norm = args
+            given = layer_arguments(args)
             rounding = self.roundings.get(name)
             weight = module.used_weight() if rounding is None else rounding.weight()
-            return self.quantized(module.in_float(x, weight, norm), module.output)
+            return self.quantized(module.in_float(given.x, weight, given.norm), module.output)
         if isinstance(module, QuantOperator):
-            values, _sources = args
-            return self.quantized(module.in_float(*values), module.output)
+            return self.quantized(module.in_float(*operator_arguments(args).values), module.output)
         if isinstance(module, Quantizer):
             return self.quantized(args[0], module)
         return super().call_module(target, args, kwargs)

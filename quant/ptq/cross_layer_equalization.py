@@ -90,7 +90,7 @@ def _same_axis(graph: TypedGraph, pair: Pair, between: list[fx.Node]) -> bool:
     """
     if isinstance(pair.producer, nn.Linear):
         return not any(graph.roles[node] == "average" or graph.operator(node).pads for node in between)
-    flat = any(graph.names[node] == "mean" or _flattens(graph, node) for node in between)
+    flat = any(graph.flattens(node) for node in between)
     return flat or isinstance(pair.consumer, nn.Conv2d)
 
 
@@ -101,19 +101,9 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
 
 def _keeps_channels(graph: TypedGraph, node: fx.Node) -> bool:
     """Whether f(s x) = s f(x) for one scale per channel: pools, dropouts, and flattening [N, C, H, W] to [N, C H W]."""
-    if graph.roles[node] == "average" or _flattens(graph, node):
+    if graph.roles[node] == "average" or graph.flattens(node):
         return True
     return node.op == "call_module" and graph.operator(node).commutes_with_scaling
-
-
-def _flattens(graph: TypedGraph, node: fx.Node) -> bool:
-    """Whether a node flattens all axes except the first."""
-    if graph.names[node] != "flatten":
-        return False
-    module = graph.submodule(node)
-    if module is not None:
-        return (module.start_dim, module.end_dim) == (1, -1)
-    return node.args[1:] == (1,) and not node.kwargs
 
 
 def _fits(pair: Pair) -> bool:

@@ -102,7 +102,8 @@ class _Pipeline:
 
     def correct_biases(self, block: Block, in_float: Tensor, quantized: Tensor) -> None:
         for node in block.layers:
-            layer, _, _, norm = self.layers[target_of(node)]
+            view = self.layers[target_of(node)]
+            layer, norm = view.layer, view.norm
             if layer.correction is None:
                 continue
             before = block.up_to(node)

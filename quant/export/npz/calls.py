@@ -57,7 +57,7 @@ def call_of_node(node: fx.Node, module: nn.Module | None) -> Call:
     Raises UserError if a file cannot represent it.
     """
     name = operator_name(NodeView(node, module))
-    if name is None:
+    if name is None or OPERATORS[name].function is None:
         raise refused(name_of(node) if module is None else type(module).__name__)
     if name == "batch_norm" and isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
         return call_of_norm(module)

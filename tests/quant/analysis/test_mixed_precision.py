@@ -85,7 +85,7 @@ def test_harm_and_bytes_are_those_of_a_net_with_these_bits_in_a_single_layer(pla
         rows = quant.sensitivity(alone, [(x, torch.zeros(len(x), dtype=torch.long)) for x, _ in sample[:2]])["rows"]
         for row in rows:
             rung = next(rung for rung in found[row["layer"]] if rung.bits == bits)
-            assert rung.kl_divergence == pytest.approx(row["harm"], rel=1e-3)
+            assert rung.kl_divergence == pytest.approx(row["kl_divergence"], rel=1e-3)
     for ladder in found.values():
         assert [rung.bits for rung in ladder] == [8, 6, 4, 3, 2]
         assert [rung.bytes for rung in ladder] == sorted((rung.bytes for rung in ladder), reverse=True)

@@ -31,9 +31,10 @@ def test_the_layer_of_two_bits_hurts_most_and_the_net_is_left_as_it_was(prepared
     found = quant.sensitivity(prepared, in_two(digits16))
     worst = found["rows"][0]
     assert (worst["layer"], worst["weight_bits"], worst["input_bits"]) == ("2", 2, 8)
-    assert worst["harm"] > 10 * found["rows"][1]["harm"] > 0
+    assert worst["kl_divergence"] > 10 * found["rows"][1]["kl_divergence"] > 0
     assert worst["weight_sqnr_db"] < 12 < 30 < min(row["weight_sqnr_db"] for row in found["rows"][1:])
-    assert [row["harm"] for row in found["rows"]] == sorted((row["harm"] for row in found["rows"]), reverse=True)
+    divergences = [row["kl_divergence"] for row in found["rows"]]
+    assert divergences == sorted(divergences, reverse=True)
     assert {row["layer"] for row in found["rows"]} == {"0", "2", "4", "8"}
     assert all(quantizer.enabled for quantizer in quant.quantizers(prepared).values())
     with torch.inference_mode():
@@ -63,7 +64,7 @@ def test_it_is_what_a_layer_quantized_by_hand_gives(prepared, plain_net, digits1
         row = next(row for row in found["rows"] if row["layer"] == name)
         assert row["only_top1"] == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean()))
         p, q = in_float.double().softmax(1), logits.double().softmax(1)
-        assert row["harm"] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-2, abs=1e-9)
+        assert row["kl_divergence"] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-2, abs=1e-9)
         for v, v_hat, key in ((weight, layer.weight, "weight"), (seen[0], x.value(x.centred(seen[0])), "input")):
             by_formula = 10 * torch.log10(v.double().square().sum() / (v - v_hat).double().square().sum())
             assert row[f"{key}_sqnr_db"] == pytest.approx(float(by_formula), abs=0.01)
@@ -85,7 +86,7 @@ def test_every_method_is_measured(method, plain_net, digits16):
     a_step(model.train(), torch.optim.SGD(model.parameters(), lr=0.0))
     found = quant.sensitivity(model.eval(), in_two(digits16))
     assert len(found["rows"]) == 4
-    assert all(row["harm"] > 0 for row in found["rows"])
+    assert all(row["kl_divergence"] > 0 for row in found["rows"])
     assert found["float_top1"] > 90
 
 

@@ -6,7 +6,16 @@ from torch import nn
 
 import quant
 from quant.core.quantizer import ActivationQuantizer
-from quant.graph.views import layer_view, layers, only, operator_view, quantizers, switch
+from quant.graph.views import (
+    layer_arguments,
+    layer_view,
+    layers,
+    only,
+    operator_arguments,
+    operator_view,
+    quantizers,
+    switch,
+)
 from tests.conftest import spec
 from tests.helpers import SMALL, build, prepared_gated, size_of
 from tests.nets import Residual
@@ -111,3 +120,19 @@ def test_a_graph_that_passes_something_else_is_refused():
     normed = next(n for n in prepared.graph.nodes if layer_view(modules, n) and n.args[2] is not None)
     with pytest.raises(TypeError, match="is not a batch norm"):
         layer_view(modules | {normed.args[2].target: nn.ReLU()}, normed)
+
+
+def test_the_arguments_of_a_call_by_name():
+    """As the views read them from the graph."""
+    prepared, _ = prepared_gated()
+    modules = dict(prepared.named_modules())
+    for node in prepared.graph.nodes:
+        if layer := layer_view(modules, node):
+            given = layer_arguments(node.args)
+            assert given.x is layer.x
+            assert (given.source is None) == (layer.source is None)
+            assert (given.norm is None) == (layer.norm is None)
+        if operator := operator_view(modules, node):
+            given = operator_arguments(node.args)
+            assert tuple(given.values) == operator.values
+            assert len(given.sources) == len(operator.sources)

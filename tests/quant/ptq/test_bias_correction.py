@@ -39,7 +39,8 @@ def layers_of(prepared, images, enabled: bool) -> dict[str, Moments]:
     run, found, value = BlockRunner(prepared), {}, images
     for block in blocks(prepared, images[:2]):
         for node in block.layers:
-            layer, _, _, norm = layer_view(dict(prepared.named_modules()), node)
+            view = layer_view(dict(prepared.named_modules()), node)
+            layer, norm = view.layer, view.norm
             found[node.target] = moments(layer, norm, run.values(block.up_to(node), value))
         value = run.values(block, value)
     quant.set_enabled(prepared, True)
@@ -84,7 +85,8 @@ def test_the_integer_layer_computes_the_corrected_layer():
     prepared, images, _ = refined(normed, bias_correction="norm")
     x = images
     with torch.no_grad():
-        for layer, _, source, norm in layers(prepared).values():
+        for view in layers(prepared).values():
+            layer, source, norm = view.layer, view.source, view.norm
             if layer.output is not None:
                 x = source(x)
                 grid, y = layer.output.grid(), layer(x, source, norm)

@@ -145,3 +145,22 @@ def test_tokens_made_flat_keep_their_channels_last():
     expected = model(x)
     assert quant.equalize_cross_layer(model) == 0
     assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("flatten", "count"),
+    [
+        (nn.Flatten(), 1), (lambda x: x.flatten(1), 1), (lambda x: torch.flatten(x, 1), 1), (nn.Flatten(2), 0),
+        (lambda x: x.mean((2, 3)), 1), (lambda x: x.reshape(-1, 2), 0), (lambda x: x.squeeze(), 0),
+    ],
+)  # fmt: skip
+def test_a_linear_layer_reads_the_channels_of_feature_maps_that_are_flattened(flatten, count):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc, self.flatten = nn.Conv2d(3, 2, 1), nn.Linear(2, 2), flatten
+
+        def forward(self, x):
+            return self.fc(self.flatten(self.conv(x)))
+
+    assert len(pairs(quant.trace(Net()))) == count

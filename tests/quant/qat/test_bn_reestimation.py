@@ -31,7 +31,8 @@ def a_net(method: str) -> nn.Module:
 def test_they_are_those_of_the_images_in_the_quantized_net(method):
     model = a_net(method)
     one, other = photos(16, 32).split(8)
-    layer, _, source, norm = next(iter(layers(model).values()))  # the first layer, which reads the image alone
+    view = next(iter(layers(model).values()))  # the first layer, which reads the image alone
+    layer, source, norm = view.layer, view.source, view.norm
     with torch.no_grad():
         model.eval()
         layer.weight_quantizer.train()
