@@ -182,7 +182,7 @@ def test_a_pickle_that_would_run_code_does_not(inside, evil, protocol, folder):
     assert measured(content, folder) == 2
 
 
-METHODS = [name for name, method in quant.METHODS.items() if method.activation is not None]
+METHODS = [name for name in quant.METHODS if name != "float"]
 NUMBERS = st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, -0.0, 1e-38, -1e-45, 1e-30, 0.5, -0.5])
 
 
