@@ -9,7 +9,7 @@ from experiment.report import sensitivity_table
 
 def row(layer: str, harm: float, **more) -> dict:
     found = {"layer": layer, "weight_bits": 4, "input_bits": 8, "weight_sqnr_db": 20.04, "input_sqnr_db": 30.0}
-    return found | {"only_top1": 90.5, "all_but_top1": 89.25, "harm": harm} | more
+    return found | {"only_top1": 90.5, "all_but_top1": 89.25, "kl_divergence": harm} | more
 
 
 FOUND = {
@@ -30,7 +30,7 @@ def test_a_row_for_each_layer_and_a_summary():
 def test_the_files(tmp_path):
     sensitivity_table.write(FOUND, "a model", tmp_path)
     with (tmp_path / "sensitivity.csv").open() as file:
-        assert [(found["layer"], float(found["harm"])) for found in csv.DictReader(file)] == [
+        assert [(found["layer"], float(found["kl_divergence"])) for found in csv.DictReader(file)] == [
             ("conv1", 0.5),
             ("fc", 0.125),
         ]
