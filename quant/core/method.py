@@ -26,10 +26,10 @@ class Method(Generic[Options]):
     """(spec, bits, signed) -> the quantizer of inputs of hidden layers."""
     residual: Callable[[ResolvedQuant[Options], int, bool], ActivationQuantizer]
     """(spec, bits, signed) -> that of all else: the image, inputs of additions and pools, the last layer's input."""
-    float_epochs: Callable[[Options, int], int]
-    """(options, epochs) -> how many epochs of the run come before prepare."""
     weight_bits: range
     act_bits: range
+    float_epochs: Callable[[Options, int], int] = lambda options, epochs: 0
+    """(options, epochs) -> how many epochs of the run come before prepare."""
     gradient: Callable[[ResolvedQuant[Options]], GradientQuantizer | None] = lambda spec: None
     """(spec) -> what quantizes the gradient of a hidden layer's output, if anything does."""
     fill: Callable[[Options], Options] = lambda options: options

@@ -3,13 +3,19 @@
 StatAssist consists of these quantizers; other methods use them for edges that they do not treat in their own way.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from quant.core.grid import Grid
 from quant.core.observed import ObservedActivationQuantizer, ObservedWeightQuantizer
 from quant.core.observers import OBSERVERS
+from quant.core.options import BatchObserver
 from quant.core.quantizer import TINY, ActivationQuantizer, Shape, WeightQuantizer
+from quant.core.settings import ResolvedQuant
+
+ObserverOptions = TypeVar("ObserverOptions", bound=BatchObserver)
 
 
 def symmetric(bits: int, shape: Shape, per_channel: bool, weight_limit: int) -> WeightQuantizer:
@@ -27,6 +33,11 @@ def affine(bits: int, observer: str, percentile: float = 100.0) -> ActivationQua
     percentile: where the observer of that name clips.
     """
     return ObservedActivationQuantizer(bits, observer, percentile)
+
+
+def batch_affine(spec: ResolvedQuant[ObserverOptions], bits: int, signed: bool) -> ActivationQuantizer:
+    """Affine activations, signed or not, in the range that `quant.observer` finds in training."""
+    return affine(bits, spec.options.observer)
 
 
 def signed_affine(observer: str) -> ActivationQuantizer:

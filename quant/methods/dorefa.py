@@ -44,7 +44,7 @@ from quant.core.quantizer import (
     WeightQuantizer,
 )
 from quant.core.settings import ResolvedQuant
-from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
+from quant.core.uniform import batch_affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
 from utils.sections import Bits
 
@@ -121,10 +121,6 @@ def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> Activat
     return BoundedActivation(bits, signed, spec.options.act_clip)
 
 
-def residual(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
-    return affine(bits, spec.options.observer)
-
-
 def gradient(spec: ResolvedQuant[Options]) -> GradientQuantizer | None:
     return None if spec.options.grad_bits == 32 else NoisyGradient(spec.options.grad_bits)
 
@@ -148,8 +144,7 @@ METHOD = Method(
     Options,
     weight,
     activation,
-    residual,
-    float_epochs=lambda options, epochs: 0,
+    batch_affine,
     weight_bits=range(1, 9),
     act_bits=range(1, 9),
     gradient=gradient,

@@ -129,7 +129,6 @@ METHOD = Method(
     weight,
     activation,
     activation,
-    float_epochs=lambda options, epochs: 0,
     weight_bits=range(2, 9),
     act_bits=range(2, 9),
     dampening=lambda options: options.oscillation_dampening,

@@ -39,7 +39,7 @@ from quant.core.quantizer import (
     WeightQuantizer,
 )
 from quant.core.settings import ResolvedQuant
-from quant.core.uniform import affine, best_clip, clip_grid, signed_affine, steps_of
+from quant.core.uniform import batch_affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
 from quant.methods.sawb import Sawb
 
@@ -97,10 +97,6 @@ def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> Activat
     return LearnedClip(bits, signed, spec.options.alpha_init, spec.options.alpha_decay)
 
 
-def residual(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
-    return affine(bits, spec.options.observer)
-
-
 def check(spec: ResolvedQuant[Options]) -> None:
     if spec.options.weights == "dorefa":
         refuse_too_wide(spec, "pact with weights dorefa", "fewer, or quant.weights=sawb")
@@ -119,8 +115,7 @@ METHOD = Method(
     Options,
     weight,
     activation,
-    residual,
-    float_epochs=lambda options, epochs: 0,
+    batch_affine,
     weight_bits=range(2, 9),
     act_bits=range(2, 9),
     rescales=lambda spec: spec.options.weights == "dorefa" and spec.weight_bits != 32,

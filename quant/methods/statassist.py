@@ -19,9 +19,9 @@ from pydantic import Field
 
 from quant.core.method import Method
 from quant.core.options import FLOAT_ACTIVATIONS, BatchObserver, DampeningOptions, unread_dampening
-from quant.core.quantizer import ActivationQuantizer, Shape, WeightQuantizer
+from quant.core.quantizer import Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
-from quant.core.uniform import affine, symmetric
+from quant.core.uniform import batch_affine, symmetric
 
 
 class Options(BatchObserver, DampeningOptions):
@@ -33,10 +33,6 @@ def weight(spec: ResolvedQuant[Options], bits: int, shape: Shape) -> WeightQuant
     return symmetric(bits, shape, spec.per_channel, spec.weight_limit)
 
 
-def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> ActivationQuantizer:
-    return affine(bits, spec.options.observer)
-
-
 def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
     found = {} if spec.quantizes_activations else {"observer": FLOAT_ACTIVATIONS}
     return found | unread_dampening(spec, ends_in_float)
@@ -45,8 +41,8 @@ def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
 METHOD = Method(
     Options,
     weight,
-    activation,
-    activation,
+    batch_affine,
+    batch_affine,
     float_epochs=lambda options, epochs: min(options.float_epochs, epochs),
     weight_bits=range(2, 9),
     act_bits=range(1, 9),
