@@ -9,7 +9,7 @@ from quant.core.batch_norm import BatchNorm
 from quant.core.quantizer import ActivationQuantizer, Quantizer
 from quant.engines.base import IntegerModel
 from quant.graph.quant_layers import Correction, QuantLayer
-from quant.graph.views import layers, quantizers, set_enabled
+from quant.graph.views import layers, quantizers, without_quantizers
 from utils.metrics import Score
 from utils.runs import tensor_file
 
@@ -34,9 +34,8 @@ def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iter
     same, equal = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0)
     for images, labels in batches:
         if with_float:
-            set_enabled(prepared, False)
-            scores["float"].add(prepared(images), labels)
-            set_enabled(prepared, True)
+            with without_quantizers(prepared):
+                scores["float"].add(prepared(images), labels)
         if not quantized:
             continue
         simulated = prepared(images)

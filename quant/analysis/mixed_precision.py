@@ -29,7 +29,7 @@ from quant.analysis.sensitivity import kl_divergence
 from quant.core.quantizer import WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.graph.prepare import prepare
-from quant.graph.views import LayerView, layers, only, set_enabled
+from quant.graph.views import LayerView, layers, only, without_quantizers
 from quant.methods import ptq
 from quant.ptq.calibrate import calibrate
 from utils.console import say, tracked
@@ -124,9 +124,8 @@ class GreedyPath:
 
     def steps_to_drop(self, percent: float, held_out: Collection) -> int:
         """The largest number of steps, by bisection, that changes at most `percent` of the predicted classes."""
-        set_enabled(self.prepared, False)
-        in_float = self._predictions(held_out)
-        set_enabled(self.prepared, True)
+        with without_quantizers(self.prepared):
+            in_float = self._predictions(held_out)
         if self._drop(0, held_out, in_float) > percent:
             raise UserError(
                 f"quant.target_drop: {percent} % cannot be reached: with the most bits, the predicted class changes "
@@ -186,12 +185,11 @@ def weight_candidates(
     candidates = {name: _layer_candidates(view, _spec(spec), allowed) for name, view in views.items()}
     seen = 0
     for images in images_of(sample, IMAGES):
-        set_enabled(prepared, False)
-        expected = prepared(images)
+        with without_quantizers(prepared):
+            expected = prepared(images)
         seen += len(images)
         for name in tracked(views, len(views), "bits of each layer", "layers"):
             _add_kl_divergence(prepared, views[name], candidates[name], images, expected)
-    set_enabled(prepared, True)
     for candidate in (candidate for row in candidates.values() for candidate in row):
         candidate.kl_divergence /= max(seen, 1)
     return candidates

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from quant.core.grid import along_channels
 from quant.core.quantizer import Quantizer
-from quant.graph.views import LayerView, layer_arguments, layers, only, quantizers, set_enabled
+from quant.graph.views import LayerView, layer_arguments, layers, only, quantizers, without_quantizers
 from utils.console import tracked
 from utils.metrics import Score
 
@@ -109,10 +109,9 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 def _float_logits(prepared: fx.GraphModule, images: Tensor, measured: list[_Layer]) -> Tensor:
     hooks = [layer.view.layer.register_forward_pre_hook(layer.add_input) for layer in measured]
-    set_enabled(prepared, False)
     try:
-        return prepared(images)
+        with without_quantizers(prepared):
+            return prepared(images)
     finally:
-        set_enabled(prepared, True)
         for hook in hooks:
             hook.remove()

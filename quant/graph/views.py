@@ -138,3 +138,8 @@ def only(prepared: nn.Module, some: Iterable[Quantizer]) -> Iterator[None]:
         yield
     finally:
         set_enabled(prepared, True)
+
+
+def without_quantizers(prepared: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Disable all quantizers, so that the model computes as the float model does; afterwards all are enabled."""
+    return only(prepared, ())

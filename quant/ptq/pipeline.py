@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from quant.core.options import PipelineOptions
 from quant.graph.node_view import target as target_of
-from quant.graph.views import layers, set_enabled
+from quant.graph.views import layers, without_quantizers
 from quant.ptq.bias_correction import apply_bias_correction, moments
 from quant.ptq.blocks import Block, BlockRunner, blocks
 from quant.ptq.brecq import ReconstructionRunner, reconstruct, reconstruction_units
@@ -83,10 +83,8 @@ class _Pipeline:
 
     def float_output(self, block: Block, x: Tensor) -> Tensor:
         """The block's output with all quantizers disabled."""
-        set_enabled(self.prepared, False)
-        value = self.runner.values(block, x)
-        set_enabled(self.prepared, True)
-        return value
+        with without_quantizers(self.prepared):
+            return self.runner.values(block, x)
 
     def reconstruct(self, block: Block, in_float: Tensor, quantized: Tensor, progress: Progress) -> None:
         for unit in reconstruction_units(block, self.options.rounding):
@@ -108,8 +106,7 @@ class _Pipeline:
                 continue
             before = block.up_to(node)
             float_input, x = self.float_output(before, in_float), self.runner.values(before, quantized)
-            set_enabled(self.prepared, False)
-            target = moments(layer, norm, float_input)
-            set_enabled(self.prepared, True)
+            with without_quantizers(self.prepared):
+                target = moments(layer, norm, float_input)
             layer.correction.set(1, 0)
             apply_bias_correction(layer, self.options.bias_correction, target, moments(layer, norm, x))
