@@ -13,6 +13,11 @@ BARS = (
 """(key of a latency row, its name in the legend, its colour)."""
 
 
+def save(figure, path: Path) -> None:
+    """Write a figure of matplotlib as a PNG."""
+    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+
+
 def curves(rows: list[dict], title: str, path: Path) -> None:
     """Plot loss and top-1 accuracy by epoch, for training and (if there are any) validation images; shade float epochs.
 
@@ -36,7 +41,7 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.suptitle(title)
-    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    save(figure, path)
 
 
 def latency(rows: list[dict], title: str, path: Path) -> None:
@@ -61,7 +66,7 @@ def latency(rows: list[dict], title: str, path: Path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(BARS), frameon=False)
     figure.suptitle(title, fontsize=9)
-    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    save(figure, path)
 
 
 def _bars(axis, rows: list[dict]) -> None:
@@ -109,7 +114,7 @@ def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
         axis.grid(alpha=0.3, which="both")
     figure.axes[0].set_ylabel("top-1 accuracy, %")
     figure.suptitle(title, fontsize=9)
-    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    save(figure, path)
 
 
 def _points_of(rows: list[dict]) -> list[dict]:
@@ -162,7 +167,7 @@ def sweep(
         _heat_map(axis, rows, columns, means)
         axis.set(xlabel=axes[-1], ylabel=", ".join(axes[:-1]))
     figure.suptitle(title + (f"\nfloat: {baseline:.2f} %" if baseline is not None else ""), fontsize=10)
-    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    save(figure, path)
 
 
 def _points(axis, names: list[str], values: list[list[float]], baseline: float | None) -> None:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from utils.files import write_atomically, write_csv
+from experiment.report.plot import save
+from utils.files import write_csv
 from utils.table import text_table
 
 HEADER = ["layer", "weight bits", "input bits", "weights dB", "input dB", "only this, %", "all but this, %", "KL"]
@@ -58,7 +59,7 @@ def picture(found: dict, title: str, path: Path) -> None:
         axis.set_axisbelow(True)
     points.legend(fontsize=8, loc="lower right")
     figure.suptitle(f"{title}\n{_summary_line(found)}", fontsize=10)
-    write_atomically(path, lambda part: figure.savefig(part, dpi=110, format="png"))
+    save(figure, path)
 
 
 def _summary_line(found: dict) -> str:
