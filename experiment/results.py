@@ -27,9 +27,7 @@ def save_final(model: nn.Module, settings: TrainSettings, dataset: data.Dataset,
     q, epochs = quant.resolve(settings.quant), settings.run.epochs
     training = {"log": log.state()}
     final = checkpoint.pack(model, settings.model_dump(), dataset, quant.is_prepared(model), epochs, training)
-    changed = quant.ends_in_float(q, epochs) or (
-        log.best is None and (settings.optim.average or q.bn_reestimation_images)
-    )
+    changed = settings.ends_in_float or (log.best is None and (settings.optim.average or q.bn_reestimation_images))
     if changed:
         tensor_file.save(log.folder / LAST, final)
     if log.best is not None:
@@ -43,8 +41,8 @@ def measure(
 
     size: {"params", "macs"} of the float model.
     """
-    folder, ends_in_float = log.folder, quant.ends_in_float(quant.resolve(settings.quant), settings.run.epochs)
-    measured = quant.measure(model, settings.engines, test_batches, ends_in_float)
+    folder = log.folder
+    measured = quant.measure(model, settings.engines, test_batches, settings.ends_in_float)
     title = f"{settings.model.name} on {settings.data.name}, {settings.quant.method}"
     files.write_text(folder / "layers.txt", measured.layers)
     plot.curves(log.rows, title, folder / "curves.png")
@@ -56,7 +54,7 @@ def measure(
 
 def summarize(settings: TrainSettings, prepared: bool, log: RunLog, size: dict[str, int]) -> dict:
     """The part of summary.json that describes the run. prepared: whether the model is quantized."""
-    q, epochs = quant.resolve(settings.quant), settings.run.epochs
+    q = quant.resolve(settings.quant)
     return {
         "model": settings.model.name,
         "dataset": settings.data.name,
@@ -65,9 +63,9 @@ def summarize(settings: TrainSettings, prepared: bool, log: RunLog, size: dict[s
         "act_bits": q.act_bits if prepared else 32,
         "engine": q.engine,
         **size,
-        "epochs": epochs,
+        "epochs": settings.run.epochs,
         "seconds": log.run_seconds(),
-        "checkpoint": LAST if log.best is None or quant.ends_in_float(q, epochs) else BEST,
+        "checkpoint": LAST if log.best is None or settings.ends_in_float else BEST,
     }
 
 

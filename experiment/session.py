@@ -54,7 +54,7 @@ class Session:
         self.load_dataset()
         self.build_model()
         self.restore_chosen_layers()
-        if not self.ends_in_float:
+        if not self.settings.ends_in_float:
             self.choose_layers()
         self.compile_or_interpret()
         self.fit()
@@ -67,15 +67,6 @@ class Session:
     def quant_spec(self) -> quant.ResolvedQuant:
         """The resolved quant section."""
         return quant.resolve(self.settings.quant)
-
-    @property
-    def ends_in_float(self) -> bool:
-        """Whether the last epoch is in float, so that the model is quantized after training or not at all."""
-        return quant.ends_in_float(self.quant_spec, self.settings.run.epochs)
-
-    @property
-    def float_epochs(self) -> int:
-        return float_epochs(self.settings)
 
     def load_dataset(self) -> None:
         """Load the images; the first process of each machine before the others, since it may have to download them."""
@@ -172,7 +163,7 @@ class Session:
             clip_norm=asked.clip_norm,
             bf16=arithmetic == "bf16",
             epochs=run.epochs,
-            quantize_from=self.float_epochs,
+            quantize_from=self.settings.float_epochs,
             quantize=lambda model: self.prepare(model, trainer),
             method=self.quant_spec.method,
             average=average.Average(optimizer, asked.average) if asked.average else None,
@@ -282,15 +273,10 @@ def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> Non
         say(f"{path} was trained on other classes: loaded all layers except {head}, which starts from random weights")
 
 
-def float_epochs(settings: TrainSettings) -> int:
-    """Epochs that a run trains in float, before fake-quantization begins."""
-    return quant.float_epochs(quant.resolve(settings.quant), settings.run.epochs)
-
-
 def worth_compiling(settings: TrainSettings, macs: int, images: int) -> bool:
     """Whether to compile the quantizers of a run: as run.compile says, or if there is much to train.
 
     It depends on nothing but the settings and the data, so that the same run computes the same bits.
     """
-    asked, quantized = settings.run.compile, settings.run.epochs - float_epochs(settings)
+    asked, quantized = settings.run.compile, settings.run.epochs - settings.float_epochs
     return quantized > 0 and (asked == "always" or (asked == "auto" and macs * images * quantized > MANY_MACS))

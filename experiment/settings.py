@@ -110,6 +110,16 @@ class TrainSettings(Section):
         """The engines that are measured when training ends."""
         return [self.quant.engine] if self.run.engines is None else self.run.engines
 
+    @property
+    def float_epochs(self) -> int:
+        """Epochs that the run trains in float, before fake-quantization begins."""
+        return quant.float_epochs(quant.resolve(self.quant), self.run.epochs)
+
+    @property
+    def ends_in_float(self) -> bool:
+        """Whether the last epoch is in float, so that the model is quantized after training or not at all."""
+        return quant.ends_in_float(quant.resolve(self.quant), self.run.epochs)
+
     @classmethod
     def rename(cls, values: dict) -> list[str]:
         """RENAMED, in the sections, in dotted keys, and in those of a sweep."""

@@ -42,7 +42,7 @@ def test_a_session_loads_builds_and_trains_step_by_step(tmp_path):
     run.load_dataset()
     run.build_model()
     assert run.size["params"] == sum(p.numel() for p in run.model.parameters())
-    assert not run.ends_in_float
+    assert not run.settings.ends_in_float
     assert run.val_batches() is None
     run.fit()
     assert quant.is_prepared(run.model)
