@@ -3,7 +3,7 @@
     python -m benchmarks.epoch_throughput                                resnet20 on CIFAR-10-JPEG, batch 256, fp32
     python -m benchmarks.epoch_throughput --precision bf16 --only float "lsq 4/4" --repeats 5
 
-An epoch is one of train.py, as timed in its metrics.csv: images are read from memory, augmented, normalised, trained on
+An epoch is one of train.py, as timed in its metrics.csv: images are read from memory, augmented, normalized, trained on
 and scored. The bare step is that of benchmarks/train_throughput.py: the same model on images that never change. The
 ratio compares an epoch with the mean of the bare steps just before and just after it.
 """

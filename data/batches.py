@@ -1,10 +1,10 @@
-"""Draws, augments and normalises images: batches float32 [B, 3, H, W], channels_last.
+"""Draws, augments and normalizes images: batches float32 [B, 3, H, W], channels_last.
 
 Training batches are drawn: which images, their crops and mirrorings are a function of the seed, the epoch and the step
-alone, whatever came before and however many processes and workers there are. So a run goes on in the middle of an
+alone, whatever came before and however many processes and workers there are. So a run continues in the middle of an
 epoch as if it had never stopped. Without a draw, images come in order and as they are.
 
-Images in memory are cropped, flipped and normalised a whole batch at a time, by one gather; there is no Python per
+Images in memory are cropped, flipped and normalized a whole batch at a time, by one gather; there is no Python per
 image. Files go through a DataLoader with torchvision's transforms.
 """
 

@@ -30,7 +30,7 @@ class FileOptions(Section):
     workers: int = Field(WORKERS, ge=0)
     """Threads (images kept in memory) or processes (large images) that decode image files."""
     on_error: Literal["fail", "skip"] = "fail"
-    """An image file that cannot be read: it is named, and the run ends, or goes on without it."""
+    """An image file that cannot be read: it is named, and the run ends, or continues without it."""
 
 
 class FolderOptions(FileOptions):
@@ -122,9 +122,9 @@ def _held_out(root: Path) -> Path:
 
 def _files(folder: Path, classes: list[str], of_all: bool = False) -> Files:
     """The images of a part; of_all: of each class there have to be some."""
-    strangers = sorted({p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."} - set(classes))
-    if strangers:
-        raise UserError(f"data.root: {folder} has classes that train/ has not: {', '.join(strangers[:5])}")
+    unknown = sorted({p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."} - set(classes))
+    if unknown:
+        raise UserError(f"data.root: {folder} has classes that train/ has not: {', '.join(unknown[:5])}")
     found = [
         (path, label)
         for label, name in enumerate(classes)

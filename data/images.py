@@ -1,4 +1,4 @@
-"""What a dataset is: images and labels for training and for testing, and how the pixels are normalised."""
+"""What a dataset is: images and labels for training and for testing, and how the pixels are normalized."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,8 +31,8 @@ class Images:
 class Files:
     """Images on disk, decoded a batch at a time: their paths, and labels int64 [N].
 
-    workers: processes that decode them. on_error: an unreadable image is named, and "fail" ends the run, "skip" goes on
-    without it.
+    workers: processes that decode them. on_error: an unreadable image is named, and "fail" ends the run, "skip"
+    continues without it.
     """
 
     paths: Sequence[Path]
@@ -75,7 +75,7 @@ def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def renormalized(here: tuple, there: tuple) -> tuple[Tensor, Tensor]:
-    """(gain, shift), fp32 [3, 1, 1], from images normalised by (mean, std) `here` to the same images as `there`."""
+    """(gain, shift), fp32 [3, 1, 1], from images normalized by (mean, std) `here` to the same images as `there`."""
     (mean, std), (other_mean, other_std) = (map(torch.tensor, pair) for pair in (here, there))
     return (std / other_std).view(3, 1, 1), ((mean - other_mean) / other_std).view(3, 1, 1)
 

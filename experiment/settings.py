@@ -73,8 +73,8 @@ class RunSettings(Section):
     name: RunName | None = None
     """This run's folder; null: the name of the setting file."""
     resume: PathText = "auto"
-    """auto: go on with an interrupted run of this name and setting; never: begin again; else: a checkpoint to go on
-    from."""
+    """auto: continue an interrupted run of this name and setting; never: start from scratch; else: a checkpoint to
+    continue from."""
     checkpoint_minutes: float = Field(10.0, gt=0)
     """Minutes between checkpoints within an epoch; there is one at each epoch's end anyway."""
     deterministic: bool = False
@@ -93,7 +93,7 @@ class RunSettings(Section):
 
 
 class TrainSettings(Section):
-    """setting/train.json and its kin: one training run, or a sweep of them."""
+    """A training setting, such as setting/train.json: one run, or a sweep of them."""
 
     note: str = ""
     """What this setting does and what it costs."""

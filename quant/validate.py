@@ -1,4 +1,4 @@
-"""What a setting asks of quantization, filled in, and refused in a line where it cannot be had."""
+"""Resolve the quant section of a setting: check it, and fill in what it leaves open."""
 
 import fnmatch
 from collections.abc import Iterable

@@ -78,7 +78,7 @@ def spec(**keys) -> quant.ResolvedQuant:
 @functools.cache
 @torch.inference_mode(False)  # whichever test asks first
 def photos(count: int, size: int) -> torch.Tensor:
-    """Normalised crops of scikit-learn's two photographs, [count, 3, size, size], channels_last."""
+    """Normalized crops of scikit-learn's two photographs, [count, 3, size, size], channels_last."""
     from sklearn.datasets import load_sample_images
 
     pictures = [torch.tensor(image) for image in load_sample_images().images]

@@ -36,8 +36,8 @@ class CommonSettings(Section):
     residual_bits: Bits = 8
     """Bits of the inputs of additions, pools and other element-wise operators."""
     target_drop: float | None = Field(None, ge=0, lt=100)
-    """layers auto: percent of held-out training images whose first choice may change, and so the most that top-1 of
-    the float model falls by on them. With layers by name: what they were chosen for."""
+    """layers auto: percent of the held-out training images whose predicted class may change: the most that the float
+    model's top-1 on them can fall. With layers by name: what they were chosen for."""
     target_mb: float | None = Field(None, gt=0)
     """layers auto: the most MB of weights, scales and biases at their own bits. With layers by name: as above."""
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"

@@ -2,7 +2,7 @@
 
     import integer_ops
     model = torch.export.load("model.pt2").module()
-    logits = model(images)        float32 [N, 3, H, W], normalised as model.json says
+    logits = model(images)        float32 [N, 3, H, W], normalized as model.json says
 
 integer::layer and integer::logits compute convolutions and linear layers on uint8 activations and int8 weights. They
 use oneDNN's int8 kernels if those are exact on this CPU, which is tested at the first call, and float64 otherwise.

@@ -24,7 +24,7 @@ def check_onnx(key: str) -> None:
 def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str, Any]) -> IntegerModel:
     """Write the integer model of a prepared one as an ONNX file, and check it with ONNX Runtime if that is installed.
 
-    Input "images": normalised float32 [N, 3, image_size, image_size], any N. Output "logits": float32 [N, classes].
+    Input "images": normalized float32 [N, 3, image_size, image_size], any N. Output "logits": float32 [N, classes].
     `info` becomes the file's metadata: text as it is, everything else as JSON. Returns the integer model. Raises
     UserError if a quantizer has not been calibrated, or if ONNX Runtime computes other logits.
     """

@@ -2,7 +2,7 @@
 
 model.pt2        the integer model: int8 weights, any batch size
 integer_ops.py   its operators (a copy of export/integer_ops.py); import it before loading model.pt2
-model.json       image size, normalisation, class names
+model.json       image size, normalization, class names
 example.py       classifies an image file
 """
 

@@ -2,8 +2,7 @@
 
 torch.fx traces the model; its modules and Parameters stay the same objects under the same names. Dropout functions
 become modules, views become reshapes, and a channel shuffle becomes one module. Where an operator overwrites a tensor,
-later readers of that tensor are redirected to the operator's result; Python's in-place operators
-become out of place.
+later readers of that tensor are redirected to the operator's result; Python's in-place operators become out of place.
 """
 
 import itertools

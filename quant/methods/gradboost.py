@@ -28,7 +28,7 @@ from utils.sections import Section
 
 
 class Options(Section):
-    """Keys of the optim section that the boosted optimizers read: qsgd and its kin."""
+    """Keys of the optim section that the boosted optimizers read: qsgd, qrmsprop, qadam and qadamw."""
 
     mode: Literal["intended", "reference"] = "intended"
     """GradBoost as its idea is, or as its authors' code does it; quant/methods/gradboost.py describes both."""

@@ -1,4 +1,4 @@
-"""Batches augment, normalise and shuffle by a seed, in memory and from files, in one process and in several."""
+"""Batches augment, normalize and shuffle by a seed, in memory and from files, in one process and in several."""
 
 import multiprocessing
 import os
@@ -25,7 +25,7 @@ def test_unaugmented_batches_are_the_images_in_order():
     assert torch.equal(torch.cat(labels), images.labels)
 
 
-def test_normalisation():
+def test_normalization():
     dataset = data.DATASETS["digits"].load(16, None)
     x = torch.cat([x for x, _ in MemoryBatches(dataset.train, 500, dataset.mean, dataset.std)])
     assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-3

@@ -1,4 +1,4 @@
-"""Limits and validation images are fixed shuffles; images can be normalised with other statistics."""
+"""Limits and validation images are fixed shuffles; images can be normalized with other statistics."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_validation_images_are_held_out_of_training():
     assert len(data.split(whole, 1e-6).val) == 1, "asked for some, there are some"
 
 
-def test_images_normalised_otherwise_are_the_same_pixels():
+def test_images_normalized_otherwise_are_the_same_pixels():
     images = data.DATASETS["fake"].load(12, 20).train
     here, there = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     (one, _), (other, _) = (next(iter(data.batches(images, 20, *norm, 12))) for norm in (here, there))

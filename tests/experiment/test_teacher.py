@@ -29,7 +29,7 @@ def teacher(tmp_path):
     return model.eval(), str(tmp_path / "last.pt")
 
 
-def test_images_are_normalised_as_the_teachers_were(teacher):
+def test_images_are_normalized_as_the_teachers_were(teacher):
     model, path = teacher
     pixels = torch.rand(4, 3, 16, 16)
     for mean, std in ((MEAN, STD), ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))):

@@ -19,7 +19,7 @@ FORMAT = 2
 
 
 class PackedModel(nn.Module):
-    """The model in a file. info: what its writer says about it (class names, normalisation ...)."""
+    """The model in a file. info: what its writer says about it (class names, normalization ...)."""
 
     def __init__(self, info: dict[str, Any], graph: fx.Graph):
         super().__init__()
@@ -27,7 +27,7 @@ class PackedModel(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """Float logits [N, classes] of normalised float images [N, 3, H, W]."""
+        """Float logits [N, classes] of normalized float images [N, 3, H, W]."""
         # not a GraphModule: that would generate Python code with strings of the file in it, and execute it
         return fx.Interpreter(self, graph=self.graph).run(images)
 

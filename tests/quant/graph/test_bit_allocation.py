@@ -105,7 +105,7 @@ def test_a_value_read_by_a_float_operator_keeps_residual_bits():
     assert bits(quant.prepare(Net(), spec(method="ptq", act_bits=2)))["a"] == (8, 8)
 
 
-def test_the_first_layer_reads_eight_bits_behind_a_normalisation_too():
+def test_the_first_layer_reads_eight_bits_behind_a_normalization_too():
     prepared = quant.prepare(Dense(), spec(method="ptq", weight_bits=2, act_bits=2))
     assert bits(prepared)["a"][0] == 8
     assert prepared.get_submodule("operators.truediv.output").bits == 8
