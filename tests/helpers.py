@@ -53,6 +53,16 @@ def simulated_against_float(net: nn.Module, shape=(3, 12, 12), **keys):
     return ((found - expected).abs().max() / expected.abs().max()).item(), prepared
 
 
+def prepared_like_float(net: nn.Module, x: torch.Tensor):
+    """The prepared net, whose logits without quantizers must be those of the float net."""
+    net = net.eval()
+    expected = net(x)
+    prepared = quant.prepare(net, spec(method="ptq"))
+    quant.set_enabled(prepared, False)
+    assert torch.allclose(prepared.eval()(x), expected, rtol=1e-4, atol=1e-5)
+    return prepared
+
+
 def grid(scale: float, zero_point: int, bits: int = 8) -> Grid:
     return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), 0, 2**bits - 1)
 

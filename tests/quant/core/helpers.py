@@ -1,9 +1,18 @@
 """What the tests of quantizers share: one of each kind, data for it, and its calibration."""
 
+import pytest
 import torch
 
 import quant
+from quant.core import kernels
 from tests.conftest import spec
+
+
+def compile_or_skip() -> None:
+    """Compile the kernels; skip the test where no C++ compiler is installed."""
+    quant.compile_kernels()
+    if not kernels.compiled():
+        pytest.skip("no C++ compiler")
 
 
 def make(method: str, options: dict, kind: str, bits: int, granularity: str):

@@ -13,6 +13,7 @@ from quant.core import fake_quantize, kernels
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.graph.op_table import HARD_SIGMOID
 from tests.conftest import spec
+from tests.quant.core.helpers import compile_or_skip
 
 RELU, RELU6 = ClampedAffine(0.0, float("inf")), ClampedAffine(0.0, 6.0)
 METHODS = [name for name in quant.METHODS if name not in ("float", "ptq")]
@@ -23,17 +24,6 @@ LAYOUTS = {
     "every other": lambda x: torch.cat([x, x], 1)[:, ::2],
     "flat": lambda x: x.flatten(1),
 }
-
-
-@pytest.fixture(params=["plain", "compiled"])
-def way(request):
-    """Kernels uncompiled, then compiled."""
-    if request.param == "compiled":
-        quant.compile_kernels()
-        if not kernels.compiled():
-            pytest.skip("no C++ compiler")
-    yield request.param
-    kernels.interpret_all()
 
 
 def started(method: str, bits: int, signed: bool, x: torch.Tensor):
@@ -172,9 +162,7 @@ def test_a_net_trains_alike_in_either_way(method):
         return torch.cat([p.grad.flatten() for p in twin.parameters()])
 
     plain, disturbed = gradient(), gradient(1e-6)
-    quant.compile_kernels()
-    if not kernels.compiled():
-        pytest.skip("no C++ compiler")
+    compile_or_skip()
     compiled = gradient()
     kernels.interpret_all()
     least = torch.cosine_similarity(plain, disturbed, dim=0) - 0.1

@@ -18,6 +18,7 @@ from quant.core.grid import Grid
 from quant.core.quantizer import TINY, DataInitializedActivationQuantizer
 from quant.methods import lsq
 from tests.conftest import agrees_in_integers, spec, trained
+from tests.quant.core.helpers import compile_or_skip
 
 RELU6 = ClampedAffine(0.0, 6.0)
 
@@ -76,16 +77,6 @@ def off_edges(quantizer: LsqPlus, u: torch.Tensor) -> torch.Tensor:
     return ((steps - steps.floor() - 0.5).abs() > 1e-3) & ((steps[..., None] - ends).abs().amin(-1) > 1e-3)
 
 
-@pytest.fixture(params=["plain", "compiled"])
-def way(request):
-    if request.param == "compiled":
-        quant.compile_kernels()
-        if not kernels.compiled():
-            pytest.skip("no C++ compiler")
-    yield request.param
-    kernels.interpret_all()
-
-
 @pytest.mark.parametrize("activation", [IDENTITY, RELU6], ids=["none", "relu6"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_gradients_against_autograd_in_fp64(bits, activation, way):
@@ -110,9 +101,7 @@ def test_gradients_against_autograd_in_fp64(bits, activation, way):
 @pytest.mark.parametrize("activation", [IDENTITY, RELU6], ids=["none", "relu6"])
 def test_after_a_batch_norm_in_one_pass(activation):
     """The fused pass gives the gradients of the separate ones."""
-    quant.compile_kernels()
-    if not kernels.compiled():
-        pytest.skip("no C++ compiler")
+    compile_or_skip()
     x = (torch.randn(8, 16, 18, 18) * 3).contiguous(memory_format=torch.channels_last)
     norm = nn.BatchNorm2d(16)
     with torch.no_grad():

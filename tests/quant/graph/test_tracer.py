@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-import quant
 from quant.graph.tracer import PYTHON_IN_PLACE
-from tests.conftest import spec
+from tests.helpers import prepared_like_float
 
 INTEGERS = torch.arange(4).view(4, 1, 1)
 PYTHON_OPERATORS = {
@@ -36,11 +35,8 @@ class Overwrites(nn.Module):
 
 @pytest.mark.parametrize("name", PYTHON_OPERATORS)
 def test_a_tensor_that_a_python_operator_overwrites_has_the_new_value_for_later_readers(name):
-    model, x = Overwrites(name).eval(), torch.randn(2, 3, 8, 8)
-    expected = model(x)
-    prepared = quant.prepare(model, spec(method="ptq"))
-    quant.set_enabled(prepared, False)
-    assert torch.allclose(prepared.eval()(x), expected, rtol=1e-4, atol=1e-5)
+    model = Overwrites(name)
+    prepared = prepared_like_float(model, torch.randn(2, 3, 8, 8))
     assert not any(node.target is model.overwrite for node in prepared.graph.nodes), "it works out of place"
 
 
@@ -83,8 +79,4 @@ def masked(x):
 
 @pytest.mark.parametrize("function", [halved_size, product, masked])
 def test_operators_that_overwrite_nothing_else_leave_later_readers_alone(function):
-    model, x = Follows(function).eval(), torch.randn(2, 3, 8, 8)
-    expected = model(x)
-    prepared = quant.prepare(model, spec(method="ptq"))
-    quant.set_enabled(prepared, False)
-    assert torch.allclose(prepared.eval()(x), expected, rtol=1e-4, atol=1e-5)
+    prepared_like_float(Follows(function), torch.randn(2, 3, 8, 8))

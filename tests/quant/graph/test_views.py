@@ -17,18 +17,13 @@ from quant.graph.views import (
     switch,
 )
 from tests.conftest import spec
-from tests.helpers import SMALL, build, prepared_gated, size_of
+from tests.helpers import SMALL, build, prepared_gated, prepared_like_float, size_of
 from tests.nets import Residual
 
 
 @pytest.mark.parametrize(("name", "form"), SMALL)
 def test_with_quantizers_off_it_is_the_float_net(name, form):
-    model = build(name, form).eval()
-    x = torch.randn(2, 3, size_of(name, form), size_of(name, form))
-    expected = model(x)
-    prepared = quant.prepare(model, spec(method="ptq"))
-    quant.set_enabled(prepared, False)
-    assert torch.allclose(prepared.eval()(x), expected, rtol=1e-4, atol=1e-5)
+    prepared_like_float(build(name, form), torch.randn(2, 3, size_of(name, form), size_of(name, form)))
 
 
 def enabled(prepared: nn.Module) -> set[str]:
