@@ -17,6 +17,7 @@ from utils.console import say
 from utils.runs import checkpoint, tensor_file
 from utils.runs.folder import BEST, LAST, PREVIOUS, SUMMARY
 from utils.runs.log import RunLog
+from utils.sections import FLOAT_BITS
 
 
 def save_final(model: nn.Module, settings: TrainSettings, dataset: data.Dataset, log: RunLog) -> None:
@@ -59,8 +60,8 @@ def summarize(settings: TrainSettings, prepared: bool, log: RunLog, size: dict[s
         "model": settings.model.name,
         "dataset": settings.data.name,
         "method": q.method,
-        "weight_bits": q.weight_bits if prepared else 32,
-        "act_bits": q.act_bits if prepared else 32,
+        "weight_bits": q.weight_bits if prepared else FLOAT_BITS,
+        "act_bits": q.act_bits if prepared else FLOAT_BITS,
         "engine": q.engine,
         **size,
         "epochs": settings.run.epochs,

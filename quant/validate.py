@@ -16,7 +16,7 @@ from quant.registry import ENGINES, METHODS, SECTIONS, engine
 from utils.config import validate_section
 from utils.errors import UserError, choose, nearest
 from utils.runs import tensor_file
-from utils.sections import part
+from utils.sections import FLOAT_BITS, part
 
 AnyResolved = ResolvedQuant[Any]
 
@@ -70,7 +70,7 @@ def _check_all_bits(spec: AnyResolved, method: AnyMethod) -> None:
 
 
 def _check_bits(key: str, bits: int, allowed: range, method: str) -> None:
-    if bits != 32 and bits not in allowed:
+    if bits != FLOAT_BITS and bits not in allowed:
         raise UserError(f"{key}: {method} cannot use {bits} bits; choose {allowed[0]}..{allowed[-1]}, or 32 for float")
 
 
@@ -125,13 +125,13 @@ def _check_read(spec: AnyResolved, in_float: bool, averages: bool) -> None:
 
     Combinations of a method's own options are refused by its `fill`.
     """
+    asked = spec.flat() if spec.method == "float" else {}
     for key in ("layers", "target_drop", "target_mb"):
-        asked = spec.flat()[key] if spec.method == "float" else None
-        if asked:
+        if asked.get(key):
             raise UserError(f"quant.{key}: float quantizes nothing")
     calibrates = (in_float and spec.method != "float") or spec.chooses_layers or averages
     no_teacher = "there is no teacher; quant.teacher names one"
-    in_vain = {
+    read_if = {
         "bn_reestimation_images": (
             not in_float,
             "nothing is trained quantized here; quant.bias_correction=norm is ptq's way to do it",
@@ -140,7 +140,7 @@ def _check_read(spec: AnyResolved, in_float: bool, averages: bool) -> None:
         "teacher_share": (bool(spec.teacher), no_teacher),
         "temperature": (bool(spec.teacher), no_teacher),
     }
-    for key, (is_read, why) in in_vain.items():
+    for key, (is_read, why) in read_if.items():
         if not is_read and getattr(spec, key) != CommonSettings.model_fields[key].default:
             raise UserError(f"quant.{key}: {why}")
     method = METHODS[spec.method]

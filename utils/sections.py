@@ -19,14 +19,17 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+FLOAT_BITS = 32
+"""The number of bits that stands for float: not quantized."""
+
 
 def _bits(value: int) -> int:
-    if value != 32 and not 1 <= value <= 8:
+    if value != FLOAT_BITS and not 1 <= value <= 8:
         raise ValueError(f"{value} bits; choose 1..8, or 32 for float")
     return value
 
 
-Bits = Annotated[int, AfterValidator(_bits), WithJsonSchema({"type": "integer", "enum": [*range(1, 9), 32]})]
+Bits = Annotated[int, AfterValidator(_bits), WithJsonSchema({"type": "integer", "enum": [*range(1, 9), FLOAT_BITS]})]
 
 
 def _run_name(value: str) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from experiment.report.plot import save
 from utils.files import write_csv
+from utils.sections import FLOAT_BITS
 from utils.table import text_table
 
 HEADER = ["layer", "weight bits", "input bits", "weights dB", "input dB", "only this, %", "all but this, %", "KL"]
@@ -67,7 +68,7 @@ def _summary_line(found: dict) -> str:
 
 
 def _bits(bits: int) -> str:
-    return "float" if bits == 32 else str(bits)
+    return "float" if bits == FLOAT_BITS else str(bits)
 
 
 def _decibels(value: float | None) -> str:

@@ -20,6 +20,7 @@ from quant.core.quantizer import Quantizer
 from quant.graph.views import LayerView, layer_arguments, layers, only, quantizers, without_quantizers
 from utils.console import tracked
 from utils.metrics import Score
+from utils.sections import FLOAT_BITS
 
 
 class _Sqnr:
@@ -60,8 +61,8 @@ class _Layer:
         weights, source = self.view.layer.weight_quantizer, self.view.source
         return {
             "layer": name,
-            "weight_bits": 32 if weights is None else weights.bits,
-            "input_bits": 32 if source is None else source.bits,
+            "weight_bits": FLOAT_BITS if weights is None else weights.bits,
+            "input_bits": FLOAT_BITS if source is None else source.bits,
             "weight_sqnr_db": self.weights.decibels(),
             "input_sqnr_db": self.inputs.decibels(),
             "only_top1": self.only.summary()["top1"],

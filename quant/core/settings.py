@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from utils.sections import Bits, PathText, Section
+from utils.sections import FLOAT_BITS, Bits, PathText, Section
 
 
 class LayerBits(Section):
@@ -102,7 +102,7 @@ class ResolvedQuant(CommonSettings, Generic[Options]):
 
     def _any_bits(self, key: str) -> bool:
         by_name = [getattr(bits, key) for bits in self.layers.values() if bits != "float"]
-        return any(bits not in (None, 32) for bits in (getattr(self, key), *by_name))
+        return any(bits not in (None, FLOAT_BITS) for bits in (getattr(self, key), *by_name))
 
     @property
     def weight_limit(self) -> int:

@@ -26,8 +26,8 @@ from quant.core.settings import LayerBits, ResolvedQuant
 from quant.graph.node_view import inputs, target
 from quant.graph.op_table import RELU
 from quant.graph.typed_graph import TypedGraph, data_inputs
+from utils.sections import FLOAT_BITS
 
-FLOAT_BITS = 32
 INTEGER_ROLES = ("binary", "average", "function", "activation")
 """Roles that have an integer form without weights; an activation by itself is computed as a function."""
 

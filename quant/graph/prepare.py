@@ -13,12 +13,13 @@ from quant.core.integer_operator import function
 from quant.core.method import AnyMethod
 from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 from quant.core.settings import ResolvedQuant
-from quant.graph.bit_allocation import FLOAT_BITS, INTEGER_ROLES, BitAllocation, Decision, Precision
+from quant.graph.bit_allocation import INTEGER_ROLES, BitAllocation, Decision, Precision
 from quant.graph.node_view import as_node, inputs, target
 from quant.graph.op_table import OUT_OF_PLACE
 from quant.graph.quant_layers import TENSOR, Correction, FunctionCall, QuantLayer, QuantOperator, share_output
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph, data_inputs
+from utils.sections import FLOAT_BITS
 
 
 def prepare(model: nn.Module, spec: ResolvedQuant, method: AnyMethod) -> fx.GraphModule:

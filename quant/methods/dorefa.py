@@ -46,7 +46,7 @@ from quant.core.quantizer import (
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import batch_affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
-from utils.sections import Bits
+from utils.sections import FLOAT_BITS, Bits
 
 
 class Options(BatchObserver, SignedEdges):
@@ -122,7 +122,7 @@ def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> Activat
 
 
 def gradient(spec: ResolvedQuant[Options]) -> GradientQuantizer | None:
-    return None if spec.options.grad_bits == 32 else NoisyGradient(spec.options.grad_bits)
+    return None if spec.options.grad_bits == FLOAT_BITS else NoisyGradient(spec.options.grad_bits)
 
 
 def check(spec: ResolvedQuant[Options]) -> None:
@@ -148,7 +148,7 @@ METHOD = Method(
     weight_bits=range(1, 9),
     act_bits=range(1, 9),
     gradient=gradient,
-    rescales=lambda spec: spec.weight_bits != 32,
+    rescales=lambda spec: spec.weight_bits != FLOAT_BITS,
     unread=unread,
     check=check,
 )

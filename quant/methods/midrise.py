@@ -16,6 +16,7 @@ from quant.core.quantizer import TINY, Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import symmetric
 from utils.errors import UserError
+from utils.sections import FLOAT_BITS
 
 
 def refuse_too_wide(spec: ResolvedQuant[Any], method: str, instead: str) -> None:
@@ -25,7 +26,7 @@ def refuse_too_wide(spec: ResolvedQuant[Any], method: str, instead: str) -> None
         asked["quant.first_last_bits"] = spec.first_last_bits
     asked |= {f"quant.layers.{name}.weight_bits": b.weight_bits for name, b in spec.layers.items() if b != "float"}
     for key, bits in asked.items():
-        if bits is not None and bits != 32 and 2**bits - 1 > spec.weight_limit:
+        if bits is not None and bits != FLOAT_BITS and 2**bits - 1 > spec.weight_limit:
             limit = (
                 "int8 ends at 127" if bits == 8 else f"weights must stay within +-{spec.weight_limit} (reduce_range)"
             )

@@ -42,6 +42,7 @@ from quant.core.settings import ResolvedQuant
 from quant.core.uniform import batch_affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
 from quant.methods.sawb import Sawb
+from utils.sections import FLOAT_BITS
 
 
 class Options(BatchObserver, SignedEdges):
@@ -118,7 +119,7 @@ METHOD = Method(
     batch_affine,
     weight_bits=range(2, 9),
     act_bits=range(2, 9),
-    rescales=lambda spec: spec.options.weights == "dorefa" and spec.weight_bits != 32,
+    rescales=lambda spec: spec.options.weights == "dorefa" and spec.weight_bits != FLOAT_BITS,
     learns=True,
     unread=unread,
     check=check,

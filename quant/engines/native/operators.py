@@ -71,10 +71,8 @@ def _function(op: IntegerOperator) -> list[Operator]:
     grid, (zero_point, lo, hi) = op.x[0], native_range(op.output_grid, op.lo, op.hi)
     scale, y, clamp, run = float(grid.scale), float(op.output_grid.scale), clamping(lo, hi), op.run
     table = (op.table() + zero_point).to(torch.uint8)
-    table = torch.cat(
-        [table[:1].expand(shift(grid) + grid.q_min), table]
-    )  # below 8 bits, native integers start above 0
-
+    unused = shift(grid) + grid.q_min  # native integers of a grid below 8 bits start above 0
+    table = torch.cat([table[:1].expand(unused), table])
     quantize = quantizing(y, zero_point, lo, hi)
 
     def in_float(x: NativeTensor) -> NativeTensor:
