@@ -5,20 +5,7 @@ import signal
 
 import pytest
 
-from utils.runs.interrupt import SIGNALS, Interrupted, default_message, defer_signals, handle_signals
-
-
-@pytest.fixture(autouse=True)
-def no_default_action():
-    """A signal that nothing handles fails the test: the default action would end the process that runs the tests."""
-
-    def fail(number, frame):
-        pytest.fail(f"signal {number} was not handled")
-
-    before = [(number, signal.signal(number, fail)) for number in SIGNALS]
-    yield
-    for number, handler in before:
-        signal.signal(number, handler)
+from utils.runs.interrupt import Interrupted, default_message, defer_signals, handle_signals
 
 
 @contextlib.contextmanager
