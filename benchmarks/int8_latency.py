@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import quant
 from experiment import latency
 from experiment.settings import LatencySettings
-from quant.engines.onnx_sessions import onnxruntime_session, openvino_model_session
+from quant.engines.onnx_sessions import onnxruntime_session, openvino_core, openvino_model_session
 from utils import config, files, timing
 from utils.environment import environment
 from utils.table import markdown_table
@@ -136,9 +136,8 @@ def _quantize_static(file: Path, noise: list[numpy.ndarray]) -> bytes:
 def _nncf(file: Path, noise: list[numpy.ndarray]) -> Any:
     """An openvino.Model."""
     import nncf
-    import openvino
 
-    return nncf.quantize(openvino.Core().read_model(file), nncf.Dataset([{"images": image} for image in noise]))
+    return nncf.quantize(openvino_core().read_model(file), nncf.Dataset([{"images": image} for image in noise]))
 
 
 if __name__ == "__main__":

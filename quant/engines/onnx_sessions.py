@@ -3,6 +3,7 @@
 file: the bytes of the ONNX file. shape: the shape of the images, [N, 3, H, W]. threads: how many the session uses.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,17 +24,25 @@ def onnxruntime_session(file: bytes, shape: torch.Size, threads: int) -> Session
     return lambda images: torch.from_numpy(session.run(None, {"images": images.contiguous().numpy()})[0])
 
 
-def openvino_session(file: bytes, shape: torch.Size, threads: int) -> Session:
+@functools.cache
+def openvino_core() -> Any:
+    """The openvino.Core that all sessions of the process share.
+
+    A Core replaces the signal stack of the thread and puts the earlier one back when it is freed. Two Cores that are not
+    freed in the reverse order would leave a stack that is gone, on which the next Ctrl-C is a segmentation fault.
+    """
     import openvino
 
-    return openvino_model_session(openvino.Core().read_model(model=file), shape, threads)
+    return openvino.Core()
+
+
+def openvino_session(file: bytes, shape: torch.Size, threads: int) -> Session:
+    return openvino_model_session(openvino_core().read_model(model=file), shape, threads)
 
 
 def openvino_model_session(model: Any, shape: torch.Size, threads: int) -> Session:
     """A session of an openvino.Model, compiled for images of this shape."""
-    import openvino
-
     model.reshape({"images": list(shape)})
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    request = openvino_core().compile_model(model, "CPU", options).create_infer_request()
     return lambda images: torch.from_numpy(request.infer({"images": images.contiguous().numpy()})["logits"].copy())

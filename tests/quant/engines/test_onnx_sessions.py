@@ -1,8 +1,14 @@
 """Sessions of ONNX Runtime and OpenVINO compute what the ONNX file says."""
 
+import signal
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
+from quant.engines import onnx_sessions
 from quant.engines.onnx_sessions import onnxruntime_session, openvino_session
 from tests.conftest import RUNTIMES
 
@@ -58,21 +64,35 @@ def test_onnxruntime_gets_the_threads_and_the_number_of_images(monkeypatch):
 
 @pytest.mark.skipif("openvino" not in RUNTIMES, reason="openvino is not installed")
 def test_openvino_gets_the_threads_and_computes_in_fp32(monkeypatch):
-    import openvino
-
-    seen, real = [], openvino.Core
+    seen, real = [], onnx_sessions.openvino_core()
 
     class Core:
-        def read_model(self, model):
-            return real().read_model(model=model)
+        read_model = real.read_model
 
         def compile_model(self, model, device, options):
             seen.append((device, options))
-            return real().compile_model(model, device, options)
+            return real.compile_model(model, device, options)
 
-    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(onnx_sessions, "openvino_core", Core)
     openvino_session(doubling(), torch.Size([2, 3, 4, 4]), 2)
     [(device, options)] = seen
     assert device == "CPU"
     assert options["INFERENCE_NUM_THREADS"] == 2
     assert options["INFERENCE_PRECISION_HINT"] == "f32"
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_signal_reaches_its_handler_after_sessions_are_freed_in_the_order_they_were_made(runtime):
+    """In a process of its own, since a signal without a stack to run on ends it."""
+    code = f"""
+        import faulthandler, signal, torch
+        from tests.quant.engines.test_onnx_sessions import SESSIONS, doubling
+        faulthandler.enable()  # which gives the main thread a signal stack
+        sessions = [SESSIONS[{runtime!r}](doubling(), torch.Size([2, 3, 4, 4]), 1) for _ in range(3)]
+        while sessions:
+            sessions.pop(0)
+        signal.signal(signal.SIGTERM, lambda number, frame: print("handled", number))
+        signal.raise_signal(signal.SIGTERM)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"handled {signal.SIGTERM:d}\n"), done.stderr
