@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.images import Dataset, Images, first, statistics
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.sections import PathText, Section
 
 ROOT = "datasets"
@@ -110,7 +110,7 @@ def _torchvision_parts(load: Callable, train: bool, root: str, name: str, cure: 
         with contextlib.redirect_stdout(io.StringIO()):
             return [load(root=root, train=part, download=True) for part in ([True] if train else []) + [False]]
     except (RuntimeError, OSError, EOFError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise UserError(f"data.root: {name} is not in {root} and could not be downloaded ({reason}); {cure}") from None
 
 

@@ -20,7 +20,7 @@ from utils import files
 from utils.config import as_name, blame, vary
 from utils.console import say
 from utils.distributed import Processes
-from utils.errors import UserError
+from utils.errors import UserError, joined_lines
 from utils.runs.folder import read_summary
 
 FIXED = ("run.dir", "run.name", "sweep")
@@ -157,7 +157,7 @@ def is_finished(settings: TrainSettings) -> bool:
 
 def report_failure(folder: Path, error: Exception) -> str:
     """Print why a cell failed and write the current traceback to its error.txt. Returns the reason in one line."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = joined_lines(error)
     files.write_text(files.make_folder(folder, "run.dir") / "error.txt", traceback.format_exc())
     say(f"failed: {reason}")
     return reason

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from utils import importing
-from utils.errors import UserError, choose, nearest
+from utils.errors import UserError, choose, first_line, nearest
 from utils.importing import is_external, is_own
 
 
@@ -63,7 +63,7 @@ def check_output(model: nn.Module, name: str, num_classes: int | None, image_siz
             logits = model.eval()(torch.zeros(2, 3, image_size, image_size))
     except Exception as error:
         raise UserError(
-            f"model {name}: does not accept images of {image_size} x {image_size}: {importing.one_line(error)}"
+            f"model {name}: does not accept images of {image_size} x {image_size}: {first_line(error, 200)}"
         ) from error
     finally:
         for module, was in training.items():

@@ -3,7 +3,7 @@
 import torch
 
 from utils import distributed
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 def find(name: str) -> torch.device:
@@ -19,7 +19,7 @@ def find(name: str) -> torch.device:
             found = torch.device(name)
             torch.empty(0, device=found).cpu()
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"run.device: {name!r} is not available here ({str(error).splitlines()[0]})") from None
+            raise UserError(f"run.device: {name!r} is not available here ({first_line(error)})") from None
     if found.type == "cpu" or found.index is not None or torch.accelerator.device_count() < 2:
         return found
     number = distributed.local_rank()

@@ -17,6 +17,16 @@ class UserError(Exception):
     """An error that the user can correct. Its one-line message says where, what is wrong, and what would be right."""
 
 
+def first_line(error: Exception, length: int | None = None) -> str:
+    """The first line of an exception's message, up to a length; the name of its type if it has no message."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:length]
+
+
+def joined_lines(error: Exception, length: int | None = None) -> str:
+    """An exception's message with its lines joined, up to a length; the name of its type if it has no message."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:length]
+
+
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that is most similar to `word`, or None if none is similar."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)

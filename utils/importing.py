@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, first_line, nearest
 
 Function = Callable[..., Any]
 
@@ -23,7 +23,7 @@ def member(source: str, name: str, where: str) -> Function:
     try:
         module = importlib.import_module(source)
     except Exception as error:
-        raise UserError(f"{where}: cannot import {source or 'nothing'}: {one_line(error)}") from None
+        raise UserError(f"{where}: cannot import {source or 'nothing'}: {first_line(error, 200)}") from None
     found = getattr(module, name, None)
     if not callable(found):
         hint = nearest(name, [n for n in dir(module) if callable(getattr(module, n))])
@@ -38,7 +38,7 @@ def call(function: Function, arguments: dict[str, Any], where: str) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{where} cannot be called with {_shown(arguments)}: {one_line(error)}") from error
+        raise UserError(f"{where} cannot be called with {_shown(arguments)}: {first_line(error, 200)}") from error
 
 
 def is_own(source: str, allowed_package: str) -> bool:
@@ -56,10 +56,6 @@ def is_own(source: str, allowed_package: str) -> bool:
     root = Path(__file__).parent.parent
     is_this_project = package != allowed_package and any(place.parent == root for place in places)
     return not is_this_project and not any("-packages" in part for place in places for part in place.parts)
-
-
-def one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _find_modules_in_current_folder() -> None:

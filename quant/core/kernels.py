@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from utils.console import say
+from utils.errors import first_line
 
 Number = Tensor | float
 N = TypeVar("N", Tensor, float)
@@ -47,8 +48,7 @@ def run(kernel: Callable, *arguments: Any) -> Any:
 
 
 def _say_uncompiled(error: Exception) -> None:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-    say(f"quantizers are not compiled ({reason}): training takes longer")
+    say(f"quantizers are not compiled ({first_line(error, 100)}): training takes longer")
 
 
 def _bare(argument: Any) -> Any:

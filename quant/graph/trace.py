@@ -14,7 +14,7 @@ from torch import fx, nn
 from quant.graph.node_view import NodeView, as_node, first_input, target
 from quant.graph.op_table import OPERATORS, module_operator, name_of, operator_name
 from quant.graph.tracer import NORM_ACT, PYTHON_IN_PLACE, Tracer
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 AS_MODULES = dict(pair for row in OPERATORS.values() for pair in row.as_modules)
 """The module that a function becomes."""
@@ -63,8 +63,7 @@ def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:
         model.train(mode)
         traced = fx.GraphModule(model, Tracer().trace(model), type(model).__name__)
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"model {type(model).__name__}: torch.fx cannot trace it: {reason}") from error
+        raise UserError(f"model {type(model).__name__}: torch.fx cannot trace it: {first_line(error)}") from error
     finally:
         for module, was in training.items():
             module.training = was

@@ -16,6 +16,14 @@ def raising(error: BaseException):
     return main
 
 
+def test_an_error_without_text_is_named_by_its_type():
+    for read in (errors.first_line, errors.joined_lines):
+        assert read(ValueError()) == "ValueError"
+        assert read(ValueError(), 5) == "Value"
+    assert errors.first_line(ValueError("a\nb")) == "a"
+    assert errors.joined_lines(ValueError("a\n b")) == "a b"
+
+
 def test_the_nearest_choice_is_similar_or_none():
     assert errors.nearest("resnt20", ["resnet20", "vgg11"]) == "resnet20"
     assert errors.nearest("zzz", ["resnet20", "vgg11"]) is None

@@ -57,8 +57,3 @@ def test_only_a_users_modules_are_their_own(tmp_path, monkeypatch):
     assert importing.is_own("mine_of_importing", "tests")
     assert importing.is_own("tests.nets", "tests")
     assert not importing.is_own("tests.nets", "models")
-
-
-def test_an_error_without_text_is_named_by_its_type():
-    assert importing.one_line(ValueError()) == "ValueError"
-    assert importing.one_line(ValueError("a\nb")) == "a"

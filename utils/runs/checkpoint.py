@@ -20,7 +20,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from utils.config import validate
-from utils.errors import UserError
+from utils.errors import UserError, joined_lines
 from utils.runs import tensor_file
 from utils.sections import Section
 
@@ -144,4 +144,4 @@ def restore(model: nn.Module, state: dict, path: str) -> None:
     try:
         model.load_state_dict(state["model"])
     except Exception as error:  # names, shapes, and anything else that a file may contain
-        raise UserError(f"{path}: does not fit the model it names ({' '.join(str(error).split())[:160]})") from None
+        raise UserError(f"{path}: does not fit the model it names ({joined_lines(error, 160)})") from None

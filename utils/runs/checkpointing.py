@@ -10,7 +10,7 @@ from torch import nn
 
 from utils.console import say
 from utils.distributed import Processes
-from utils.errors import UserError
+from utils.errors import UserError, joined_lines
 from utils.metrics import Score, sum_over_processes
 from utils.runs import checkpoint, tensor_file
 from utils.runs.folder import BEST, LAST, PREVIOUS
@@ -49,7 +49,7 @@ def resume(
     try:
         position = _resume_training(state["epoch"], state["training"], optimizer, epochs, log)
     except Exception as error:  # the file may contain anything
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = joined_lines(error, 160)
         raise UserError(
             f"{LAST}: holds no training to continue ({reason}); to start from its weights set model.weights"
         ) from None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils.errors import UserError, nearest
+from utils.errors import UserError, first_line, nearest
 from utils.files import write_atomically
 
 CHECKSUM = "checksum"
@@ -66,8 +66,7 @@ def load(path: str) -> dict:
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a corrupt file makes the unpickler raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a readable checkpoint ({reason[:100]})") from None
+        raise UserError(f"{path}: not a readable checkpoint ({first_line(error, 100)})") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a checkpoint: holds a {type(value).__name__}")
     _check_sizes(path, value)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.export.npz.codec import DTYPES, Decoder
-from utils.errors import UserError
+from utils.errors import UserError, joined_lines
 
 FORMAT = 2
 
@@ -42,7 +42,7 @@ def load(path: str) -> PackedModel:
             raise ValueError(f"format {model['format']}, not {FORMAT}")
         return PackedModel(model["info"], _graph(model, arrays))
     except Exception as error:  # zip, numpy and JSON raise exceptions of all kinds for damaged files
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "strerror", None) or joined_lines(error)
         raise UserError(f"{path}: not a packed model, or a damaged one ({reason[:100]})") from None
 
 
