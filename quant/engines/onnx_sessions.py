@@ -28,8 +28,8 @@ def onnxruntime_session(file: bytes, shape: torch.Size, threads: int) -> Session
 def openvino_core() -> Any:
     """The openvino.Core that all sessions of the process share.
 
-    A Core replaces the signal stack of the thread and puts the earlier one back when it is freed. Two Cores that are not
-    freed in the reverse order would leave a stack that is gone, on which the next Ctrl-C is a segmentation fault.
+    A Core replaces the signal stack of the thread and puts the earlier one back when it is freed. Two Cores that are
+    not freed in the reverse order leave a stack that is gone, on which the next Ctrl-C is a segmentation fault.
     """
     import openvino
 
