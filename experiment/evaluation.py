@@ -65,7 +65,7 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
     data.check_classes(dataset.classes, state["classes"])
     make = datasets.batch_maker(d, state["mean"], state["std"])
     test = make(dataset.test, data.evaluation_batch(d.image_size))
-    measured = quant.measure(model.eval(), settings.engines, test, trained.ends_in_float)
+    measured = quant.measure(model.eval(), settings.engines, test, trained.ends_in_float, d.image_size)
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | measured.result)
     files.write_text(folder / "evaluation_layers.txt", measured.layers)
     print(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")

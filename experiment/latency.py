@@ -178,11 +178,11 @@ def measure(
         calls[name] = call(model.compile_for(engine_images), engine_images)
     times = timing.time_interleaved(calls, warmup, repeats, progress)
     best = min(forms, key=lambda form: times[form].median)
-    common = float_facts(plain, size, batch_size)
+    common, share = float_facts(plain, size, batch_size), quant.integer_share(subject.prepared, size).percent
     return [
         {"model": subject.label, "engine": name}
         | common
-        | {"int8_mb": tensor_file.megabytes(model.stored())}
+        | {"int8_mb": tensor_file.megabytes(model.stored()), "integer_macs_percent": share}
         | with_percentiles("as_built_ms", times["eager"])
         | with_percentiles("float_ms", times[best])
         | with_percentiles("int8_ms", times[name])

@@ -36,14 +36,14 @@ def save_final(model: nn.Module, settings: TrainSettings, dataset: data.Dataset,
 
 
 def measure(
-    model: nn.Module, settings: TrainSettings, test_batches: Collection, log: RunLog, size: dict[str, int]
+    model: nn.Module, settings: TrainSettings, test_batches: Collection, log: RunLog, size: dict[str, float]
 ) -> None:
     """Convert the model to each engine of run.engines, compare them on the test images, and write the results.
 
     size: {"params", "macs"} of the float model.
     """
     folder = log.folder
-    measured = quant.measure(model, settings.engines, test_batches, settings.ends_in_float)
+    measured = quant.measure(model, settings.engines, test_batches, settings.ends_in_float, settings.data.image_size)
     title = f"{settings.model.name} on {settings.data.name}, {settings.quant.method}"
     files.write_text(folder / "layers.txt", measured.layers)
     plot.curves(log.rows, title, folder / "curves.png")
@@ -53,7 +53,7 @@ def measure(
     say(f"\n{accuracy_table(measured.result)}\n\n{measured.in_float}")
 
 
-def summarize(settings: TrainSettings, prepared: bool, log: RunLog, size: dict[str, int]) -> dict:
+def summarize(settings: TrainSettings, prepared: bool, log: RunLog, size: dict[str, float]) -> dict:
     """The part of summary.json that describes the run. prepared: whether the model is quantized."""
     q = quant.resolve(settings.quant)
     return {

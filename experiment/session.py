@@ -46,8 +46,8 @@ class Session:
     def __init__(self, settings: TrainSettings, folder: Path, processes: Processes, state: dict | None = None):
         self.settings, self.folder, self.processes, self.state = settings, folder, processes, state
         self.log = RunLog(folder, settings.run.epochs, processes.is_main, settings.run.tensorboard)
-        self.size: dict[str, int] = {}
-        """{"params", "macs"} of the float model."""
+        self.size: dict[str, float] = {}
+        """{"params", "macs"} of the float model, and "integer_macs_percent", the share that runs in integers."""
 
     def run(self) -> None:
         seed.seed_all(self.settings.run.seed, self.settings.run.deterministic)
@@ -91,6 +91,10 @@ class Session:
         self.size = {"params": params, "macs": macs}
         images = len(self.dataset.training)
         say(f"{asked.name}: {params:,} parameters, {macs:,} MACs; {images:,} training images, {self.processes}")
+        if self.quant_spec.quantizes:
+            share = quant.planned_integer_share(self.model, self.quant_spec, image_size)
+            self.size["integer_macs_percent"] = share.percent
+            say(str(share))
         for notice in check.notices(self.quant_spec):
             say(notice)
 
@@ -123,7 +127,7 @@ class Session:
 
     def compile_or_interpret(self) -> None:
         """Compile the quantizers if this run is long enough to gain from it."""
-        if worth_compiling(self.settings, self.size["macs"], len(self.dataset.training)):
+        if worth_compiling(self.settings, int(self.size["macs"]), len(self.dataset.training)):
             quant.compile_kernels()
         else:
             quant.interpret_kernels()  # an earlier cell of the sweep may have compiled them

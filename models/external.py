@@ -56,11 +56,13 @@ def build_external(name: str, num_classes: int | None, image_size: int, options:
 
 
 def check_output(model: nn.Module, name: str, num_classes: int | None, image_size: int) -> None:
-    """Raise UserError unless the model maps images of this size to num_classes logits (None: to any number)."""
+    """Raise UserError unless the model maps images of this size to num_classes logits (None: to any number), and each
+    image to the same logits in batches of one, two and three."""
     training = {m: m.training for m in model.modules()}
+    images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, 3, image_size, image_size))
+            logits, *fewer = (model.eval()(images[:count]) for count in (3, 1, 2))
     except Exception as error:
         raise UserError(
             f"model {name}: does not accept images of {image_size} x {image_size}: {first_line(error, 200)}"
@@ -73,6 +75,12 @@ def check_output(model: nn.Module, name: str, num_classes: int | None, image_siz
         what = f"{shape[1]} classes" if len(shape) == 2 else f"{type(logits).__name__} {shape or ''}".strip()
         expected = f"but the data has {num_classes} classes" if num_classes else "instead of logits [N, classes]"
         raise UserError(f"model {name}: returns {what} {expected}")
+    for count, some in enumerate(fewer, 1):
+        if some.shape != logits[:count].shape or not torch.allclose(some, logits[:count], rtol=1e-3, atol=1e-4):
+            raise UserError(
+                f"model {name}: a batch of {count} gives {tuple(some.shape)} or other logits than the same images in a "
+                "batch of 3; squeeze() without an axis, a view of fixed size, or batch statistics in eval mode do that"
+            )
 
 
 def _torchvision(member: str) -> Callable[..., nn.Module]:

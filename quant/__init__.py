@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.analysis.compare import compare
+from quant.analysis.integer_share import IntegerShare, check_integer_share, integer_share
+from quant.analysis.integer_share import planned_integer_share as planned
 from quant.analysis.layer_table import float_operators, layer_rows, layer_summary, layer_table
 from quant.analysis.mixed_precision import choose_bits
 from quant.analysis.sensitivity import sensitivity
@@ -105,8 +107,8 @@ def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
 class Measurement(NamedTuple):
     """What `measure` finds.
 
-    result: of analysis/compare.py. in_float: one line: what stays in float on the first engine. layers: the layer table
-    of each engine, as text.
+    result: of analysis/compare.py. in_float: one line: the share of MACs in integers, and what stays in float on the
+    first engine. layers: the layer table of each engine, as text.
     """
 
     result: dict
@@ -114,12 +116,25 @@ class Measurement(NamedTuple):
     layers: str
 
 
-def measure(model: nn.Module, engine_names: list[str], batches: Collection, with_float: bool) -> Measurement:
+def planned_integer_share(model: nn.Module, spec: ResolvedQuant, image_size: int) -> IntegerShare:
+    """The share of a float model that will run in integers (analysis/integer_share.py).
+
+    Raises UserError if that is less than the spec asks for.
+    """
+    share = planned(model, spec, METHODS[spec.method], image_size)
+    check_integer_share(share, spec)
+    return share
+
+
+def measure(
+    model: nn.Module, engine_names: list[str], batches: Collection, with_float: bool, image_size: int
+) -> Measurement:
     """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar."""
     shown = tracked(batches, len(batches), "measuring", "batches")
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
     if is_prepared(model) and engines:
-        in_float = float_operators(model, next(iter(engines.values())))
+        share = f"{integer_share(model, image_size).percent:.1f} % of MACs in integers"
+        in_float = f"{share}; {float_operators(model, next(iter(engines.values())))}"
         layers = "\n".join(f"{layer_summary(model, one)}\n\n{layer_table(model, one)}\n" for one in engines.values())
     else:
         in_float = "no engine: nothing was converted" if is_prepared(model) else "float: nothing is quantized"
@@ -152,6 +167,7 @@ __all__ = [
     "export_packed",
     "float_baseline",
     "float_epochs",
+    "integer_share",
     "interpret_kernels",
     "is_prepared",
     "layer_rows",
@@ -159,6 +175,7 @@ __all__ = [
     "load_packed",
     "measure",
     "parse",
+    "planned_integer_share",
     "prepare",
     "quantizers",
     "reestimate_batch_norm",

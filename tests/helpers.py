@@ -20,6 +20,17 @@ SMALL = [(name, form) for name, form in FORMS if not name.startswith(LARGE)] + [
 """Without those of 60 million parameters and more, whose graphs alone are tested, on no memory."""
 
 
+def other_arguments(row: str) -> tuple:
+    """What the function of a row of the table of operators reads besides the tensors that a net computes."""
+    if row == "pad_constant":
+        return [1, 1], "constant", 0.5
+    if row == "prelu":
+        return (torch.tensor([0.25]),)
+    if row.endswith("_constant"):
+        return (torch.tensor([0.5]),)
+    return (0.5,) if row.endswith("_scalar") else ()
+
+
 def size_of(name: str, form: str) -> int:
     return models.MODELS[name].image_size or max(32, models.MODELS[name].min_image_size.get(form, 0))
 

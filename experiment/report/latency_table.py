@@ -6,13 +6,14 @@ from experiment.report import plot
 from utils import files
 from utils.table import markdown_table, text_table
 
-HEADER = ["model", "params", "FLOPs", "@32", "MB", "MB INT8", "float, eager", "float, compiled"]
+HEADER = ["model", "params", "FLOPs", "@32", "MB", "MB INT8", "in INT8", "float, eager", "float, compiled"]
 DETAIL = ["model", "engine", "float, eager", "float, compiled", "INT8", "x eager", "x compiled"]
 CAPTION = (
     "Milliseconds, median of {repeats} interleaved runs, threads: {threads}; under an engine's name those of INT8, and "
     "how many times faster that is than float, compiled. Float, eager: the model unchanged, NCHW. Float, compiled: its "
     "fastest form here, with batch norm folded, channels_last, as one TorchScript program; INT8 runs as one, too. "
-    "FLOPs: 2 x the multiply-accumulates of convolutions and linear layers; @32: of convolutions alone, at 32 x 32."
+    "FLOPs: 2 x the multiply-accumulates of convolutions and linear layers; @32: of convolutions alone, at 32 x 32. "
+    "In INT8: the share of the multiply-accumulates that runs in integers."
 )
 
 
@@ -56,6 +57,7 @@ def _facts(row: dict) -> list[str]:
         "" if row["conv_flops_32"] is None else f"{row['conv_flops_32'] / 1e6:.2f} M",
         f"{row['float_mb']:.2f}",
         f"{row['int8_mb']:.2f}",
+        f"{row['integer_macs_percent']:.1f} %",
         f"{row['as_built_ms']:.2f}",
         f"{row['float_ms']:.2f}",
     ]

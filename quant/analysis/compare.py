@@ -8,8 +8,9 @@ from torch import Tensor, fx, nn
 from quant.core.batch_norm import BatchNorm
 from quant.core.quantizer import ActivationQuantizer, Quantizer
 from quant.engines.base import IntegerModel
+from quant.graph.node_view import target
 from quant.graph.quant_layers import Correction, QuantLayer
-from quant.graph.views import layers, quantizers, without_quantizers
+from quant.graph.views import layers, operator_view, quantizers, without_quantizers
 from utils.metrics import Score
 from utils.runs import tensor_file
 
@@ -68,14 +69,27 @@ def megabytes_at_bits(model: nn.Module) -> float:
     Scales and biases of the layers count; see layer_bytes.
     """
     counted = {part for module in model.modules() if isinstance(module, Quantizer) for part in module.modules()}
-    size = 0
+    size, weights = 0, set()
     for view in layers(model).values() if isinstance(model, fx.GraphModule) else ():
-        size += layer_bytes(view.layer, view.source, view.norm)
+        size += 0 if view.layer.weight in weights else layer_bytes(view.layer, view.source, view.norm)
         counted |= {*view.layer.modules(), *([] if view.norm is None else [view.norm])}
+        weights |= {view.layer.weight, view.layer.bias}
+    for norm in norms_in_integers(model) if isinstance(model, fx.GraphModule) else ():
+        size += 8 * norm.num_features
+        counted.add(norm)
     for module in set(model.modules()) - counted:
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        own = {*module.parameters(recurse=False), *module.buffers(recurse=False)} - weights
         size += sum(tensor.nbytes for tensor in own if tensor.is_floating_point())
     return size / 1e6
+
+
+def norms_in_integers(prepared: fx.GraphModule) -> list[BatchNorm]:
+    """The batch norms that are integer operators by themselves, each a gain and a shift for each channel."""
+    modules = dict(prepared.named_modules())
+    views = [view for node in prepared.graph.nodes if (view := operator_view(modules, node)) is not None]
+    integers = [view for view in views if view.operator.runs_in_integers(view.sources)]
+    constants = [modules.get(target(node)) for view in integers for node in view.constants if node.op == "get_attr"]
+    return [norm for norm in constants if isinstance(norm, BatchNorm)]
 
 
 def layer_bytes(layer: QuantLayer, source: ActivationQuantizer | None, norm: BatchNorm | None) -> int:

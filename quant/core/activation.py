@@ -38,3 +38,9 @@ class ChannelAffine(NamedTuple):
 
     gain: Tensor
     shift: Tensor
+
+
+def channel_affine(x: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+    """gain x + shift of x [N, C, ...], rounded to fp32 after each of the two; gain and shift are [C]."""
+    shape = (-1, *[1] * (x.ndim - 2))
+    return x * gain.view(shape) + shift.view(shape)

@@ -59,7 +59,11 @@ class Geometry:
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.linear:
             return F.linear(x, weight, bias)
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(x, self.of_maps(weight), bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def of_maps(self, weight: Tensor) -> Tensor:
+        """Weights [O, I/g, k] of a convolution along one axis as [O, I/g, 1, k]; others as they are."""
+        return weight.unsqueeze(2) if weight.ndim == 3 and not self.linear else weight
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 On centred integers n = q - z of grids with scales s, output scale s_y:
 
     add        n_y = round((s_a n_a + s_b n_b) / s_y)
+    sub        n_y = round((s_a n_a - s_b n_b) / s_y)
     mul        n_y = round(n_a n_b / t),      t = s_y / (s_a s_b)
     average    n_y = round(mean(n) / t),      t = s_y / s_x
     function   n_y = round(f(s_x n) / s_y),   a table: one output for each input integer
+    elementwise  the same where f has constants for each channel or place, such as the slopes of PReLU: no table
 
 ties to even, clamped to the output grid and to the range of the activation after it. Divisions are multiplications
 with the fp32 inverse, as in torch.quantize_per_tensor. Sums of an average are exact, in whatever order they are added.
@@ -24,7 +26,7 @@ from quant.core.integer_layer import EXACT, integer_bounds
 
 @dataclass(frozen=True)
 class IntegerOperator:
-    """arithmetic: add, mul, average or function, below. run: the operator in float. x: the grids of its inputs; y: the
+    """arithmetic: one of the functions below. run: the operator in float. x: the grids of its inputs; y: the
     grid of its output (None for an average whose output is float). lo and hi bound the output's integers. name: the row
     of the table of operators (graph/op_table.py) that it was made from."""
 
@@ -82,6 +84,10 @@ def add(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
     return op.clamped(op.output_grid.centred(op.x[0].value(p) + op.x[1].value(q)))
 
 
+def sub(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
+    return op.clamped(op.output_grid.centred(op.x[0].value(p) - op.x[1].value(q)))
+
+
 def mul(op: IntegerOperator, p: Tensor, q: Tensor) -> Tensor:
     return op.clamped((p * q).mul_(1.0 / op.divisor()).round_())
 
@@ -95,6 +101,10 @@ def function(op: IntegerOperator, n: Tensor) -> Tensor:
     return look_up(op.x[0], op.table(), n)
 
 
+def elementwise(op: IntegerOperator, n: Tensor) -> Tensor:
+    return op.clamped(op.output_grid.centred(op.run(op.x[0].value(n))))
+
+
 def look_up(x: Grid, table: Tensor, n: Tensor) -> Tensor:
     """The entries of an IntegerOperator's table for centred integers n on the grid x."""
     return table[(n + (int(x.zero_point) - x.q_min)).long()]
@@ -102,5 +112,7 @@ def look_up(x: Grid, table: Tensor, n: Tensor) -> Tensor:
 
 def exact_average(pool: Callable[[Tensor], Tensor], n: Tensor) -> Tensor:
     """The average of centred integers; in fp64 where sums could exceed 2^24."""
-    large = n.shape[-1] * n.shape[-2] * 256 >= EXACT
-    return pool(n.double()).float() if large else pool(n)
+    if n.shape[-1] * n.shape[-2] * 256 >= EXACT:
+        return pool(n.double()).float()
+    mean = pool(n)
+    return pool(n.double()).float() if n.numel() // max(mean.numel(), 1) * 256 >= EXACT else mean

@@ -9,6 +9,8 @@ from quant.core.settings import Options, ResolvedQuant
 from utils.errors import UserError
 from utils.sections import Section
 
+MANY_EPOCHS = 10**6
+
 
 class NoOptions(Section):
     """A method without options of its own."""
@@ -47,6 +49,10 @@ class Method(Generic[Options]):
     new run in which one of them differs from its default is refused."""
     check: Callable[[ResolvedQuant[Options]], None] = lambda spec: None
     """Raises UserError for a combination of keys that the method cannot do."""
+
+    def trains_quantized(self, spec: ResolvedQuant[Options]) -> bool:
+        """Whether a prepared model is ever trained; PTQ and float train in float to the end of any run."""
+        return self.float_epochs(spec.options, MANY_EPOCHS) < MANY_EPOCHS
 
 
 AnyMethod = Method[Any]

@@ -44,6 +44,9 @@ class CommonSettings(Section):
     """Weight scales: one an output channel, or one a layer."""
     engine: str = "fbgemm"
     """The integer engine that the run is meant for; evaluate.py measures any of them."""
+    min_integer_share: float = Field(0.5, ge=0, le=1)
+    """The least share of the model's multiply-accumulates that must run in integers; where fewer do, the run stops
+    before it reads an image, and names what stays in float."""
     calibration_images: int = Field(1024, ge=1)
     """Training images, without augmentation, that post-training ranges, roundings and corrections are found on, layers
     auto is chosen on, and batch norm statistics of averaged weights are estimated on."""

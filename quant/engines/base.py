@@ -18,6 +18,7 @@ from quant.core.grid import Grid
 from quant.core.integer_layer import IntegerLayer
 from quant.core.integer_operator import IntegerOperator
 from quant.engines.torchscript import to_torchscript
+from quant.graph import operator_row
 
 NativeTensor = Tensor
 FLOAT32_KERNEL = "integers in float32"
@@ -113,10 +114,10 @@ class Engine:
         """The model that conversion returns. Engines that run models differently wrap `model` here."""
         return model
 
-    def conversions_around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator] | None:
+    def conversions_around(self, grid: Grid, row: operator_row.Operator) -> tuple[Operator, Operator] | None:
         """Conversions before and after a node that only moves values (a reshape, a max-pool).
 
-        None if the node can work on native tensors. pads: whether the node pads its input itself, as max-pools do.
+        None if the node can work on native tensors. row: of the table of operators.
         """
         return None
 

@@ -4,6 +4,7 @@ For each layer the fastest kernel is chosen that passes the check of engines/ver
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +16,8 @@ from quant.engines.base import Converted, Engine, IntegerModel
 from quant.engines.verify import choose_kernel, choose_operator
 from quant.graph.node_view import as_node, concatenated_axis, target
 from quant.graph.op_table import module_operator
+from quant.graph.quant_layers import FloatOperator
+from quant.graph.rewrites import attribute, called
 from quant.graph.typed_graph import TypedGraph, data_inputs
 from quant.graph.views import LayerView, OperatorView, called_module, layer_view, layers, operator_view, quantizers
 from utils.errors import UserError
@@ -82,6 +85,8 @@ class _Converter:
         module = called_module(self.modules, node)
         if node.op == "get_attr" and isinstance(self.modules.get(target(node)), nn.Module):
             return  # a quantizer or batch norm passed to a layer: the integer layer already contains its numbers
+        if self.typed.roles[node] == "constant" and not self._read_in_float(node):
+            return
         if layer := layer_view(self.modules, node):
             self._convert_layer(node, layer)
         elif operator := operator_view(self.modules, node):
@@ -119,13 +124,29 @@ class _Converter:
         module, values = view.operator, view.values
         grid = None if module.output is None else module.output.grid()
         grids = [grid for grid in map(self.grid.__getitem__, values) if grid is not None]
+        constants = [self._constant(one) for one in view.constants]
         if module.runs_in_integers(view.sources) and len(grids) == len(values):
-            kernel, run = choose_operator(self.engine, module.integer(grids))
+            kernel, run = choose_operator(self.engine, module.integer(grids, constants))
             self.operators[target(node)] = kernel
             self._set(node, self._call(run, [self.converted[value] for value in values], node.name), grid)
             return
-        value = self._call(module.in_float, [self._float(value) for value in values], node.name)
+        in_float = FloatOperator(module.name, module.bound(constants), module.activation)
+        value = self._call(in_float, [self._float(value) for value in values], node.name)
         self._set(node, self._quantized(value, grid, node), grid)
+
+    def _read_in_float(self, constant: fx.Node) -> bool:
+        """Whether an operator in float reads a constant, or what is computed from it; others hold its value."""
+        return any(
+            self._read_in_float(user) if self.typed.roles[user] == "constant" else not operator_view(self.modules, user)
+            for user in constant.users
+        )
+
+    def _constant(self, node: fx.Node) -> Any:
+        """The value of a constant of the model: a tensor, or a batch norm."""
+        if node.op == "get_attr":
+            return self.modules.get(target(node)) or attribute(self.prepared, node)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._constant)
+        return called(node)(*args, **kwargs)
 
     def _convert_quantizer(self, node: fx.Node, quantizer: Quantizer) -> None:
         x, y = as_node(node.args[0]), quantizer.grid()
@@ -145,7 +166,7 @@ class _Converter:
         if len(data_inputs(node)) > 1 or self.typed.operator(node).shuffles:
             self._convert_channels(node, grid)
             return
-        conversions = self.engine.conversions_around(grid, self.typed.operator(node).pads)
+        conversions = self.engine.conversions_around(grid, self.typed.operator(node))
         if conversions is None or self.typed.operator(node).splits:
             self._set(node, self.graph.node_copy(node, lambda n: self.converted[n]), grid)
             return

@@ -23,6 +23,7 @@ from quant.core.grid import Grid
 from quant.core.integer_layer import Geometry, IntegerLayer
 from quant.core.integer_operator import IntegerOperator
 from quant.engines.base import Engine, Operator
+from quant.graph import operator_row
 
 LIBRARY = torch.library.Library("qdq", "FRAGMENT")
 ON_GRID = "float scale, int zero_point, int lo, int hi"
@@ -84,7 +85,7 @@ class QdqEngine(Engine):
         requantize = self.quantize(grid)
         return lambda x: requantize(torch.relu(x))
 
-    def conversions_around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator]:
+    def conversions_around(self, grid: Grid, row: operator_row.Operator) -> tuple[Operator, Operator]:
         """Re-quantize after each pass-through operator.
 
         Runtimes only fuse an operator that has a Dequantize and a Quantize to itself.

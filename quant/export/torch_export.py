@@ -18,6 +18,7 @@ from quant.core.integer_layer import IntegerLayer
 from quant.engines.base import Engine, IntegerModel, Operator
 from quant.engines.convert import convert
 from quant.export import integer_ops
+from quant.graph import operator_row
 from utils.files import write_atomically, write_json, write_text
 from utils.image_input import resize_and_crop, upright_rgb
 
@@ -91,8 +92,8 @@ class PortableEngine(Engine):
         zero_point = _zero_point(grid)
         return lambda native: native.clamp_min(zero_point)
 
-    def conversions_around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator] | None:
-        return (self.from_native(grid), self.to_native(grid)) if pads else None
+    def conversions_around(self, grid: Grid, row: operator_row.Operator) -> tuple[Operator, Operator] | None:
+        return (self.from_native(grid), self.to_native(grid)) if row.pads or not row.on_quantized else None
 
 
 def _zero_point(grid: Grid) -> int:

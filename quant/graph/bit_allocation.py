@@ -19,16 +19,17 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.settings import LayerBits, ResolvedQuant
+from quant.graph.layer_forms import free_name
 from quant.graph.node_view import inputs, target
 from quant.graph.op_table import RELU
 from quant.graph.typed_graph import TypedGraph, data_inputs
 from utils.sections import FLOAT_BITS
 
-INTEGER_ROLES = ("binary", "average", "function", "activation")
+INTEGER_ROLES = ("binary", "average", "function", "activation", "norm")
 """Roles that have an integer form without weights; an activation by itself is computed as a function."""
 
 
@@ -82,12 +83,16 @@ class BitAllocation:
         fused: set[fx.Node | None] = set()
         self.chains: list[Chain] = []
         for node in graph.nodes:
-            computes = not graph.preserves_qparams(node) and self.role[node] not in ("output", "shape")
+            computes = not graph.preserves_qparams(node) and self.role[node] not in ("output", "shape", "constant")
             if computes and node not in fused:
                 self.chains.append(self._chain(node))
                 fused |= {self.chains[-1].norm, self.chains[-1].act}
         self.by_head = {chain.head: chain for chain in self.chains}
         self.by_end = {chain.end: chain for chain in self.chains}
+        self.by_weight: dict[Tensor, list[Chain]] = {}
+        for chain in self.chains:
+            if self.role[chain.head] == "layer":
+                self.by_weight.setdefault(graph.layer(chain.head).weight, []).append(chain)
         self.signs: dict[fx.Node, bool] = {}
         self.shared: dict[fx.Node, tuple[str, list[Chain]]] = {}
         for node in graph.nodes:
@@ -113,6 +118,11 @@ class BitAllocation:
         ]
 
     def weight_bits(self, chain: Chain) -> int:
+        """The bits of the chain's weights: the most that any layer with these weights asks for."""
+        same = self.by_weight[self.graph.layer(chain.head).weight]
+        return max(map(self._weight_bits, same))
+
+    def _weight_bits(self, chain: Chain) -> int:
         own = self.own_bits(chain).weight_bits
         if own is not None or self.spec.weight_bits == FLOAT_BITS:
             return FLOAT_BITS if own is None else own
@@ -233,7 +243,7 @@ class BitAllocation:
 
     def _join_quantizers(self, concatenation: fx.Node) -> None:
         """Let the chains that a concatenation joins share one quantizer, with all that share one with them already."""
-        name, found = f"quantizers.{concatenation.name}", {}
+        name, found = f"{free_name(self.graph.module, 'quantizers')}.{concatenation.name}", {}
         for end in self._origins(concatenation):
             for chain in self._joined(self.by_end[end]):
                 found[chain.head] = chain

@@ -13,12 +13,10 @@ HEIGHT_AND_WIDTH = ({2, 3}, {-2, -1})
 
 @dataclass(frozen=True)
 class NodeView:
-    """A node of a float graph, the module that it calls (None for a function or a method), and how often the graph
-    calls that module."""
+    """A node of a float graph, and the module that it calls (None for a function or a method)."""
 
     node: fx.Node
     module: nn.Module | None = None
-    calls: int = 1
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """An argument that is no tensor: the module's attribute, or what the call passes by position or by name."""
@@ -79,9 +77,11 @@ def why_layer_is_float(view: NodeView) -> str:
     layer = view.module
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
         return "padding without zeros of a fixed number"
-    if layer is not None and (layer._forward_hooks or layer._forward_pre_hooks):
-        return "it has hooks"
-    return "" if view.calls == 1 else "called more than once"
+    return "it has hooks" if has_hooks(layer) else ""
+
+
+def has_hooks(module: nn.Module | None) -> bool:
+    return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def tracks_statistics(view: NodeView) -> bool:
@@ -98,26 +98,83 @@ def clamp_between(low: str, high: str, default: tuple[float, float]) -> Callable
     return bounds
 
 
+def is_constant(value: object) -> bool:
+    """Whether an argument is a Parameter or another tensor of the model, or computed from such tensors alone."""
+    if not isinstance(value, fx.Node):
+        return False
+    read = value.all_input_nodes
+    return value.op == "get_attr" or (value.op.startswith("call_") and bool(read) and all(map(is_constant, read)))
+
+
+def _kinds(view: NodeView) -> list[str]:
+    """What the arguments of a call of two are: tensor, constant, number or other; empty for other calls."""
+    args = view.node.args if len(view.node.args) == 2 and not view.node.kwargs else ()
+    return [_kind(value) for value in args]
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, fx.Node):
+        return "constant" if is_constant(value) else "tensor"
+    return "number" if isinstance(value, int | float) else "other"
+
+
 def has_two_tensors(view: NodeView) -> bool:
-    args = view.node.args
-    return len(args) == 2 and not view.node.kwargs and all(isinstance(value, fx.Node) for value in args)
+    return _kinds(view) == ["tensor", "tensor"]
 
 
 def has_tensor_and_number(view: NodeView) -> bool:
-    args = view.node.args
-    if len(args) != 2 or view.node.kwargs:
-        return False
-    tensors, numbers = ([isinstance(value, kind) for value in args] for kind in (fx.Node, int | float))
-    return sum(tensors) == sum(numbers) == 1
+    return sorted(_kinds(view)) == ["number", "tensor"]
+
+
+def has_tensor_then_number(view: NodeView) -> bool:
+    return _kinds(view) == ["tensor", "number"]
+
+
+def has_tensor_and_constant(view: NodeView) -> bool:
+    return sorted(_kinds(view)) == ["constant", "tensor"]
+
+
+def has_tensor_then_constant(view: NodeView) -> bool:
+    return _kinds(view) == ["tensor", "constant"]
+
+
+def nothing(view: NodeView) -> None:
+    return None
+
+
+def first_argument(view: NodeView) -> Any:
+    return next(iter(view.node.args), None)
+
+
+def second_argument(view: NodeView) -> Any:
+    return view.argument(1, "other")
+
+
+def base_of_root(view: NodeView) -> Any:
+    """The base of a power, unless the exponent is a positive integer."""
+    exponent = view.argument(1, "exponent")
+    return None if isinstance(exponent, int) and exponent > 0 else first_argument(view)
 
 
 def has_plain_arguments(view: NodeView) -> bool:
     return not any(isinstance(value, fx.Node) for value in view.others())
 
 
+def reduces_within_images(view: NodeView) -> bool:
+    """Whether the axes are numbers, and the first axis, that of the images, is not one of them."""
+    axes = view.argument(1, "dim")
+    axes = [axes] if isinstance(axes, int) else axes
+    numbers = isinstance(axes, list | tuple) and bool(axes) and all(isinstance(axis, int) for axis in axes)
+    return has_plain_arguments(view) and numbers and 0 not in axes
+
+
+def is_mean_within_images(view: NodeView) -> bool:
+    return reduces_within_images(view) and "dtype" not in view.node.kwargs
+
+
 def is_mean_over_height_and_width(view: NodeView) -> bool:
     axes = view.argument(1, "dim")
-    return has_plain_arguments(view) and isinstance(axes, list | tuple) and set(axes) in HEIGHT_AND_WIDTH
+    return isinstance(axes, list | tuple) and set(axes) in HEIGHT_AND_WIDTH
 
 
 def flattens_all_but_batch(view: NodeView) -> bool:
@@ -127,7 +184,29 @@ def flattens_all_but_batch(view: NodeView) -> bool:
 
 
 def pads_zeros(view: NodeView) -> bool:
-    return view.argument(2, "mode", "constant") == "constant" and not view.argument(3, "value", 0)
+    return _padding_mode(view) == "constant" and view.argument(3, "value", 0) == 0
+
+
+def pads_number(view: NodeView) -> bool:
+    return _padding_mode(view) == "constant" and isinstance(view.argument(3, "value", 0), int | float)
+
+
+def pads_copies(view: NodeView) -> bool:
+    """Whether the padding repeats values of the image."""
+    return _padding_mode(view) in ("reflect", "replicate", "circular")
+
+
+def _padding_mode(view: NodeView) -> str:
+    return view.argument(2, "mode", "constant") if has_plain_arguments(view) else "computed"
+
+
+def copies_nearest(view: NodeView) -> bool:
+    return view.argument(3, "mode", "nearest") in ("nearest", "nearest-exact")
+
+
+def returns_no_indices(view: NodeView) -> bool:
+    in_call = view.module is None and bool(view.node.kwargs.get("return_indices"))
+    return not (in_call or getattr(view.module, "return_indices", False))
 
 
 def joins_tensors(view: NodeView) -> bool:

@@ -6,103 +6,20 @@ function in core/integer_operator.py.
 
 import math
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from quant.core.activation import IDENTITY, ClampedAffine
-from quant.core.integer_operator import Arithmetic, add, average, function, mul
+from quant.core.activation import ClampedAffine, channel_affine
+from quant.core.integer_operator import add, average, elementwise, function, mul, sub
 from quant.graph import node_view as calls
-from quant.graph.node_view import NodeView
-
-Role = Literal[
-    "image", "layer", "norm", "activation", "binary", "average", "function", "pass", "shape", "float", "output"
-]
-"""What a node of a traced graph is.
-
-image       the input
-layer       a convolution or linear layer that can run in integers
-norm        a batch norm
-activation  ReLU, ReLU6, Hardtanh, clamp, hard-sigmoid: an affine function between two levels
-binary      the sum or product of two tensors
-average     an average pool, or a mean over height and width
-function    an element-wise function of one tensor (hard-swish, sigmoid, x + 3 ...)
-pass        moves or selects values (max-pool, reshape, concatenation, dropout ...): its output is on its inputs' grid
-shape       reads a tensor's shape, or computes with such numbers
-float       anything else; it runs in float
-output      the logits
-"""
-Sign = Callable[[Iterable[bool]], bool]
-"""From whether each input can be negative, whether the output can."""
-
-
-def always(inputs: Iterable[bool]) -> bool:
-    return True
-
-
-def never(inputs: Iterable[bool]) -> bool:
-    return False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Operator:
-    """A row of OPERATORS."""
-
-    role: Role
-    modules: tuple[type[nn.Module], ...] = ()
-    """Classes of modules that compute it, and their subclasses unless `exact`."""
-    functions: tuple[Callable, ...] = ()
-    """Functions that compute it. torch.onnx and the .npz file write the first one, unless `call` is given."""
-    methods: tuple[str, ...] = ()
-    """Names of tensor methods that compute it."""
-    in_place: tuple[Callable | str, ...] = ()
-    """Functions and names of methods that write the result over their first argument (Python's: graph/tracer.py)."""
-    as_modules: tuple[tuple[Callable, type[nn.Module]], ...] = ()
-    """Functions of self.training, which tracing freezes, and the module that each becomes."""
-    module_names: tuple[str, ...] = ()
-    """Names of other libraries' classes that compute it."""
-    exact: bool = False
-    """A subclass of `modules` does not count: it may compute something else."""
-    accepts: Callable[[NodeView], bool] = calls.any_call
-    """Which calls count; others stay in float."""
-    call: Callable | None = None
-    """The function to write, tensors first, where it is not the first of `functions`."""
-    attributes: tuple[str, ...] = ()
-    """Attributes of the module that are keyword arguments of the function."""
-    arithmetic: Arithmetic | None = None
-    """Its integer form (core/integer_operator.py), if it has no weights."""
-    activation: Callable[[NodeView], ClampedAffine | None] | None = None
-    """From a call, the ClampedAffine of an activation, or None where its bounds are no numbers."""
-    signed: Sign = always
-    tail: ClampedAffine = IDENTITY
-    """Bounds on the input beyond which a function is constant: a grid for the input needs no more."""
-    identity_in_eval: bool = False
-    is_view: bool = False
-    """The output may share the memory of the first input."""
-    flattens: Callable[[NodeView], bool] = calls.no_call
-    """Which calls make feature maps [N, C, H, W] a matrix in which each channel's values stay together."""
-    shuffles: bool = False
-    """Permutes the channels as nn.ChannelShuffle does; its argument is `groups`."""
-    splits: bool = False
-    """The output is a tuple of parts of a tensor."""
-    pads: bool = False
-    """Fills in a zero or minus infinity: not defined on unsigned integers that have a zero point."""
-    commutes_with_scaling: bool = False
-    """Scaling a channel of the input scales that channel of the output."""
-
-    @property
-    def function(self) -> Callable | None:
-        """What computes the operator out of place, tensors first; None where there is nothing to compute."""
-        return self.call or next(iter(self.functions), None)
-
-    def counts(self, view: NodeView) -> bool:
-        """Whether a call that matches is this operator."""
-        return self.accepts(view) and (self.activation is None or self.activation(view) is not None)
+from quant.graph.node_view import NodeView, has_hooks
+from quant.graph.operator_row import Operator, always, never
+from quant.graph.plain_classes import FrozenBatchNorm, RowConvolution, pad_same, plain_class
 
 
 def shape_or_ndim(x: Tensor, name: str) -> Any:
@@ -122,21 +39,24 @@ _binary = partial(Operator, role="binary", accepts=calls.has_two_tensors, signed
 _average = partial(Operator, role="average", arithmetic=average, signed=any, commutes_with_scaling=True)
 _function = partial(Operator, role="function", arithmetic=function)
 _scalar = partial(_function, accepts=calls.has_tensor_and_number)
+_constant = partial(Operator, role="function", arithmetic=elementwise, accepts=calls.has_tensor_and_constant)
 _pass = partial(Operator, role="pass", signed=any)
 _view = partial(_pass, is_view=True)
 _removed = partial(_view, identity_in_eval=True)
+_root = partial(Operator, role="float", divides_by=calls.first_argument)
 
 OPERATORS: dict[str, Operator] = {
     # layers and batch norms
-    "conv2d": _layer(modules=(nn.Conv2d,)),
+    "conv2d": _layer(modules=(nn.Conv2d, RowConvolution)),
     "linear": _layer(modules=(nn.Linear,)),
     "batch_norm": Operator(
         role="norm",
-        modules=(nn.BatchNorm1d, nn.BatchNorm2d),
+        modules=(nn.BatchNorm1d, nn.BatchNorm2d, FrozenBatchNorm),
         exact=True,
         accepts=calls.tracks_statistics,
         call=F.batch_norm,
     ),
+    "channel_affine": Operator(role="norm", call=channel_affine, arithmetic=elementwise),  # one by itself, in integers
     # activations; ReLU6 is a Hardtanh
     "relu": _activation(
         modules=(nn.ReLU,),
@@ -158,6 +78,9 @@ OPERATORS: dict[str, Operator] = {
     ),
     # two tensors
     "add": _binary(functions=(operator.add, torch.add), methods=("add",), in_place=("add_",), arithmetic=add),
+    "sub": _binary(
+        functions=(operator.sub, torch.sub), methods=("sub",), in_place=("sub_",), arithmetic=sub, signed=always
+    ),
     "mul": _binary(functions=(operator.mul, torch.mul), methods=("mul",), in_place=("mul_",), arithmetic=mul),
     # averages over height and width
     "avg_pool2d": _average(
@@ -172,8 +95,8 @@ OPERATORS: dict[str, Operator] = {
     "mean": _average(
         functions=(torch.mean,),
         methods=("mean",),
-        accepts=calls.is_mean_over_height_and_width,
-        flattens=calls.any_call,
+        accepts=calls.is_mean_within_images,
+        flattens=calls.is_mean_over_height_and_width,
     ),
     # element-wise functions; hard-swish is 0 below -3, as it is at -3
     "hardswish": _function(modules=(nn.Hardswish,), functions=(F.hardswish,), tail=ClampedAffine(-3.0, math.inf)),
@@ -201,21 +124,74 @@ OPERATORS: dict[str, Operator] = {
     "add_scalar": _scalar(functions=(operator.add, torch.add), methods=("add",), in_place=("add_",)),
     "sub_scalar": _scalar(functions=(operator.sub, torch.sub), methods=("sub",), in_place=("sub_",)),
     "mul_scalar": _scalar(functions=(operator.mul, torch.mul), methods=("mul",), in_place=("mul_",)),
-    "div_scalar": _scalar(functions=(operator.truediv, torch.div), methods=("div",), in_place=("div_",)),
+    "div_scalar": _function(
+        functions=(operator.truediv, torch.div),
+        methods=("div",),
+        in_place=("div_",),
+        accepts=calls.has_tensor_then_number,
+    ),
+    # a tensor and a Parameter or another constant of the model
+    "add_constant": _constant(functions=(operator.add, torch.add), methods=("add",), in_place=("add_",)),
+    "sub_constant": _constant(functions=(operator.sub, torch.sub), methods=("sub",), in_place=("sub_",)),
+    "rsub_constant": _constant(functions=(torch.rsub,), accepts=calls.has_tensor_then_constant),
+    "mul_constant": _constant(functions=(operator.mul, torch.mul), methods=("mul",), in_place=("mul_",)),
+    "div_constant": _constant(
+        functions=(operator.truediv, torch.div),
+        methods=("div",),
+        in_place=("div_",),
+        accepts=calls.has_tensor_then_constant,
+    ),
+    "prelu": _constant(functions=(F.prelu,), methods=("prelu",), accepts=calls.has_tensor_then_constant),
+    # divisors, roots and logarithms
+    "div": _root(functions=(operator.truediv, torch.div), methods=("div",), divides_by=calls.second_argument),
+    "pow": _root(functions=(operator.pow, torch.pow), methods=("pow",), divides_by=calls.base_of_root),
+    "reciprocal": _root(functions=(torch.reciprocal,), methods=("reciprocal",)),
+    "rsqrt": _root(functions=(torch.rsqrt,), methods=("rsqrt",)),
+    "sqrt": _root(functions=(torch.sqrt,), methods=("sqrt",)),
+    "log": _root(functions=(torch.log,), methods=("log",)),
+    "log2": _root(functions=(torch.log2,), methods=("log2",)),
+    "log10": _root(functions=(torch.log10,), methods=("log10",)),
     # values moved or selected
     "max_pool2d": _pass(
         modules=(nn.MaxPool2d,),
         functions=(F.max_pool2d, torch.max_pool2d),
         attributes=(*POOL, "dilation", "ceil_mode"),
+        accepts=calls.returns_no_indices,
         pads=True,
         commutes_with_scaling=True,
     ),
+    "adaptive_max_pool2d": _pass(
+        modules=(nn.AdaptiveMaxPool2d,),
+        functions=(F.adaptive_max_pool2d,),
+        attributes=("output_size",),
+        accepts=calls.returns_no_indices,
+        on_quantized=False,
+        commutes_with_scaling=True,
+    ),
+    "amax": _pass(functions=(torch.amax,), methods=("amax",), accepts=calls.reduces_within_images, on_quantized=False),
+    "amin": _pass(
+        functions=(torch.amin,), methods=("amin",), accepts=calls.reduces_within_images, on_quantized=False, signed=any
+    ),
     "pad": _pass(functions=(F.pad,), accepts=calls.pads_zeros, pads=True),
+    "pad_copies": _pass(functions=(F.pad,), accepts=calls.pads_copies, on_quantized=False),
+    "pad_constant": _function(functions=(F.pad,), accepts=calls.pads_number, arithmetic=elementwise, signed=always),
+    "pad_same": _pass(functions=(pad_same,), pads=True),
+    "interpolate": _pass(
+        modules=(nn.Upsample, nn.UpsamplingNearest2d),
+        functions=(F.interpolate,),
+        attributes=("size", "scale_factor", "mode"),
+        accepts=calls.copies_nearest,
+    ),
+    "flip": _pass(functions=(torch.flip,), methods=("flip",), call=Tensor.flip),
+    "roll": _pass(functions=(torch.roll,), methods=("roll",), on_quantized=False),
     "cat": _pass(functions=(torch.cat, torch.concat), accepts=calls.joins_tensors),
     "channel_shuffle": _pass(
         modules=(nn.ChannelShuffle,), call=torch.channel_shuffle, attributes=("groups",), shuffles=True
     ),
     "pixel_shuffle": _pass(modules=(nn.PixelShuffle,), call=F.pixel_shuffle, attributes=("upscale_factor",)),
+    "pixel_unshuffle": _pass(
+        modules=(nn.PixelUnshuffle,), functions=(F.pixel_unshuffle,), attributes=("downscale_factor",)
+    ),
     "contiguous": _pass(methods=("contiguous",), call=Tensor.contiguous),
     "flatten": _view(
         modules=(nn.Flatten,),
@@ -228,6 +204,7 @@ OPERATORS: dict[str, Operator] = {
     "permute": _view(functions=(torch.permute,), methods=("permute",), call=Tensor.permute),
     "transpose": _view(functions=(torch.transpose,), methods=("transpose",)),
     "squeeze": _view(functions=(torch.squeeze,), methods=("squeeze",)),
+    "expand": _view(methods=("expand",), call=Tensor.expand),
     "unsqueeze": _view(functions=(torch.unsqueeze,), methods=("unsqueeze",)),
     "chunk": _view(functions=(torch.chunk,), methods=("chunk",), splits=True),
     "split": _view(functions=(torch.split,), methods=("split",), splits=True),
@@ -274,6 +251,8 @@ _BY_TARGET = _index()
 
 def operator_name(view: NodeView) -> str | None:
     """The name of a node's row, or None where the table has none."""
+    if has_hooks(view.module):
+        return None
     names = _names_of_call(view.node) if view.module is None else _names_of_module(view.module)
     return next((name for name in names if OPERATORS[name].counts(view)), None)
 
@@ -285,9 +264,10 @@ def module_operator(module: nn.Module | None) -> Operator:
 
 
 def _names_of_module(module: nn.Module) -> list[str]:
-    kinds = [*type(module).__mro__, type(module).__name__]
+    plain = plain_class(module)
+    kinds = [*(() if plain is None else plain.__mro__), type(module).__name__]
     names = [name for kind in kinds for name in _BY_TARGET.get(kind, ())]
-    return [name for name in names if not OPERATORS[name].exact or type(module) in OPERATORS[name].modules]
+    return [name for name in names if not OPERATORS[name].exact or plain in OPERATORS[name].modules]
 
 
 def _names_of_call(node: fx.Node) -> list[str]:

@@ -9,14 +9,24 @@ from torch import Tensor, fx, nn
 
 from quant.core.activation import IDENTITY
 from quant.core.contract import check_activation_quantizer, check_weight_quantizer
-from quant.core.integer_operator import function
+from quant.core.integer_operator import elementwise, function
 from quant.core.method import AnyMethod
 from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.graph.bit_allocation import INTEGER_ROLES, BitAllocation, Decision, Precision
-from quant.graph.node_view import as_node, inputs, target
+from quant.graph.layer_forms import borrows, free_name
+from quant.graph.node_view import as_node, inputs, is_constant, target
 from quant.graph.op_table import OUT_OF_PLACE
-from quant.graph.quant_layers import TENSOR, Correction, FunctionCall, QuantLayer, QuantOperator, share_output
+from quant.graph.quant_layers import (
+    CONSTANT,
+    TENSOR,
+    Correction,
+    FunctionCall,
+    QuantLayer,
+    QuantOperator,
+    normalize,
+    share,
+)
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph, data_inputs
 from utils.sections import FLOAT_BITS
@@ -31,7 +41,7 @@ def prepare(model: nn.Module, spec: ResolvedQuant, method: AnyMethod) -> fx.Grap
     cannot be traced.
     """
     own = set(model.modules())
-    traced = trace(model)
+    traced = trace(model, trains=method.trains_quantized(spec))
     graph = TypedGraph(traced)
     editor = _Editor(graph, spec, method)
     for decision in BitAllocation(graph, spec).decisions():
@@ -61,6 +71,8 @@ class _Editor:
         self.checked: set = set()
         self.second: dict[tuple[fx.Node, Precision], fx.Node] = {}
         self.shared: dict[str, ActivationQuantizer] = {}
+        self.of_weights: dict[Tensor, WeightQuantizer] = {}
+        self.operators, self.quantizers = free_name(self.traced, "operators"), free_name(self.traced, "quantizers")
 
     def apply(self, decision: Decision) -> None:
         """Carry out one decision: replace the chain's nodes, or add a quantizer."""
@@ -96,7 +108,7 @@ class _Editor:
         if decision.shared is None:
             module.output = self._quantizer(decision.written, decision.signed)
             return f"{name}.output"
-        share_output(module, self._shared(decision.shared, decision))
+        share(module, output=self._shared(decision.shared, decision))
         return decision.shared
 
     def _shared(self, name: str, decision: Decision) -> ActivationQuantizer:
@@ -116,12 +128,18 @@ class _Editor:
     def _layer(self, decision: Decision) -> QuantLayer:
         """The prepared layer: with a weight quantizer, gradient quantizer and bias correction where it gets them."""
         layer, bits, gradient = self.typed.layer(decision.chain.head), decision.weight_bits, None
-        weight = None if bits == FLOAT_BITS else self._weight_quantizer(bits, layer.weight)
+        first = self.of_weights.get(layer.weight)
+        weight = None if bits == FLOAT_BITS or first else self._weight_quantizer(bits, layer.weight)
         if decision.hidden and min(bits, decision.read.bits) < FLOAT_BITS:
             gradient = self.method.gradient(self.spec)
-        corrects = weight is not None and self.method.corrects(self.spec.options)
+        corrects = bits != FLOAT_BITS and self.method.corrects(self.spec.options)
         correction = Correction(len(layer.weight), isinstance(layer, nn.Linear)) if corrects else None
-        return QuantLayer(layer, weight, gradient, correction, self.spec.weight_limit)
+        made = QuantLayer(layer, weight, gradient, correction, self.spec.weight_limit, borrows(layer))
+        if first:
+            share(made, weight_quantizer=first)
+        elif weight is not None:
+            self.of_weights[layer.weight] = weight
+        return made
 
     def _weight_quantizer(self, bits: int, weight: Tensor) -> WeightQuantizer:
         quantizer = self.method.weight(self.spec, bits, tuple(weight.shape))
@@ -136,19 +154,32 @@ class _Editor:
 
     def _replace_operator(self, decision: Decision) -> None:
         chain, written, head = decision.chain, decision.written, decision.chain.head
-        values = [self._as_wanted(value, decision.read) for value in inputs(head)]
-        row, name = self.typed.operator(head), f"operators.{head.name}"
-        run = _out_of_place(self.traced.get_submodule(target(head))) if head.op == "call_module" else _function_of(head)
-        module = QuantOperator(self.typed.name(head), row.arithmetic or function, run, IDENTITY)
+        constants = [value for value in inputs(head) if is_constant(value)]
+        values = [self._as_wanted(value, decision.read) for value in inputs(head) if value not in constants]
+        name = f"{self.operators}.{head.name}"
+        module = self._operator(head)
         self.traced.add_submodule(name, module)
         with self.graph.inserting_before(head):
+            if decision.role == "norm":
+                constants = [self.graph.get_attr(target(head))]
             sources = [self._source(value) for value in values]
             given = [source and self.graph.get_attr(source.name) for source in sources]
-            node = self.graph.call_module(name, (tuple(values), tuple(given)))
+            arguments = (tuple(values), tuple(given), *([tuple(constants)] if constants else []))
+            node = self.graph.call_module(name, arguments)
         written_as = self._output(name, module, decision) if written.bits != FLOAT_BITS else None
         self._replace_nodes(node, [chain.act if written.bits != FLOAT_BITS else None, head])
         if written_as is not None:
             self.source[node] = _Source(written_as, written, decision.signed)
+
+    def _operator(self, head: fx.Node) -> QuantOperator:
+        """The prepared form of an operator without weights."""
+        row = self.typed.operator(head)
+        if self.typed.roles[head] == "norm":
+            run: Callable[..., Tensor] = FunctionCall(normalize, (TENSOR, CONSTANT), {})
+            return QuantOperator("channel_affine", elementwise, run, IDENTITY)
+        called = self.typed.submodule(head)
+        run = _function_of(head) if called is None else _out_of_place(called)
+        return QuantOperator(self.typed.name(head), row.arithmetic or function, run, IDENTITY)
 
     def _as_wanted(self, value: fx.Node, wanted: Precision) -> fx.Node:
         """The value as its reader needs it: itself, or a second quantizer's output if its grid is wider or meant for
@@ -160,7 +191,7 @@ class _Editor:
             return value
         wanted = Precision(min(wanted.bits, source.precision.bits), wanted.hidden)
         if (value, wanted) not in self.second:
-            name = f"quantizers.{value.name.removeprefix('quantizers_')}_to_{wanted.bits}"
+            name = f"{self.quantizers}.{value.name.removeprefix('quantizers_')}_to_{wanted.bits}"
             name = name if wanted.hidden else f"{name}_residual"
             self.traced.add_submodule(name, self._quantizer(wanted, source.signed))
             with self.graph.inserting_after(value):
@@ -176,7 +207,7 @@ class _Editor:
     def _quantize(self, decision: Decision) -> None:
         """Put a quantizer after the image or a float operator."""
         value, written = decision.chain.end, decision.written
-        name = decision.shared or f"quantizers.{value.name}"
+        name = decision.shared or f"{self.quantizers}.{value.name}"
         if decision.shared:
             self._shared(decision.shared, decision)
         else:
@@ -208,9 +239,10 @@ def _out_of_place(module: nn.Module) -> nn.Module:
 
 
 def _function_of(node: fx.Node) -> Callable[..., Tensor]:
-    """The function of a node's tensor arguments alone, out of place; its other arguments are fixed."""
+    """The function of a node's tensors and constants alone, out of place; its other arguments are fixed."""
     called = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
-    args = tuple(TENSOR if isinstance(value, fx.Node) else value for value in node.args)
+    places = {value: CONSTANT if is_constant(value) else TENSOR for value in node.all_input_nodes}
+    args = tuple(places[value] if isinstance(value, fx.Node) else value for value in node.args)
     return FunctionCall(called, args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {}))
 
 

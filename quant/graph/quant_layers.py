@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quant.core.activation import IDENTITY, ChannelAffine, ClampedAffine
-from quant.core.batch_norm import BatchNorm
+from quant.core.activation import IDENTITY, ChannelAffine, ClampedAffine, channel_affine
+from quant.core.batch_norm import BatchNorm, running_statistics
 from quant.core.grid import Grid
 from quant.core.integer_layer import Geometry, IntegerLayer, build_integer_layer
 from quant.core.integer_operator import Arithmetic, IntegerOperator, integer_operator
@@ -66,7 +66,8 @@ class QuantLayer(nn.Module):
 
     weight_quantizer: None leaves the weights in float. gradient: the module that quantizes the gradient of the layer's
     sums, or None. correction: active while the weight quantizer is enabled, or None. output: the activation quantizer
-    of the result, after `activation`; None for a result in float. limit: the largest integer weight.
+    of the result, after `activation`; None for a result in float. limit: the largest integer weight. borrows: whether
+    another module of the model registers weight and bias.
 
     forward(x, source, norm): x [N, C, H, W], or [N, .., C] for a linear layer; `source` is the activation quantizer on
     whose grid x lies and `norm` the batch norm. Both live elsewhere in the model under their own names; the graph
@@ -80,9 +81,13 @@ class QuantLayer(nn.Module):
         gradient: GradientQuantizer | None,
         correction: Correction | None,
         limit: int,
+        borrows: bool = False,
     ):
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
+        if borrows:
+            share(self, weight=layer.weight, bias=layer.bias)
+        else:
+            self.weight, self.bias = layer.weight, layer.bias
         self.geometry = geometry_of(layer)
         self.weight_quantizer, self.gradient, self.correction = weight_quantizer, gradient, correction
         self.output: ActivationQuantizer | None = None
@@ -148,7 +153,7 @@ class QuantLayer(nn.Module):
         if self.weight_quantizer is None:
             raise ValueError("a layer whose weights are float has no integer form")
         grid = self.weight_quantizer.grid()
-        q = self.weight_quantizer.to_int(self.weight.float())
+        q = self.geometry.of_maps(self.weight_quantizer.to_int(self.weight.float()))
         y = None if self.output is None else self.output.grid()
         line = None if self.correction is None else self.correction.line()
         return build_integer_layer(self.geometry, q, grid, self.bias, norm, x, y, self.activation, self.limit, line)
@@ -175,8 +180,9 @@ class FloatLayer:
 class QuantOperator(nn.Module):
     """An operator without weights (a row of graph/op_table.py) and the activation after it.
 
-    forward(values, sources): the tensors that it reads, and the activation quantizers on whose grids they lie (None for
-    a value in float). `output` is the quantizer of the result; only an average may have none.
+    forward(values, sources, constants): the tensors that it reads, the activation quantizers on whose grids they lie
+    (None for a value in float), and the constants of `run`. `output` is the quantizer of the result; only an average
+    may have none.
     """
 
     def __init__(self, name: str, arithmetic: Arithmetic, run: Callable[..., Tensor], activation: ClampedAffine):
@@ -184,60 +190,111 @@ class QuantOperator(nn.Module):
         self.name, self.arithmetic, self.run, self.activation = name, arithmetic, run, activation
         self.output: ActivationQuantizer | None = None
 
-    def forward(self, values: Sequence[Tensor], sources: Sequence[ActivationQuantizer | None]) -> Tensor:
+    def forward(
+        self,
+        values: Sequence[Tensor],
+        sources: Sequence[ActivationQuantizer | None],
+        constants: Sequence[Tensor | nn.Module] = (),
+    ) -> Tensor:
         if self.training or not self.runs_in_integers(sources):
-            return self.simulate(*values)
+            return self.simulate(values, constants)
         grids = [source.grid() for source in sources if source is not None]
-        operator = self.integer(grids)
+        operator = self.integer(grids, constants)
         n = operator(*(grid.centred(x.float()) for grid, x in zip(grids, values, strict=True)))
         return n if operator.y is None else operator.y.value(n)
 
-    def simulate(self, *values: Tensor) -> Tensor:
+    def simulate(self, values: Sequence[Tensor], constants: Sequence[Tensor | nn.Module] = ()) -> Tensor:
         """The fake-quantized computation in float."""
-        return self.in_float(*values) if self.output is None else self.output(self.run(*values), self.activation)
+        y = self.in_float(values, constants) if self.output is None else self.bound(constants)(*values)
+        return y if self.output is None else self.output(y, self.activation)
 
-    def in_float(self, *values: Tensor) -> Tensor:
-        return self.activation(self.run(*values))
+    def in_float(self, values: Sequence[Tensor], constants: Sequence[Tensor | nn.Module] = ()) -> Tensor:
+        return self.activation(self.bound(constants)(*values))
+
+    def bound(self, constants: Sequence[Tensor | nn.Module]) -> Callable[..., Tensor]:
+        """`run` as a function of the values alone."""
+        return self.run.bound(constants) if isinstance(self.run, FunctionCall) else self.run
 
     def runs_in_integers(self, sources: Sequence[ActivationQuantizer | None]) -> bool:
         needed = [*sources, *([] if self.output is None else [self.output])]
         return all(q is not None and bool(q.enabled) for q in needed)
 
     @torch.no_grad()
-    def integer(self, grids: Sequence[Grid]) -> IntegerOperator:
+    def integer(self, grids: Sequence[Grid], constants: Sequence[Tensor | nn.Module] = ()) -> IntegerOperator:
         """The integer operator, for inputs on these grids."""
-        y = None if self.output is None else self.output.grid()
-        return integer_operator(self.name, self.arithmetic, self.run, tuple(grids), y, self.activation)
+        y, run = None if self.output is None else self.output.grid(), frozen(self.bound(constants))
+        return integer_operator(self.name, self.arithmetic, run, tuple(grids), y, self.activation)
 
     def extra_repr(self) -> str:
         return f"{self.name}, activation={self.activation}"
 
 
 @dataclass(frozen=True)
+class FloatOperator:
+    """An operator without weights that runs in float. name: its row of the table of operators."""
+
+    name: str
+    run: Callable[..., Tensor]
+    activation: ClampedAffine
+
+    def __call__(self, *values: Tensor) -> Tensor:
+        return self.activation(self.run(*values))
+
+
+@dataclass(frozen=True)
 class FunctionCall:
-    """A function with its fixed arguments. TENSOR in `args` marks the place of each tensor that a call passes."""
+    """A function with its fixed arguments. TENSOR in `args` marks the place of each tensor that a call passes, and
+    CONSTANT that of each Parameter, constant or batch norm of the model."""
 
     function: Callable[..., Tensor]
     args: tuple
     kwargs: dict[str, Any]
+
+    def bound(self, constants: Sequence[Any]) -> "FunctionCall":
+        """The call with these constants in their places."""
+        rest = iter(constants)
+        args = tuple(next(rest) if value is CONSTANT else value for value in self.args)
+        return FunctionCall(self.function, args, self.kwargs)
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         rest = iter(tensors)
         return self.function(*(next(rest) if value is TENSOR else value for value in self.args), **self.kwargs)
 
 
-class _Tensor(enum.Enum):
+class _Place(enum.Enum):
     """An enum, because a copied FunctionCall must hold the same object."""
 
     TENSOR = "tensor"
+    CONSTANT = "constant"
 
 
-TENSOR = _Tensor.TENSOR
+TENSOR, CONSTANT = _Place.TENSOR, _Place.CONSTANT
 
 
-def share_output(module: QuantLayer | QuantOperator, quantizer: ActivationQuantizer) -> None:
-    """Make a quantizer that is registered elsewhere in the model the module's output, without registering it again."""
-    module.__dict__["output"] = quantizer
+def normalize(x: Tensor, norm: Callable[[Tensor], Tensor]) -> Tensor:
+    """A batch norm by itself, as a function of x and a constant of the model."""
+    return norm(x)
+
+
+def frozen(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A batch norm by itself as the affine map of each channel that it is in eval; others as they are."""
+    if not (isinstance(run, FunctionCall) and run.function is normalize):
+        return run
+    norm = run.args[1]
+    mean, variance = (tensor.double() for tensor in running_statistics(norm))
+    gain, shift = (variance + norm.eps).rsqrt(), torch.zeros_like(mean)
+    if norm.weight is not None:
+        gain = gain * norm.weight.double()
+    if norm.bias is not None:
+        shift = norm.bias.double()
+    return FunctionCall(channel_affine, (TENSOR, gain.float(), (shift - mean * gain).float()), {})
+
+
+def share(module: nn.Module, **attributes: nn.Module | Tensor | None) -> None:
+    """Set attributes to Parameters and modules that are registered elsewhere in the model, without registering them
+    again."""
+    for name, value in attributes.items():
+        module.__dict__[name] = value
 
 
 def geometry_of(layer: nn.Conv2d | nn.Linear) -> Geometry:

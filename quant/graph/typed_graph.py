@@ -1,21 +1,18 @@
 """A traced graph, read with the table of operators (graph/op_table.py)."""
 
 import operator
-from collections import Counter
 
 from torch import fx, nn
 
 from quant.core.activation import ClampedAffine
 from quant.core.batch_norm import BatchNorm
-from quant.graph.node_view import NodeView, as_node, target, why_layer_is_float
-from quant.graph.op_table import (
-    FLOAT_OPERATOR,
-    OPERATORS,
-    RELU,
-    Operator,
-    Role,
-    operator_name,
-)
+from quant.graph.node_view import NodeView, as_node, is_constant, target, why_layer_is_float
+from quant.graph.op_table import FLOAT_OPERATOR, OPERATORS, RELU, operator_name
+from quant.graph.operator_row import Operator, Role
+from quant.graph.plain_classes import plain_class
+
+COMPUTES = ("norm", "activation", "binary", "average", "function", "pass")
+"""Roles of operators without weights of their own that have an integer form."""
 
 
 class TypedGraph:
@@ -26,19 +23,31 @@ class TypedGraph:
 
     def __init__(self, module: fx.GraphModule):
         self.module, self.nodes = module, list(module.graph.nodes)
-        calls = Counter(node.target for node in self.nodes if node.op == "call_module")
-        self.views = {
-            node: NodeView(node, self.submodule(node), calls[node.target] if node.op == "call_module" else 1)
-            for node in self.nodes
-        }
+        self.views = {node: NodeView(node, self.submodule(node)) for node in self.nodes}
         self.names: dict[fx.Node, str | None] = {node: operator_name(view) for node, view in self.views.items()}
         self.roles: dict[fx.Node, Role] = {}
         for node in self.nodes:
             self.roles[node] = self._role(node)
+        self.divisors: set[fx.Node] = set()
+        for node in reversed(self.nodes):
+            divisor = self.operator(node).divides_by(self.views[node])
+            if isinstance(divisor, fx.Node):
+                self._keep_in_float(divisor)
+
+    def _keep_in_float(self, divisor: fx.Node) -> None:
+        """Keep a value in float that something is divided by, and what is read for it alone, back to a layer."""
+        if self.roles[divisor] in COMPUTES:
+            self.roles[divisor] = "float"
+            self.divisors.add(divisor)
+            for value in divisor.all_input_nodes:
+                if all(user in self.divisors for user in value.users):
+                    self._keep_in_float(value)
 
     def _role(self, node: fx.Node) -> Role:
         if node.op in ("placeholder", "output"):
             return "image" if node.op == "placeholder" else "output"
+        if is_constant(node):
+            return "constant"
         read = {self.roles[value] for value in node.all_input_nodes}
         if read == {"shape"}:
             return "shape"  # arithmetic with sizes
@@ -101,9 +110,11 @@ class TypedGraph:
         return self.operator(node).signed(inputs_signed) if known else True
 
     def why_float(self, node: fx.Node) -> str:
-        """Why a convolution or linear layer has role float; empty for other nodes."""
+        """Why a node stays in float, if it is a layer, or its value is a divisor; empty for other nodes."""
+        if node in self.divisors:
+            return "a divisor, or the argument of a root or logarithm"
         layer = self.submodule(node)
-        if type(layer) in (nn.Conv2d, nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear) and plain_class(layer) is not None:
             return why_layer_is_float(self.views[node])
         known = isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
         return f"{type(layer).__name__} has no integer form here" if known else ""

@@ -30,11 +30,13 @@ class LayerView:
 
 @dataclass(frozen=True)
 class OperatorView:
-    """A QuantOperator, the values that it reads, and the activation quantizer on whose grid each lies, or None."""
+    """A QuantOperator, the values that it reads, the activation quantizer on whose grid each lies, or None, and the
+    constants of the model that it reads."""
 
     operator: QuantOperator
     values: tuple[fx.Node, ...]
     sources: tuple[ActivationQuantizer | None, ...]
+    constants: tuple[fx.Node, ...]
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class OperatorArguments:
 
     values: Sequence[Any]
     sources: Sequence[Any]
+    constants: Sequence[Any] = ()
 
 
 def layer_arguments(args: Sequence[Any]) -> LayerArguments:
@@ -86,7 +89,7 @@ def operator_view(modules: Mapping[str, nn.Module], node: fx.Node) -> OperatorVi
         return None
     given = operator_arguments(node.args)
     sources = tuple(_quantizer(modules, source) for source in given.sources)
-    return OperatorView(operator, tuple(map(as_node, given.values)), sources)
+    return OperatorView(operator, tuple(map(as_node, given.values)), sources, tuple(map(as_node, given.constants)))
 
 
 def _quantizer(modules: Mapping[str, nn.Module], argument: object) -> ActivationQuantizer | None:

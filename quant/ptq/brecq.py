@@ -100,7 +100,8 @@ class ReconstructionRunner(BlockRunner):
             weight = module.used_weight() if rounding is None else rounding.weight()
             return self.quantized(module.in_float(given.x, weight, given.norm), module.output)
         if isinstance(module, QuantOperator):
-            return self.quantized(module.in_float(*operator_arguments(args).values), module.output)
+            of_operator = operator_arguments(args)
+            return self.quantized(module.in_float(of_operator.values, of_operator.constants), module.output)
         if isinstance(module, Quantizer):
             return self.quantized(args[0], module)
         return super().call_module(target, args, kwargs)

@@ -31,8 +31,8 @@ class Dampening:
         self, optimizer: torch.optim.Optimizer, model: nn.Module, strength: float, progress: Callable[[], float]
     ):
         self.strength, self.progress = strength, progress
-        layers = [module for module in model.modules() if isinstance(module, QuantLayer)]
-        self.layers = [layer for layer in layers if layer.weight_quantizer is not None]
+        layers = {id(module.weight): module for module in model.modules() if isinstance(module, QuantLayer)}
+        self.layers = [layer for layer in layers.values() if layer.weight_quantizer is not None]
         optimizer.register_step_pre_hook(lambda *_: self.add_gradients())
 
     @torch.no_grad()

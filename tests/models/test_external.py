@@ -18,6 +18,20 @@ def small(num_classes, width=4):
 def ten():
     return small(10)
 
+class Squeezes(nn.Sequential):
+    def forward(self, x):
+        return self[1](self[0](x).mean((2, 3), keepdim=True).squeeze())
+
+def squeezes(num_classes):
+    return Squeezes(nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes))
+
+class Mixes(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+def mixes(num_classes):
+    return Mixes(nn.Flatten(), nn.Linear(3 * 64 * 64, num_classes))
+
 def broken(num_classes):
     raise ValueError("no such thing")
 """
@@ -62,6 +76,8 @@ def test_timms():
         ("my_nets:smal", {}, r"^model.name: my_nets has no function 'smal', did you mean small\?$"),
         ("my_net:small", {}, "^model.name: cannot import my_net: No module named 'my_net'$"),
         ("my_nets:ten", {}, "^model my_nets:ten: returns 10 classes but the data has 7 classes$"),
+        ("my_nets:squeezes", {}, r"^model my_nets:squeezes: a batch of 1 gives \(7,\) or other logits than the same"),
+        ("my_nets:mixes", {}, r"^model my_nets:mixes: a batch of 1 gives \(1, 7\) or other logits than the same"),
         ("my_nets:small", {"depth": 2}, r"cannot be called with num_classes=7, depth=2: .*unexpected keyword"),
         ("my_nets:broken", {}, "cannot be called with num_classes=7: no such thing$"),
         ("torchvision:resnet19", {}, r"^model.name: torchvision: unknown 'resnet19'; .*\(nearest: resnet1\d+\)$"),

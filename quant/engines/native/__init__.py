@@ -46,6 +46,7 @@ from quant.engines.native.tensors import (
     uint8_view,
     zero_point_of,
 )
+from quant.graph import operator_row
 
 
 class NativeEngine(Engine):
@@ -109,6 +110,9 @@ class NativeEngine(Engine):
     def shuffle(self, grid: Grid, groups: int) -> Operator:
         zero_point = zero_point_of(grid)
         return lambda x: native_from_uint8(shuffled(uint8_view(x), groups), zero_point)
+
+    def conversions_around(self, grid: Grid, row: operator_row.Operator) -> tuple[Operator, Operator] | None:
+        return None if row.on_quantized else (self.from_native(grid), self.to_native(grid))
 
     def interleave(self, grid: Grid) -> Operator:
         return interleave(zero_point_of(grid), super().interleave(grid))

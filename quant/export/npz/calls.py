@@ -12,7 +12,7 @@ from torch import fx, nn
 from quant.core.integer_operator import IntegerOperator
 from quant.graph.node_view import NodeView
 from quant.graph.op_table import OPERATORS, name_of, operator_name
-from quant.graph.quant_layers import TENSOR, FunctionCall, QuantOperator
+from quant.graph.quant_layers import TENSOR, FloatOperator, FunctionCall, normalize
 from utils.errors import UserError
 
 
@@ -40,11 +40,13 @@ class Call:
         return function
 
 
-def call_of_operator(operator: QuantOperator | IntegerOperator) -> Call:
+def call_of_operator(operator: FloatOperator | IntegerOperator) -> Call:
     """The float function of an operator without weights. Raises UserError if a file cannot represent it."""
     run = operator.run
     if not isinstance(run, FunctionCall):
         return _call_of_module(operator.name, run)
+    if run.function is normalize:
+        return call_of_norm(run.args[1])
     tensors = [value is TENSOR for value in run.args]
     if tensors != sorted(tensors, reverse=True):  # such as 1 - x
         raise refused(operator.name)

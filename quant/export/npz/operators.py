@@ -20,7 +20,7 @@ from quant.engines.base import FLOAT32_KERNEL, Engine, Operator
 from quant.export.npz.calls import Call, call_of_node, call_of_norm, call_of_operator
 from quant.export.npz.packing import pack, unpack
 from quant.graph.op_table import OPERATORS
-from quant.graph.quant_layers import FloatLayer, QuantLayer, QuantOperator
+from quant.graph.quant_layers import FloatLayer, FloatOperator, QuantLayer
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def packed_node(node: fx.Node, source: Any) -> Any:
         return packed_operator(operator)
     if isinstance(operator, EngineOperator):
         return operator
-    if isinstance(owner := getattr(operator, "__self__", None), QuantOperator):
-        return Packed("float_operator", [call_of_operator(owner), owner.activation])
+    if isinstance(operator, FloatOperator):
+        return Packed("float_operator", [call_of_operator(operator), operator.activation])
     return call_of_node(node, source if node.op == "call_module" else None)
 
 
@@ -114,7 +114,7 @@ def packed_layer(layer: IntegerLayer, source: QuantLayer) -> Packed:
     assert source.weight_quantizer is not None  # otherwise it would be a float layer
     weight = packed_weight(source.weight, source.weight_quantizer)
     factor = refinement(source.weight_quantizer.grid(), source.limit)
-    coded = factor * integers(*weight.values)
+    coded = factor * layer.geometry.of_maps(integers(*weight.values))
     as_coded, negated = ((layer.weight == sign * coded).flatten(1).all(1) for sign in (1, -1))
     off_grid = ~(as_coded | negated)
     scale = torch.where(negated & ~as_coded, -layer.scale, layer.scale)
@@ -132,6 +132,7 @@ def read_integer_layer(
     `replacement`. rest: geometry, x, y, lo, hi.
     """
     geometry, *grids_and_bounds = rest
+    weight = geometry.of_maps(weight)
     weight = weight * along_channels(factor * scale.sign(), weight)
     weight[channels] = replacement.float()
     return IntegerLayer(geometry, weight, scale.abs(), bias.float(), *grids_and_bounds)

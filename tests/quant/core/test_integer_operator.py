@@ -9,9 +9,9 @@ from torch import nn
 import quant
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.grid import Grid
-from quant.core.integer_operator import add, average, function, integer_operator, mul
+from quant.core.integer_operator import add, average, elementwise, function, integer_operator, mul, sub
 from quant.graph.op_table import OPERATORS
-from tests.helpers import grid, prepared_with
+from tests.helpers import grid, other_arguments, prepared_with
 
 
 def pairs(x: Grid) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,6 +44,26 @@ def test_sums_and_products_of_every_pair(kind, run, bits, bounds):
     clear = numpy.abs(fraction - 0.5) > 1e-4  # at ties fp32 may round the other way
     assert (ours == theirs)[clear].all()
     assert clear.mean() > 0.98
+
+
+def test_differences_of_every_pair():
+    x, y = grid(0.0831, 3), grid(0.0927, 120)
+    p, q = pairs(x)
+    exact = float(x.scale) * (p.double() - q.double()).numpy()
+    ours = integer_operator("sub", sub, torch.sub, (x, x), y, IDENTITY)(p.clone(), q.clone()).numpy()
+    clear = numpy.abs(numpy.abs(exact / float(y.scale)) % 1 - 0.5) > 1e-4
+    assert (ours == to_grid(exact, y, -1e9, 1e9))[clear].all()
+
+
+def test_a_function_with_a_constant_for_each_channel():
+    """Slopes as those of PReLU, on every integer of the grid in every channel."""
+    x, y, slopes = grid(0.05, 100), grid(0.06, 90), torch.tensor([0.25, -0.5, 3.0])
+    n = (torch.arange(256.0) - 100).expand(1, 3, 256).clone()
+    exact = float(x.scale) * n.double().numpy()
+    exact = numpy.where(exact > 0, exact, slopes.double().numpy()[:, None] * exact)
+    ours = integer_operator("prelu", elementwise, lambda v: F.prelu(v, slopes), (x,), y, IDENTITY)(n).numpy()
+    clear = numpy.abs(numpy.abs(exact / float(y.scale)) % 1 - 0.5) > 1e-4
+    assert (ours == to_grid(exact, y, -1e9, 1e9))[clear].all()
 
 
 def test_averages_are_rounded_once():
@@ -102,20 +122,20 @@ ROWS = [name for name, row in OPERATORS.items() if row.role in ("binary", "funct
 """Registered means tested: each row's arithmetic against its function in float."""
 
 
-def arguments_of(name: str, first: torch.Tensor) -> tuple[list[torch.Tensor], list[float]]:
-    """(tensors, numbers) that a row's function reads: a second tensor for two, one half for a scalar."""
+def arguments_of(name: str, first: torch.Tensor) -> tuple[list[torch.Tensor], tuple]:
+    """(tensors, others) that a row's function reads: a second tensor for two, one half for a scalar."""
     tensors = [first, first.flip(0)] if OPERATORS[name].role == "binary" else [first]
-    return tensors, [0.5] if name.endswith("_scalar") else []
+    return tensors, other_arguments(name)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_rows_integers_are_within_half_a_step_of_its_function(name):
     row, x = OPERATORS[name], grid(0.05, 120)
-    tensors, numbers = arguments_of(name, (torch.arange(256.0) - 120)[torch.randperm(256)])
-    exact = row.function(*map(x.value, tensors), *numbers)
+    tensors, others = arguments_of(name, (torch.arange(256.0) - 120)[torch.randperm(256)])
+    exact = row.function(*map(x.value, tensors), *others)
     low, high = min(float(exact.min()), 0.0), max(float(exact.max()), 0.1)
     y = grid((high - low) / 250, round(-low / (high - low) * 250))
-    op = integer_operator(name, row.arithmetic, lambda *v: row.function(*v, *numbers), (x,) * len(tensors), y, IDENTITY)
+    op = integer_operator(name, row.arithmetic, lambda *v: row.function(*v, *others), (x,) * len(tensors), y, IDENTITY)
     found = y.value(op(*(n.clone() for n in tensors)))
     assert (found - exact).abs().max() <= 0.51 * y.scale
 
@@ -124,6 +144,6 @@ def test_every_rows_integers_are_within_half_a_step_of_its_function(name):
 def test_every_row_says_whether_its_result_can_be_negative(name):
     """From inputs that are not negative: an operator of two tensors; from any: a function."""
     row, x = OPERATORS[name], 6 * torch.rand(4096)
-    tensors, numbers = arguments_of(name, x if row.role == "binary" else x - 3)
-    result = row.function(*tensors, *numbers)
+    tensors, others = arguments_of(name, x if row.role == "binary" else x - 3)
+    result = row.function(*tensors, *others)
     assert row.signed([False, False]) or result.min() >= 0

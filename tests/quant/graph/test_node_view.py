@@ -154,4 +154,3 @@ def test_why_a_layer_stays_float():
         assert why_layer_is_float(NodeView(node, layer)) == "padding without zeros of a fixed number"
     for layer in (hooked, before):
         assert why_layer_is_float(NodeView(node, layer)) == "it has hooks"
-    assert why_layer_is_float(NodeView(node, nn.Linear(3, 3), 2)) == "called more than once"

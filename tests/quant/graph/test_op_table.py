@@ -54,6 +54,20 @@ def role_of(function) -> str:
     return TypedGraph(traced).roles[list(traced.graph.nodes)[-1].all_input_nodes[0]]
 
 
+class Inherits(nn.Conv2d):
+    """A subclass that computes what it inherits."""
+
+    def reset_parameters(self):
+        nn.init.normal_(self.weight)
+
+
+class Pads(nn.Conv2d):
+    """A subclass with a forward of its own."""
+
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (0, 1, 0, 1)), self.weight, self.bias, self.stride)
+
+
 OPERATORS = {
     "activation": [
         nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-2, 3), nn.Hardsigmoid(), F.relu, F.relu6, F.hardtanh, F.hardsigmoid,
@@ -62,31 +76,51 @@ OPERATORS = {
     "binary": [
         lambda x: x + x, lambda x: x.add(x), lambda x: torch.add(x, x), lambda x: x.add_(x),
         lambda x: x * x, lambda x: x.mul(x), lambda x: torch.mul(x, x), lambda x: operator.imul(x, x),
+        lambda x: x - x, lambda x: torch.sub(x, x), lambda x: x.sub(x),
     ],
     "average": [
         nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), lambda x: F.avg_pool2d(x, 2), lambda x: F.adaptive_avg_pool2d(x, 2),
         lambda x: x.mean((2, 3)), lambda x: x.mean([-1, -2], keepdim=True), lambda x: torch.mean(x, dim=(2, 3)),
+        lambda x: x.mean(1), lambda x: x.mean(-1).mean(-1), lambda x: x.flatten(2).mean(-1),
+        lambda x: x.mean((1, 2, 3)),
     ],
     "function": [
         nn.Hardswish(), nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.Tanh(), nn.ELU(), nn.LeakyReLU(0.1), nn.Mish(),
         F.hardswish, F.silu, F.gelu, torch.sigmoid, torch.tanh, lambda x: x.sigmoid(), lambda x: -x,
-        lambda x: x + 3, lambda x: 3 - x, lambda x: 2 * x, lambda x: x / 4, lambda x: 1 / x,
+        lambda x: x + 3, lambda x: 3 - x, lambda x: 2 * x, lambda x: x / 4,
+        lambda x: F.pad(x, (1, 1), value=1.0), nn.ConstantPad2d(1, 0.5), nn.PReLU(), nn.PReLU(4),
+        lambda x: x.relu() * torch.ones(4, 1, 1), lambda x: torch.ones(1) - x, lambda x: x.relu() / torch.ones(4, 1, 1),
     ],
     "pass": [
         nn.MaxPool2d(2), nn.Flatten(), nn.PixelShuffle(2), nn.ChannelShuffle(2), nn.Dropout(), nn.Dropout2d(),
         lambda x: F.max_pool2d(x, 2), lambda x: torch.flatten(x, 1), lambda x: x.permute(0, 2, 3, 1),
         lambda x: x[:, :2], lambda x: x.chunk(2, 1)[0], lambda x: torch.cat([x, x], 1), lambda x: F.pad(x, (1,) * 4),
         lambda x: F.pad(x, (1, 1), "constant", 0), lambda x: x.reshape(1, -1), lambda x: x.contiguous(),
+        nn.ZeroPad2d(1), nn.ConstantPad2d(1, 0), nn.ReflectionPad2d(1), nn.ReplicationPad2d(1), nn.CircularPad2d(1),
+        lambda x: F.pad(x, (1, 1), "reflect"), lambda x: F.pad(x, (-1, 0)), lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)),
+        nn.Upsample(scale_factor=2), nn.UpsamplingNearest2d(9), lambda x: F.interpolate(x, scale_factor=2),
+        nn.PixelUnshuffle(2), lambda x: x.flip(3), lambda x: torch.flip(x, (2, 3)), lambda x: x.roll(1, 3),
+        lambda x: x.amax((2, 3)), nn.AdaptiveMaxPool2d(1), lambda x: F.adaptive_max_pool2d(x, 2), lambda x: x.max(1)[0],
+        lambda x: x.flatten(2).max(-1).values, lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+        lambda x: x.expand(2, 4, 8, 8),
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[0], lambda x: F.dropout(x, 0.5, False)[:, :2],
     ],
     "norm": [nn.BatchNorm2d(4)],
-    "layer": [nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.Linear(4, 8)],
+    "layer": [
+        nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.Linear(4, 8), nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 2, padding="same"), nn.Conv2d(4, 4, 3, padding="valid"),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), Inherits(4, 8, 1), Pads(4, 8, 3),
+        lambda x: F.conv2d(x, torch.ones(4, 1, 3, 3), groups=4),
+    ],
     "shape": [lambda x: x.size(0), lambda x: x.shape, lambda x: x.size(1) * 2, lambda x: x.ndim],
     "float": [
         nn.Softmax(1), nn.LayerNorm(4), nn.ConvTranspose2d(4, 4, 2), nn.BatchNorm2d(4, track_running_stats=False),
-        nn.Conv2d(4, 4, 3, padding="same"), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
-        lambda x: x @ x, lambda x: x / x, lambda x: torch.add(x, x, alpha=2), lambda x: x.mean(1), lambda x: x.mean(),
-        lambda x: F.pad(x, (1, 1), value=1.0), lambda x: F.pad(x, (1, 1), "reflect"), lambda x: x.clamp(x, 2 * x),
-        lambda x: x.max(1)[0], lambda x: torch.exp(x), lambda x: x.sort()[0], lambda x: x.mean([2, x.dim() - 1]),
+        lambda x: x @ x, lambda x: x / x, lambda x: torch.add(x, x, alpha=2), lambda x: x.mean(),
+        lambda x: x.mean((0, 1)),
+        lambda x: x.clamp(x, 2 * x), lambda x: x.max(1)[1], lambda x: x.max(), nn.MaxPool2d(2, return_indices=True),
+        lambda x: torch.exp(x), lambda x: x.sort()[0], lambda x: x.mean([2, x.dim() - 1]), lambda x: 1 / x,
+        nn.Upsample(scale_factor=2, mode="bilinear"), lambda x: F.dropout(x, 0.5, True), lambda x: x.rsqrt(),
+        lambda x: F.conv2d(x, torch.ones(4, 4, 1, 1) * x.mean()), lambda x: x.log(), lambda x: x**-2,
     ],
 }  # fmt: skip
 
@@ -130,8 +164,8 @@ def test_a_layer_takes_over_the_clamp_behind_it(function, bounds):
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv2d(4, 4, 3, padding="same"), "padding without zeros of a fixed number"),
-        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "padding without zeros of a fixed number"),
+        (nn.Conv2d(4, 4, 3, padding="same"), ""),
+        (nn.Conv3d(4, 4, 2), "Conv3d has no integer form here"),
         (nn.ConvTranspose2d(4, 4, 2), "ConvTranspose2d has no integer form here"),
         (nn.Softmax(1), ""),
     ],

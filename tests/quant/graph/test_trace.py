@@ -57,7 +57,20 @@ def test_graphs_that_depend_on_the_mode_are_refused():
             return x * 2 if self.training else x
 
     with pytest.raises(UserError, match="its graph in train mode is not that in eval mode"):
-        quant.prepare(Net(), spec(method="ptq"))
+        quant.prepare(Net(), spec(method="lsq"))
+
+
+def test_what_is_not_trained_needs_the_graph_of_eval_mode_alone():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.fc((x * 2 if self.training else x).mean((2, 3)))
+
+    converts_exactly(Net(), photos(4, 16))
 
 
 def test_a_module_that_forward_does_not_reach_keeps_its_state():
@@ -84,7 +97,7 @@ def test_an_auxiliary_output_of_train_mode_is_refused():
             return (self.fc(x), self.aux(x)) if self.training else self.fc(x)
 
     with pytest.raises(UserError, match=r"^model Net: its graph in train mode is not that in eval mode \(at [^\n]*$"):
-        quant.prepare(Net(), spec(method="ptq"))
+        quant.prepare(Net(), spec(method="pact"))
 
 
 def test_an_operator_in_place_on_a_part_of_what_is_read_again_is_refused():
@@ -194,16 +207,33 @@ def test_a_net_that_cannot_be_traced_keeps_its_mode():
 
 
 @pytest.mark.parametrize(
-    ("drop", "rate"), [(lambda x: F.dropout(x, 0.2), 0.2), (lambda x: F.dropout(x, p=0.3), 0.3), (F.dropout2d, 0.5)]
+    ("drop", "kind", "rate"),
+    [
+        (lambda x, flag: F.dropout(x, 0.2, flag), nn.Dropout, 0.2),
+        (lambda x, flag: F.dropout(x, p=0.3, training=flag), nn.Dropout, 0.3),
+        (lambda x, flag: F.dropout2d(x, training=flag), nn.Dropout2d, 0.5),
+    ],
 )
-def test_a_dropout_function_becomes_a_module_of_its_rate(drop, rate):
+def test_a_dropout_function_of_self_training_becomes_a_module_of_its_rate(drop, kind, rate):
     class Net(nn.Module):
         def forward(self, x):
-            return drop(x)
+            return drop(x, self.training)
 
     (module,) = [m for m in quant.trace(Net()).modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
     assert module.p == rate
-    assert isinstance(module, nn.Dropout2d) is (drop is F.dropout2d)
+    assert isinstance(module, kind)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_dropout_function_with_a_fixed_flag_does_what_it_says(flag, training):
+    class Net(nn.Module):
+        def forward(self, x):
+            return F.dropout(x, 0.5, flag)
+
+    net, x = Net().train(training), torch.randn(4, 8)
+    for module in (net, quant.trace(net).train(training)):
+        assert torch.equal(module(x), module(x)) is not flag
 
 
 @pytest.mark.parametrize(

@@ -141,18 +141,31 @@ def test_why_a_layer_is_float(graph):
         assert graph.why_float(node(graph, name)) == ""
 
 
-def test_a_layer_that_is_called_twice_is_float():
-    class Twice(nn.Module):
+def test_a_value_that_something_is_divided_by_is_float_and_what_is_read_for_it_alone():
+    class Net(nn.Module):
+        def forward(self, x):
+            y = x.relu()
+            return y / (y.mean((2, 3), keepdim=True) + 1e-6) + y.mean((2, 3), keepdim=True)
+
+    graph = TypedGraph(fx.symbolic_trace(Net()))
+    assert {n.name: graph.roles[n] for n in graph.nodes} == {
+        "x": "image", "relu": "activation", "mean": "float", "add": "float", "truediv": "float", "mean_1": "average",
+        "add_1": "binary", "output": "output",
+    }  # fmt: skip
+    assert graph.why_float(node(graph, "add")) == "a divisor, or the argument of a root or logarithm"
+
+
+def test_a_tensor_of_the_model_is_a_constant_also_in_another_shape():
+    class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.relu = nn.Conv2d(3, 3, 1), nn.ReLU()
+            self.scale = nn.Parameter(torch.ones(3))
 
         def forward(self, x):
-            return self.relu(self.conv(self.relu(self.conv(x))))
+            return x * self.scale.view(1, -1, 1, 1)
 
-    graph = TypedGraph(fx.symbolic_trace(Twice()))
-    assert [graph.roles[n] for n in graph.nodes] == ["image", "float", "activation", "float", "activation", "output"]
-    assert graph.why_float(node(graph, "conv")) == "called more than once"
+    graph = TypedGraph(fx.symbolic_trace(Net()))
+    assert [graph.roles[n] for n in graph.nodes] == ["image", "constant", "constant", "function", "output"]
 
 
 def test_nodes_added_later_have_no_role(graph):

@@ -17,7 +17,7 @@ from quant.engines.native.tensors import native_from_uint8, uint8_view
 from quant.engines.verify import choose_operator
 from quant.graph.op_table import OPERATORS
 from tests.conftest import KERNELS, photos
-from tests.helpers import assert_layerwise_exact, calibrated, converts_exactly, grid, prepared_with
+from tests.helpers import assert_layerwise_exact, calibrated, converts_exactly, grid, other_arguments, prepared_with
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -53,9 +53,11 @@ class Row(nn.Module):
 
     def forward(self, x):
         x, y = self.a(x), self.b(x)
-        others = {"binary": (y,), "function": (0.5,) if self.name.endswith("_scalar") else ()}
         row = OPERATORS[self.name]
-        return self.fc(row.function(x, *others.get(row.role, ())).mean((2, 3)))
+        if row.role == "binary":
+            return self.fc(row.function(x, y).mean((2, 3)))
+        x = x if self.name in ("pad_constant", "prelu") or row.arithmetic is function else F.max_pool2d(x, 2)
+        return self.fc(row.function(x, *other_arguments(self.name)).mean((2, 3)))
 
 
 @pytest.mark.parametrize("name", [name for name, row in OPERATORS.items() if row.role in ("binary", "function")])

@@ -1,0 +1,112 @@
+"""Quantize nets of timm and torchvision, untouched, and compare their integer models with the simulation.
+
+    python -m benchmarks.other_nets --images runs/imagenette/train
+    python -m benchmarks.other_nets --nets timm:ghostnet_100 torchvision:squeezenet1_1 --json out.json
+
+Each net has random weights and batch norm statistics of photographs: crops of those in --images (an image folder), or of
+the two of scikit-learn. It is quantized by ptq to 8 bits on half of them and measured on the other half. A row shows the
+share of multiply-accumulates in integers, how many predictions agree with the simulation and how many images have
+logits that are equal to the bit, on the worst of torch's engines and on ONNX Runtime, and the seconds that all of it took.
+"""
+
+import argparse
+import gc
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+import models
+import quant
+from data.folders import open_image
+from tests.conftest import KERNELS, RUNTIMES, photos, with_real_statistics
+from utils import files
+from utils.errors import UserError, first_line
+from utils.image_input import resize_and_crop
+from utils.table import markdown_table
+
+TIMM = [
+    "regnetx_002", "regnety_002", "resnet10t", "mnasnet_small", "mobilenetv2_050", "mobilenetv3_small_050",
+    "mobilenetv4_conv_small", "hardcorenas_a", "ghostnet_100", "efficientnet_b0", "tf_efficientnet_lite0",
+    "tf_mobilenetv3_small_minimal_100", "mnasnet_100", "fbnetc_100", "spnasnet_100", "lcnet_050", "tinynet_e",
+    "semnasnet_075", "convnext_atto", "repvgg_a0", "mobileone_s0", "fastvit_t8", "edgenext_xx_small",
+    "vit_tiny_patch16_224", "deit_tiny_patch16_224", "xception41", "dla34", "resnext50_32x4d", "eca_resnet33ts",
+    "seresnet33ts", "hrnet_w18_small", "cspresnet50", "darknet53", "selecsls42b", "skresnet18", "dpn68",
+]  # fmt: skip
+TORCHVISION = [
+    "densenet121", "squeezenet1_1", "inception_v3", "resnet50", "efficientnet_v2_s", "convnext_tiny", "mnasnet0_5",
+    "swin_t", "maxvit_t", "googlenet", "regnet_y_400mf", "shufflenet_v2_x0_5",
+]  # fmt: skip
+OPTIONS = {
+    "torchvision:inception_v3": {"aux_logits": False, "init_weights": False},
+    "torchvision:googlenet": {"aux_logits": False, "init_weights": False},
+}
+SIZES = {"maxvit_t": 224, "swin_t": 224, "vit_tiny_patch16_224": 224, "deit_tiny_patch16_224": 224, "inception_v3": 299}
+"""Sides of the images; 128 for all others."""
+HEADER = ["net", "MACs in integers %", "agreement %", "bit-equal %", "ONNX agreement %", "ONNX bit-equal %", "seconds"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = [*(f"timm:{name}" for name in TIMM), *(f"torchvision:{name}" for name in TORCHVISION)]
+    parser.add_argument("--nets", nargs="*", default=every)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--count", type=int, default=32, help="images to calibrate on, and as many to measure")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = []
+    for name in options.nets:
+        rows.append(measure(name, options.images, options.count))
+        print("  ".join(rows[-1]), flush=True)
+    print(markdown_table(HEADER, rows))
+    if options.json:
+        files.write_json(options.json, [dict(zip(HEADER, row, strict=True)) for row in rows])
+
+
+def measure(name: str, folder: Path | None, count: int) -> list[str]:
+    """A row of the table."""
+    start, size = time.monotonic(), SIZES.get(name.partition(":")[2], 128)
+    torch.manual_seed(0)
+    gc.collect()
+    try:
+        model = models.build(name, 1000, size, OPTIONS.get(name, {}))
+        images = photos(2 * count, size) if folder is None else from_folder(folder, 2 * count, size)
+        prepared = quant.prepare(with_real_statistics(model, images[:count]), quant.resolve(quant.parse(method="ptq")))
+        quant.calibrate(prepared, [images[:count]])
+        found = compare(prepared.eval(), images[count:])
+        share = quant.integer_share(prepared, size).percent
+    except (UserError, RuntimeError, ValueError) as error:
+        return [name, first_line(error, 160), *[""] * 4, f"{time.monotonic() - start:.0f}"]
+    return [name, f"{share:.1f}", *found, f"{time.monotonic() - start:.0f}"]
+
+
+@torch.inference_mode()
+def compare(prepared: torch.fx.GraphModule, images: torch.Tensor) -> list[str]:
+    """Agreement and bit-equal logits in percent: the least of torch's engines, then ONNX Runtime's."""
+    simulated = prepared(images)
+    worst = [[100.0, 100.0], [100.0, 100.0]]
+    for engine in [*KERNELS, *(name for name in RUNTIMES if name == "onnxruntime")]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logits = quant.convert(prepared, engine)(images)
+        same = [logits.argmax(1) == simulated.argmax(1), (logits == simulated).all(1)]
+        row = worst[engine in RUNTIMES]
+        row[:] = [min(least, 100 * float(values.float().mean())) for least, values in zip(row, same, strict=True)]
+    return [f"{value:.1f}" for row in worst for value in row]
+
+
+def from_folder(folder: Path, count: int, size: int) -> torch.Tensor:
+    """The first images of a folder, of its classes in turn, normalized as ImageNet is."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    each = [sorted(path.iterdir()) for path in classes]
+    paths = [of_class[i] for i in range(-(-count // len(each))) for of_class in each][:count]
+    pixels = [resize_and_crop(open_image(str(path)), size) for path in paths]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    values = [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(p.height, p.width, 3) for p in pixels]
+    values = [v[(v.shape[0] - size) // 2 :, (v.shape[1] - size) // 2 :][:size, :size] for v in values]
+    return ((torch.stack(values) / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+if __name__ == "__main__":
+    main()
