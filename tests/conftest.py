@@ -1,6 +1,7 @@
 """What tests share: real images, and small nets trained on them."""
 
 import functools
+import gc
 import itertools
 import os
 from pathlib import Path
@@ -26,6 +27,12 @@ memory.keep_freed()
 RUNTIMES = [name for name in ("onnxruntime", "openvino") if quant.ENGINES[name]().available()]
 KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in RUNTIMES]
 """Engines whose operators are ours to choose: all that are here but other people's runtimes."""
+
+
+def pytest_collection_finish():
+    """Modules and tests stay until the end: the garbage collector need not visit them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
