@@ -1,7 +1,6 @@
 """What tests share: real images, and small nets trained on them."""
 
 import functools
-import gc
 import itertools
 import os
 from pathlib import Path
@@ -27,12 +26,6 @@ memory.keep_freed()
 RUNTIMES = [name for name in ("onnxruntime", "openvino") if quant.ENGINES[name]().available()]
 KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in RUNTIMES]
 """Engines whose operators are ours to choose: all that are here but other people's runtimes."""
-
-
-def pytest_collection_finish():
-    """Modules and tests stay until the end: the garbage collector need not visit them again and again."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +147,7 @@ def quickly_trained(name: str, options: dict, batch_size: int, float_steps: int)
     return model.eval()
 
 
-NETS = {"resnet20": ({}, 32, 50), "mobilenet_v2": ({"form": "imagenet"}, 64, 92)}
+NETS = {"resnet20": ({}, 32, 75), "mobilenet_v2": ({"form": "imagenet"}, 64, 130)}
 """Options of the model, images in a batch, steps in float."""
 
 
