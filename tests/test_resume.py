@@ -20,12 +20,12 @@ from utils.runs.folder import RunFolder, resume_hint
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["data.image_size=16", "data.batch_size=64", "data.limit=300", "run.epochs=3", 'run.engines=["reference"]']
-SHORT += ["data.val_fraction=0.2", "run.checkpoint_minutes=0.00001"]
-SMALL = "model.name=tests.nets:Residual"
+SHORT += ["data.val_fraction=0.2", "run.checkpoint_minutes=0.00001", "model.name=tests.nets:Residual"]
+LARGE = "model.name=resnet20"
+"""Whose checkpoints of 2 MB take some time to write."""
 RECIPES = {
-    "lsq": [SMALL, "quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4"],
+    "lsq": ["quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4"],
     "lsq, all extras": [
-        SMALL,
         "quant.method=lsq",
         "quant.weight_bits=3",
         "quant.act_bits=3",
@@ -35,11 +35,11 @@ RECIPES = {
         "optim.name=adam",
         "optim.lr=0.01",
     ],
-    "pact, bf16": [SMALL, "quant.method=pact", "quant.weight_bits=4", "quant.act_bits=4", "run.precision=bf16"],
-    "dorefa": [SMALL, "quant.method=dorefa", "quant.weight_bits=4", "quant.act_bits=4", "quant.grad_bits=6"],
-    "statassist": [SMALL, "quant.method=statassist", "optim.name=qsgd"],
-    "ptq": [SMALL, "quant.method=ptq", "optim.name=adam"],
-    "float": ["quant.method=float", "optim.name=rmsprop"],
+    "pact, bf16": ["quant.method=pact", "quant.weight_bits=4", "quant.act_bits=4", "run.precision=bf16"],
+    "dorefa": ["quant.method=dorefa", "quant.weight_bits=4", "quant.act_bits=4", "quant.grad_bits=6"],
+    "statassist": ["quant.method=statassist", "optim.name=qsgd"],
+    "ptq": ["quant.method=ptq", "optim.name=adam"],
+    "float": [LARGE, "quant.method=float", "optim.name=rmsprop"],
 }
 
 
@@ -129,7 +129,7 @@ def test_deterministic_algorithms_train(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(number, code, tmp_path):
-    process = start(tmp_path, "run.epochs=50", "run.checkpoint_minutes=10", "data.val_fraction=0")
+    process = start(tmp_path, "run.epochs=500", "run.checkpoint_minutes=10", "data.val_fraction=0")
     wait_for(tmp_path / "run" / "metrics.csv", process)
     process.send_signal(number)
     _, said = process.communicate()
@@ -143,7 +143,7 @@ def test_a_signal_ends_the_step_saves_and_says_how_to_go_on(number, code, tmp_pa
 
 
 def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path):
-    process = start(tmp_path, "run.epochs=50")
+    process = start(tmp_path, LARGE, "run.epochs=50")
     wait_for(tmp_path / "run" / "last.pt", process)
     while not [*(tmp_path / "run").glob(".last.*.pt")] and process.poll() is None:
         time.sleep(0.0005)
@@ -345,10 +345,10 @@ def test_a_checkpoint_without_its_training_is_refused_in_a_line(saved, interrupt
 
 
 def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
-    first = start(tmp_path, "run.epochs=50")
+    first = start(tmp_path, "run.epochs=500")
     wait_for(tmp_path / "run" / "last.pt", first)
     first.send_signal(signal.SIGSTOP)  # it need not train on to be there
-    second = start(tmp_path, "run.epochs=50")
+    second = start(tmp_path, "run.epochs=500")
     _, said = second.communicate()
     first.kill()
     first.communicate()
@@ -359,7 +359,7 @@ def test_two_runs_in_one_folder_are_one_too_many(tmp_path):
 def test_a_file_size_limit_does_not_end_the_run(tmp_path):
     """The system refuses to write files above 1 MB, as a quota would; last.pt has 2."""
     limit = 2**20
-    process = start(tmp_path, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    process = start(tmp_path, LARGE, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     out, said = process.communicate()
     assert "last.pt could not be saved (File too large); the run goes on" in out
     assert "ended: " in (tmp_path / "run" / "run.log").read_text().splitlines()[-1]
@@ -375,7 +375,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], check=False).returncode:
         pytest.skip("may not mount a file system here")
     try:
-        out, _ = start(small, "data.val_fraction=0").communicate()
+        out, _ = start(small, LARGE, "data.val_fraction=0").communicate()
         assert "last.pt could not be saved (No space left on device); the run goes on" in out
         state = tensor_file.load(str(small / "run" / "last.pt"))
         assert state["training"]["step"] == 1, "the first is whole"
@@ -386,7 +386,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path):
 
 def test_a_loss_that_is_not_finite_names_the_first_layer(tmp_path, monkeypatch):
     """And the last good checkpoint stays."""
-    command = [*SHORT, "quant.method=float", f"run.dir={tmp_path}", "run.name=run"]
+    command = [*SHORT, LARGE, "quant.method=float", f"run.dir={tmp_path}", "run.name=run"]
 
     def broken(self, at, *others):
         with torch.no_grad():

@@ -25,6 +25,7 @@ from utils.runs import checkpoint, tensor_file
 
 ROOT = Path(__file__).parent.parent
 TINY = ["data.image_size=16", "data.limit=300", "run.epochs=2", 'run.engines=["reference","fbgemm"]']
+SMALL = "model.name=tests.nets:Residual"
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess:
@@ -95,12 +96,13 @@ def logits_of(file: str) -> dict[str, torch.Tensor]:
     return {name: quant.convert(model.eval(), name)(x) for name, make in quant.ENGINES.items() if make().available()}
 
 
-def test_a_checkpoint_in_a_new_process_gives_bit_identical_logits(trained, tmp_path):
+def test_a_checkpoint_in_a_new_process_gives_bit_identical_logits(tmp_path):
     """Another process and this one rebuild the integer models from the file; all logits are the same bits."""
     program = (
         "import sys, torch\nfrom tests.test_scripts import logits_of\ntorch.save(logits_of(sys.argv[1]), sys.argv[2])\n"
     )
-    file, out = str(trained[0] / "last.pt"), str(tmp_path / "logits.pt")
+    training.main([*TINY, SMALL, f"run.dir={tmp_path}", "run.name=run"])
+    file, out = str(tmp_path / "run" / "last.pt"), str(tmp_path / "logits.pt")
     done = subprocess.run(
         [sys.executable, "-c", program, file, out], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -168,9 +170,10 @@ def test_evaluate_says_where_it_hurts(trained, tmp_path, capsys):
 
 
 def test_where_it_hurts_cannot_be_said_of_a_net_that_is_none_without_its_quantizers(tmp_path):
-    training.main([*TINY, f"run.dir={tmp_path}", "quant.method=dorefa", "quant.weight_bits=4", "run.epochs=1"])
+    few = [*TINY, SMALL, "run.epochs=1", f"run.dir={tmp_path}"]
+    training.main([*few, "quant.method=dorefa", "quant.weight_bits=4"])
     with pytest.raises(UserError, match=r"^sensitivity: dorefa trains weights on a scale of their own"):
-        evaluation.main([f"checkpoint={tmp_path / 'train' / 'last.pt'}", "sensitivity=true"])
+        evaluation.main([f"checkpoint={tmp_path / 'train' / 'last.pt'}", "trust=true", "sensitivity=true"])
 
 
 def test_evaluate_writes_a_file_as_small_as_its_bits(trained, tmp_path, capsys):
@@ -204,17 +207,18 @@ EXTRA = {
     "ptq": ["quant.recipe=best", "quant.act_bits=6", "quant.rounding_steps=2", "quant.calibration_images=64"],
     "dorefa": ["quant.weight_bits=4", "quant.grad_bits=6"],
     "pact": ["quant.weight_bits=3", "quant.act_bits=3"],
-    "lsq": ['quant.layers={"layer1.*":{"weight_bits":4},"fc":"float"}'],
+    "lsq": ['quant.layers={"first.*":{"weight_bits":4},"head.2":"float"}'],
 }
 
 
 @pytest.mark.parametrize("method", [name for name in quant.METHODS if name != "statassist"])
 def test_every_other_method_trains_and_its_checkpoint_gives_the_same_again(method, tmp_path):
-    training.main([*TINY, f"run.dir={tmp_path}", f"quant.method={method}", *EXTRA.get(method, [])])
+    training.main([*TINY, SMALL, f"run.dir={tmp_path}", f"quant.method={method}", *EXTRA.get(method, [])])
     accuracy = json.loads((tmp_path / "train" / "summary.json").read_text())["accuracy"]
     in_float = {"float"} if method in ("float", "ptq") else set()
     assert set(accuracy) == in_float | ({"simulated", "reference", "fbgemm"} if method != "float" else set())
-    evaluation.main([f"checkpoint={tmp_path / 'train' / 'last.pt'}", 'engines=["reference","fbgemm"]'])
+    found = f"checkpoint={tmp_path / 'train' / 'last.pt'}"
+    evaluation.main([found, "trust=true", 'engines=["reference","fbgemm"]'])
     assert json.loads((tmp_path / "train" / "evaluation.json").read_text())["accuracy"] == accuracy
 
 
@@ -249,7 +253,7 @@ def test_a_net_of_other_classes_gives_all_but_its_last_layer(trained, tmp_path, 
 def test_a_short_run_is_not_compiled_because_a_long_one_before_it_was(tmp_path):
     """Within a sweep: started again it would end with other bits."""
     kernels._compiled[kernels.forward] = kernels.forward
-    training.main([*TINY, "run.epochs=1", f"run.dir={tmp_path}"])
+    training.main([*TINY, SMALL, "run.epochs=1", f"run.dir={tmp_path}"])
     assert not kernels._compiled
 
 
@@ -270,7 +274,7 @@ def test_a_net_learns_from_a_teacher_and_from_a_net_of_more_bits(trained, tmp_pa
 
 def test_same_seed_same_weights(tmp_path):
     """In a process of its own and in this one."""
-    command = [*TINY, f"run.dir={tmp_path}", "data.limit=128", "run.engines=[]"]
+    command = [*TINY, SMALL, f"run.dir={tmp_path}", "data.limit=128", "run.engines=[]"]
     done = run("train.py", *command, "run.name=a")
     assert done.returncode == 0, done.stderr
     training.main([*command, "run.name=b"])
@@ -316,9 +320,10 @@ def test_mistakes_are_one_line_before_any_data(arguments, message, tmp_path, cap
 def test_a_setting_of_any_name_makes_a_run_that_can_be_read_again(tmp_path):
     setting = tmp_path / "my [1] & only.json"
     setting.write_text((ROOT / "setting" / "train.json").read_text())
-    few = ["run.epochs=1", "data.limit=64", "data.image_size=16", f"run.dir={tmp_path}", 'run.engines=["reference"]']
-    training.main(["data.batch_size=64", "-c", str(setting), *few])
-    evaluation.main([f"checkpoint={tmp_path / 'my _1_ _ only' / 'last.pt'}", 'engines=["reference"]'])
+    few = [SMALL, "run.epochs=1", "data.limit=64", "data.image_size=16", 'run.engines=["reference"]']
+    training.main(["data.batch_size=64", "-c", str(setting), f"run.dir={tmp_path}", *few])
+    found = f"checkpoint={tmp_path / 'my _1_ _ only' / 'last.pt'}"
+    evaluation.main([found, "trust=true", 'engines=["reference"]'])
 
 
 def test_a_mistake_ends_the_process_with_one_line_and_code_2(tmp_path):
@@ -376,14 +381,16 @@ def test_gradboost_waits_until_the_float_epochs_are_over(tmp_path, monkeypatch):
         boost(self, optimizer)
 
     monkeypatch.setattr(gradboost.GradBoost, "boost", watched)
-    small = ["data.limit=128", "data.batch_size=64", "data.image_size=16", "run.epochs=2", f"run.dir={tmp_path}"]
-    training.main([*small, "optim.name=qsgd", "quant.float_epochs=1", 'run.engines=["reference"]'])
+    small = [SMALL, "data.limit=128", "data.batch_size=64", "data.image_size=16", "run.epochs=2"]
+    training.main(
+        [*small, f"run.dir={tmp_path}", "optim.name=qsgd", "quant.float_epochs=1", 'run.engines=["reference"]']
+    )
     assert warming == [True, True, False, False]
 
 
 def test_event_files_hold_what_metrics_csv_holds(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    training.main([*TINY, f"run.dir={tmp_path}", "run.name=run", "run.epochs=2", "run.tensorboard=true"])
+    training.main([*TINY, SMALL, f"run.dir={tmp_path}", "run.name=run", "run.epochs=2", "run.tensorboard=true"])
     events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))

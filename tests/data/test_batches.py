@@ -7,11 +7,20 @@ import sys
 
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import data
 from data.batches import PAD, Batches, MemoryBatches
 from tests.data.conftest import imagefolder
 from utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def soon_missed(monkeypatch):
+    """Worker processes are looked after ten times a second, not every 5 seconds."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+
 
 ONE = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # pixels come out as they are
 

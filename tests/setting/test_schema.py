@@ -1,5 +1,6 @@
 """The JSON Schemas beside the settings are those of the types, and editors that use them see what the scripts see."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import jsonschema
 import pytest
 
 import quant
+from experiment import check as checks
 from experiment import sweep
 from experiment.check import check
 from experiment.settings import TrainSettings
@@ -19,6 +21,15 @@ from utils.training.schedule import SCHEDULES
 SETTINGS = sorted([*Path("setting").glob("*.json"), *Path("setting/tables").glob("*.json")])
 
 
+@functools.cache
+def validator(name: str) -> jsonschema.protocols.Validator:
+    """What validates against a schema of setting/schema. The schema itself is checked once, which takes longer."""
+    schema = json.loads((FOLDER / f"{name}.json").read_text())
+    kind = jsonschema.validators.validator_for(schema)
+    kind.check_schema(schema)
+    return kind(schema)
+
+
 def test_schemas_are_current():
     written = {path.stem: json.loads(path.read_text()) for path in FOLDER.glob("*.json")}
     assert written == json.loads(json.dumps(schemas())), "run: make schema"
@@ -27,7 +38,9 @@ def test_schemas_are_current():
 @pytest.mark.parametrize("path", SETTINGS, ids=str)
 def test_every_setting_names_its_schema_and_fits_it(path):
     values = json.loads(path.read_text())
-    jsonschema.validate(values, json.loads((path.parent / values["$schema"]).read_text()))
+    schema = (path.parent / values["$schema"]).resolve()
+    assert schema.parent == FOLDER.resolve()
+    validator(schema.stem).validate(values)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +56,7 @@ def test_every_setting_names_its_schema_and_fits_it(path):
 )
 def test_a_schema_refuses_what_the_script_refuses(mistake):
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(mistake, schemas()["train"])
+        validator("train").validate(mistake)
 
 
 @pytest.mark.parametrize("optimizer", [{}, {"name": "adam"}, {"name": "qsgd"}], ids=str)
@@ -53,20 +66,33 @@ def test_a_schema_takes_milestones_where_the_script_does(schedule, milestones, o
     values = {"optim": optimizer | schedule | {"milestones": milestones}}
     if milestones is None or schedule == {"schedule": "step"}:
         check(config.validate(TrainSettings, values, ""), "mine")
-        jsonschema.validate(values, schemas()["train"])
+        validator("train").validate(values)
         return
     with pytest.raises(UserError, match=r"^optim.milestones is read by schedule step"):
         check(config.validate(TrainSettings, values, ""), "mine")
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(values, schemas()["train"])
+        validator("train").validate(values)
 
 
 def test_a_schema_takes_layers_by_name():
-    jsonschema.validate({"quant": {"layers": {"fc": "float", "layer1.*": {"weight_bits": 4}}}}, schemas()["train"])
+    validator("train").validate({"quant": {"layers": {"fc": "float", "layer1.*": {"weight_bits": 4}}}})
 
 
 def test_a_schema_takes_other_libraries_models():
-    jsonschema.validate({"model": {"name": "torchvision:resnet50", "width": 3}}, schemas()["train"])
+    validator("train").validate({"model": {"name": "torchvision:resnet50", "width": 3}})
+
+
+def once(check_model):
+    """Builds and traces a model once, and not again for each cell that asks the same of it."""
+    seen = set()
+
+    def check_new(asked, image_size, spec):
+        key = repr((asked, image_size, spec.layers, spec.chooses_layers, spec.method))
+        if key not in seen:
+            check_model(asked, image_size, spec)
+        seen.add(key)
+
+    return check_new
 
 
 @pytest.mark.parametrize(
@@ -76,6 +102,7 @@ def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, 
     named = []  # the checkpoints it starts from, which need not be there: another setting trains them
     monkeypatch.setattr(tensor_file, "check_exists", named.append)
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: named.append(path))
+    monkeypatch.setattr(checks, "check_model", once(checks.check_model))
     settings = config.load(TrainSettings, str(path), [])
     assert settings.note
     runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep), check)] or [check(settings, path.stem)]
