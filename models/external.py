@@ -19,6 +19,7 @@ from torch import nn
 from utils import importing
 from utils.errors import UserError, choose, first_line, nearest
 from utils.importing import is_external
+from utils.sync_batch_norm import use_plain_batch_norms
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
@@ -51,6 +52,7 @@ def build_external(name: str, num_classes: int | None, image_size: int, options:
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(model).__name__}, not an nn.Module")
     check_output(model, name, num_classes, image_size)
+    use_plain_batch_norms(model, torch.zeros(2, 3, image_size, image_size))
     return model
 
 
