@@ -49,9 +49,12 @@ def _check_pixels(pixels: Tensor, image_size: int, name: str) -> None:
         raise UserError(f"data.name: {name} returned pixels {kind} {list(pixels.shape)}, not {wanted}")
 
 
-def check_trusted(name: str, trust: bool, remedy: str = "set trust=true if you trust its origin") -> None:
-    """Raise UserError where a checkpoint names a function as its dataset that utils/importing.py does not trust."""
-    if trust or not importing.is_external(name):
-        return
-    if not importing.is_own(name.partition(":")[0], allowed_package="data"):
-        raise UserError(f"the checkpoint would call {name} as its dataset; {remedy}")
+def check_trusted(
+    name: str, trust: bool, remedy: str = "set trust=true if you trust its origin", checkpoint: str | None = None
+) -> None:
+    """Raise UserError where a checkpoint names a function as its dataset that utils/importing.py does not trust.
+
+    checkpoint: its path. `trust` skips the check.
+    """
+    if not trust and importing.is_external(name):
+        importing.check_may_call(name, "its dataset", "data", checkpoint, remedy)

@@ -51,11 +51,11 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
 
     source: what mistakes in settings.data are reported as mistakes of.
     """
-    check_trusted = functools.partial(models.check_trusted, trust=settings.trust)
+    check_trusted = functools.partial(models.check_trusted, trust=settings.trust, checkpoint=settings.checkpoint)
     model, state, trained = rebuild(settings.checkpoint, check_trusted)
     check_possible(settings, trained, state["prepared"])
     if "name" not in settings.data:
-        data.check_trusted(trained.data.name, settings.trust)
+        data.check_trusted(trained.data.name, settings.trust, checkpoint=settings.checkpoint)
     with blame(source):
         d = data.with_overrides(trained.data, settings.data)
     models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)

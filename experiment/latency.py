@@ -130,7 +130,7 @@ def build(entry: Entry, image_size: int, num_classes: int, trust: bool) -> Subje
     """
     if is_run(entry):
         path = checkpoint_of(entry)
-        prepared, state, trained = rebuild(path, functools.partial(models.check_trusted, trust=trust))
+        prepared, state, trained = rebuild(path, functools.partial(models.check_trusted, trust=trust, checkpoint=path))
         image_size = trained.data.image_size
         plain = models.build(trained.model.name, len(state["classes"]), image_size, trained.model.options)
         checkpoint.load_weights(plain, path)

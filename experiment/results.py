@@ -82,7 +82,7 @@ def float_score(runs: list[TrainSettings]) -> dict[str, float] | None:
         return None
     dataset = datasets.load(d)
     model = models.build(asked.name, len(dataset.classes), d.image_size, asked.options)
-    if checkpoint.load_weights(model, asked.weights, allow_new_head=all(run.run.epochs for run in runs)):
+    if checkpoint.load_weights(model, asked.weights, allow_new_head=all(run.run.epochs for run in runs)).new_head:
         return None  # trained on other classes
     make = datasets.batch_maker(d, dataset.mean, dataset.std)
     test = make(dataset.test, data.evaluation_batch(d.image_size))

@@ -271,9 +271,12 @@ class Session:
 
 
 def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> None:
-    """Load trained float weights; report it if the last layer keeps its random weights because the classes differ."""
-    head = checkpoint.load_weights(model, path, allow_new_head)
-    if head:
+    """Load trained float weights; report what was done to them, and which layers the classes leave random."""
+    loaded = checkpoint.load_weights(model, path, allow_new_head)
+    if loaded.done:
+        say(f"{path}: {'; '.join(loaded.done)}")
+    if loaded.new_head:
+        head = ", ".join(loaded.new_head)
         say(f"{path} was trained on other classes: loaded all layers except {head}, which starts from random weights")
 
 

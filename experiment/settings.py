@@ -150,7 +150,7 @@ class EvaluateSettings(Section):
     """Keys of the data section that override the run's own, to measure on other images. Where they name another
     dataset, keys of the run's that it does not read are left out."""
     trust: bool = False
-    """Let the checkpoint call functions of installed packages that it names as its model's factory or its dataset."""
+    """Let the checkpoint call functions that are not your own, which it names as its model's factory or its dataset."""
 
 
 class LatencySettings(Section):
@@ -177,7 +177,7 @@ class LatencySettings(Section):
     dir: PathText = "runs/latency"
     """Folder of the tables and the picture."""
     trust: bool = False
-    """Let a checkpoint call the function of an installed package that it names as its model's factory."""
+    """Let a checkpoint call a function that is not your own, which it names as its model's factory."""
 
 
 def resolved(settings: TrainSettings) -> TrainSettings:

@@ -21,7 +21,8 @@ def load_teacher(
     """
 
     def check_trusted(name: str) -> None:
-        models.check_trusted(name, name == student, f"quant.teacher takes models of a table, or {student}")
+        remedy = f"quant.teacher takes models of a table, {student}, and functions of your own"
+        models.check_trusted(name, name == student, remedy, path)
 
     model, state, trained = rebuild(path, check_trusted)
     data.check_classes(dataset.classes, state["classes"])

@@ -18,7 +18,8 @@ from torch import nn
 
 from utils import importing
 from utils.errors import UserError, choose, first_line, nearest
-from utils.importing import is_external, is_own
+from utils.importing import is_external
+from utils.sync_batch_norm import use_plain_batch_norms
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
@@ -27,17 +28,16 @@ def factory(name: str) -> Callable[..., nn.Module]:
     return SOURCES.get(source, lambda member: importing.member(source, member, "model.name"))(member)
 
 
-def check_trusted(name: str, trust: bool, remedy: str = "set trust=true if you trust its origin") -> None:
+def check_trusted(
+    name: str, trust: bool, remedy: str = "set trust=true if you trust its origin", checkpoint: str | None = None
+) -> None:
     """Raise UserError if `name`, read from a checkpoint, denotes a function that is not safe to call.
 
-    A checkpoint could name any function of Python, of an installed package or of this project, with any arguments. It
-    would be called before its result turns out not to be a model. Safe are the models of the table, of torchvision and
-    timm, and functions in the user's own packages (utils/importing.py). `trust` skips the check.
+    It would be called, with any arguments, before its result turns out not to be a model. Safe are the models of the
+    table, of torchvision and timm, and what utils/importing.py says. checkpoint: its path. `trust` skips the check.
     """
-    source = name.partition(":")[0]
-    if trust or not is_external(name) or source in SOURCES or is_own(source, allowed_package="models"):
-        return
-    raise UserError(f"the checkpoint would call {name} as its model's factory; {remedy}")
+    if not trust and is_external(name) and name.partition(":")[0] not in SOURCES:
+        importing.check_may_call(name, "its model's factory", "models", checkpoint, remedy)
 
 
 def build_external(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
@@ -52,6 +52,7 @@ def build_external(name: str, num_classes: int | None, image_size: int, options:
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(model).__name__}, not an nn.Module")
     check_output(model, name, num_classes, image_size)
+    use_plain_batch_norms(model, torch.zeros(2, 3, image_size, image_size))
     return model
 
 

@@ -291,7 +291,7 @@ def test_another_number_of_classes(reads, checkpoints, tmp_path, monkeypatch, ca
     line = fails(
         capsys, monkeypatch, "train", f"model.weights={path}", f"run.dir={tmp_path}", "quant.method=ptq", "run.epochs=0"
     )
-    assert f"{path}: not weights of this model: fc.weight is (11, 64) there, (10, 64) here" in line
+    assert f"{path}: not weights of this model: another number of classes: fc.weight is (11, 64) there" in line
 
 
 def test_every_message_of_a_setting_names_its_file(tmp_path, monkeypatch, capsys):

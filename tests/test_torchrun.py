@@ -1,5 +1,6 @@
 """Several processes train as one: torchrun with gloo, on the CPU."""
 
+import contextlib
 import csv
 import json
 import os
@@ -27,6 +28,10 @@ LEARN = {
 }
 START = {method: ["optim.lr=1e-20", "run.epochs=1", f"quant.method={method}"] for method in ("lsq", "pact")}
 START["statassist"] = ["optim.lr=1e-20", "run.epochs=1", "quant.method=statassist", "quant.float_epochs=0"]
+NETS = ("unused", "synced", "dropout", "all_of_them")
+"""Of tests/nets_of_processes.py."""
+UNEVEN = ["data.batch_size=45", "data.augment=true", "data.val_fraction=0.2", "optim.lr=0.05"]
+"""One process has an image more than the other."""
 IN_A_ROW = """
 import json, os, sys, torch
 from experiment import training
@@ -36,8 +41,8 @@ def dumped(session):
     fit(session)
     torch.save(session.model.state_dict(), f"{session.settings.run.dir}/rank{os.environ['RANK']}.pt")
 Session.fit = dumped
-for i, arguments in enumerate(json.loads(sys.argv[1])):
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(i)
+for arguments, port in zip(json.loads(sys.argv[1]), json.loads(sys.argv[2])):
+    os.environ["MASTER_PORT"] = str(port)  # of its own: the process that is ready first must not meet the run before
     training.main(arguments)
 """
 
@@ -46,15 +51,21 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
 
 
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 def both(commands: list[list[str]]) -> str:
     """Run train.py with each of these arguments in the same two processes; what they printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
+    ports = free_ports(len(commands))
+    meeting = {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", IN_A_ROW, json.dumps(commands)],
+            [sys.executable, "-c", IN_A_ROW, json.dumps(commands), json.dumps(ports)],
             cwd=ROOT,
             env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **meeting),
             text=True,
@@ -116,6 +127,26 @@ def test_two_processes_learn_what_one_does(tmp_path):
         assert len(learned) > 4
         for key in learned:
             assert torch.allclose(whole[key], shared[key], rtol=1e-5), f"{name}: {key} is found on the whole batch"
+
+
+def test_two_processes_learn_what_one_does_where_layers_see_the_whole_batch_or_nothing(tmp_path):
+    """SyncBatchNorm, dropout, and layers that forward does not reach, in float and with fake-quantization."""
+    model = "model.name=tests.nets_of_processes:"
+    every = {f"float {net}": [*RUN, *UNEVEN, f"{model}{net}", *LEARN["float"]] for net in NETS}
+    every |= {f"{name} all": [*RUN, *UNEVEN, f"{model}all_of_them", *LEARN[name]] for name in ("lsq", "statassist")}
+    for name, command in every.items():
+        (tmp_path / "two" / name).mkdir(parents=True)
+        training.main([*command, f"run.dir={tmp_path / 'one' / name}"])
+    both([[*command, f"run.dir={tmp_path / 'two' / name}"] for name, command in every.items()])
+
+    for name in every:
+        ranks = [torch.load(tmp_path / "two" / name / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+        assert all(torch.equal(value, ranks[1][key]) for key, value in ranks[0].items()), "processes agree to the bit"
+        whole, shared = state(tmp_path / "one" / name), state(tmp_path / "two" / name)
+        assert whole.keys() == shared.keys()
+        for key, value in whole.items():
+            close = 2e-5 if name.startswith("float") else 2e-2
+            assert torch.allclose(value.float(), shared[key].float(), rtol=1e-4, atol=close), f"{name}: {key}"
 
 
 def worker(parent: int, rank: int) -> int:

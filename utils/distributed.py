@@ -6,6 +6,7 @@ nothing here communicates.
 """
 
 import contextlib
+import copy
 import datetime
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +16,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from utils.errors import UserError
+from utils.shared_dropout import drawn_together
+from utils.sync_batch_norm import synchronized
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(hours=3)
@@ -88,12 +93,46 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def ddp(self, model: nn.Module) -> nn.Module:
-        """The model, wrapped so that its gradients are averaged over all processes. Its Parameters are shared."""
+    def ddp(self, model: nn.Module, images: Tensor) -> nn.Module:
+        """The model, wrapped so that its gradients are averaged over all processes. Its Parameters are shared.
+
+        images: some to train on, which show the Parameters that forward does not reach. As in one process, these get
+        no gradient and stay as they are; to look out for them takes time, and only their presence makes up for it.
+        Raises UserError for what several processes cannot train.
+        """
         if self.world_size == 1:
             return model
+        if self.device.type == "cpu" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+            raise UserError("several processes train no kind of SyncBatchNorm on CPUs but torch's own")
         where = None if self.device.type == "cpu" else [self.device]
-        return nn.parallel.DistributedDataParallel(model, device_ids=where)
+        (leaves_out,), _ = self.any_flag_and_sum([leaves_parameters_out(model, images)], 0)
+        return nn.parallel.DistributedDataParallel(model, device_ids=where, find_unused_parameters=leaves_out)
+
+    @contextlib.contextmanager
+    def as_one(self, model: nn.Module) -> Iterator[Callable[[int, int], None]]:
+        """While it lasts, the model trains as in one process where its layers see more than an image at a time.
+
+        Those are SyncBatchNorm and dropout. Yields a function to call at every step with (the seed that one process
+        would have, this process's images).
+        """
+        if self.world_size == 1:
+            yield lambda seed, images: None
+            return
+        with synchronized(model), drawn_together(model) as masks:
+
+            def start_step(seed: int, images: int) -> None:
+                if masks is not None:
+                    masks.start(seed, images, self.any_flag_and_sum([], images)[1])
+
+            yield start_step
+
+
+def leaves_parameters_out(model: nn.Module, images: Tensor) -> bool:
+    """Whether the logits of these images depend on fewer than all trainable Parameters. The model is not changed."""
+    trial = copy.deepcopy(model).train()
+    parameters = [p for p in trial.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(trial(images).float().sum(), parameters, allow_unused=True)
+    return any(gradient is None for gradient in gradients)
 
 
 def local_rank() -> int:

@@ -1,16 +1,38 @@
-"""Functions that a setting names as `package.module:function`. Nothing is evaluated: a name is imported and called."""
+"""Functions that a setting names as `package.module:function`. Nothing is evaluated: a name is imported and called.
 
+Whose code runs: what the user names, on the command line or in a setting file, is imported from wherever Python finds
+it, in the working directory first. What a checkpoint names, whose setting may be a stranger's, is called if it is
+
+- a model or dataset of the tables, of torchvision or of timm, or a function of a file in models/ or data/; or
+- defined in a module of the user's: in the working directory, or where else they let Python look (PYTHONPATH). Not the
+  user's are Python's modules, installed packages, this program, and what may have come with the checkpoint: a module
+  beside it, or a package that it lies in.
+
+`trust=true`, or naming the function in one's own setting, lifts this. `check_may_call` is the one check.
+"""
+
+import functools
 import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError, first_line, nearest
 
 Function = Callable[..., Any]
+PACKAGES = ("benchmarks", "data", "experiment", "models", "quant", "setting", "tests", "utils")
+SCRIPTS = ("train", "evaluate", "latency")
+PROJECT = frozenset(PACKAGES + SCRIPTS)
+"""This program, as imported from its folder, which may be the user's working directory, too."""
+ROOT = Path(__file__).resolve().parent.parent
+LIBRARIES = ("torchvision.models.", "timm.models.")
+"""Installed modules whose functions make models and do nothing else: a module of the user's may only import them."""
+STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 
 
 def is_external(name: str) -> bool:
@@ -41,21 +63,63 @@ def call(function: Function, arguments: dict[str, Any], where: str) -> Any:
         raise UserError(f"{where} cannot be called with {_shown(arguments)}: {first_line(error, 200)}") from error
 
 
-def is_own(source: str, allowed_package: str) -> bool:
-    """Whether a module is the user's, so that a checkpoint may name its functions: not Python's, not an installed
-    package's, and of this program's packages only `allowed_package`.
+def check_may_call(name: str, use: str, allowed_package: str, checkpoint: str | None, remedy: str) -> None:
+    """Raise UserError if the rule of this module's docstring lets no checkpoint call the function of that name.
 
-    Of others any function could be called, with any arguments, before it turns out to return something else.
+    use: what the checkpoint calls it as. checkpoint: its path. remedy: how to call the function all the same.
     """
-    _find_modules_in_current_folder()
+    source, _, attribute = name.partition(":")
     package = source.partition(".")[0]
-    if not package.isidentifier() or package in sys.stdlib_module_names:
-        return False
-    found = importlib.util.find_spec(package)
-    places = [Path(place) for place in (found.submodule_search_locations or [found.origin or "/"])] if found else []
-    root = Path(__file__).parent.parent
-    is_this_project = package != allowed_package and any(place.parent == root for place in places)
-    return not is_this_project and not any("-packages" in part for place in places for part in place.parts)
+    if package.isidentifier() and package not in sys.stdlib_module_names and not _find(package):
+        raise UserError(f"the checkpoint calls {name} as {use}: no module {package} here; start where {package} is")
+    own = is_own(source, allowed_package)
+    if own and checkpoint and _came_with(source, checkpoint):
+        raise UserError(f"the checkpoint would call {name} as {use}, of a file that came with it; {remedy}")
+    if not own or not _is_defined_in_own(member(source, attribute, "the checkpoint"), source, allowed_package):
+        raise UserError(f"the checkpoint would call {name} as {use}; {remedy}")
+
+
+def is_own(source: str, allowed_package: str) -> bool:
+    """Whether a module is the user's: not Python's, not an installed package's, and of this program's packages only
+    `allowed_package`, without what calls functions by name.
+    """
+    package = source.partition(".")[0]
+    places = _places(package)
+    if package in PROJECT and any(place.parent == ROOT for place in places):
+        return package == allowed_package and source not in (package, f"{package}.external")
+    installed = any("-packages" in part for place in places for part in place.parts)
+    return bool(places) and not installed and not any(place.is_relative_to(STANDARD_LIBRARY) for place in places)
+
+
+def _find(package: str) -> ModuleSpec | None:
+    """Where Python would import a package from, without importing it."""
+    _find_modules_in_current_folder()
+    try:
+        return importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # of __main__, for example
+        return None
+
+
+def _places(package: str) -> list[Path]:
+    """The file or the folders of a package, which is not imported; [] if there is none, or if it is Python's."""
+    found = _find(package) if package.isidentifier() and package not in sys.stdlib_module_names else None
+    if found is None or not (found.has_location or found.submodule_search_locations):
+        return []
+    return [Path(place).resolve() for place in (found.submodule_search_locations or [found.origin or "/"])]
+
+
+def _came_with(source: str, checkpoint: str) -> bool:
+    """Whether a module may have come with a checkpoint: it lies beside it, or in a package that this is in."""
+    folder = Path(checkpoint).resolve().parent
+    return any(folder == place.parent or folder.is_relative_to(place) for place in _places(source.partition(".")[0]))
+
+
+def _is_defined_in_own(function: Function, source: str, allowed_package: str) -> bool:
+    """Whether the module, which may only have imported the function, defines it, or another one that may be called."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    home = getattr(function, "__module__", None) or ""
+    return home == source or home.startswith(LIBRARIES) or is_own(home, allowed_package)
 
 
 def _find_modules_in_current_folder() -> None:

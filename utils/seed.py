@@ -43,9 +43,16 @@ class Noise:
         """Set both generators, and those of Python, NumPy and torch (dropout), to their state at this step."""
         self.shared.manual_seed(derive_seed(self.seed, 1, epoch, step))
         self.own.manual_seed(derive_seed(self.seed, 2, epoch, step, self.rank))
-        global_seed = derive_seed(self.seed, 3, epoch, step, self.rank)
+        global_seed = self._global_seed(epoch, step, self.rank)
         random.seed(global_seed)
         numpy.random.seed(global_seed)
         torch.default_generator.manual_seed(global_seed)
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(global_seed)
+
+    def seed_of_first(self, epoch: int, step: int) -> int:
+        """The seed of torch's generators in the first process at this step, which is that of a run of one process."""
+        return self._global_seed(epoch, step, 0)
+
+    def _global_seed(self, epoch: int, step: int, rank: int) -> int:
+        return derive_seed(self.seed, 3, epoch, step, rank)

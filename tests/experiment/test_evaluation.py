@@ -1,8 +1,11 @@
 """What evaluate.py refuses of a checkpoint, where it exports to, and what it tells about the images."""
 
+import json
+import sys
+
 import pytest
 
-from experiment import evaluation
+from experiment import evaluation, latency, training
 from experiment.settings import EvaluateSettings, TrainSettings, resolved
 from utils.errors import UserError
 
@@ -48,3 +51,42 @@ def test_images_from_files_are_resized_before_they_are_cropped():
     assert (whole["image_size"], whole["resize"], whole["weight_bits"]) == (32, 32, 4)
     assert cropped["resize"] > cropped["image_size"] == 32
     assert {key: whole[key] for key in state} == state
+
+
+MODULE = """
+import torch
+from torch import nn
+import data
+
+def net(num_classes):
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *head)
+
+def noise(image_size, limit, train):
+    pixels = torch.randint(0, 256, (64, image_size, image_size, 3), dtype=torch.uint8)
+    images = data.Images(pixels, torch.arange(64) % 2)
+    return data.Dataset(images if train else None, images, ["a", "b"], (0.5,) * 3, (0.3,) * 3, False)
+"""
+
+
+def test_what_train_accepts_of_ones_own_every_script_accepts(tmp_path, monkeypatch):
+    """The model and the dataset of a module in the working directory: measured, exported, timed, and as a teacher."""
+    (tmp_path / "mine_of_evaluation.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    name = "mine_of_evaluation"
+    (tmp_path / "own.json").write_text("{}")
+    setting = ["-c", "own.json"]
+    small = ["data.image_size=16", "data.batch_size=32", "run.epochs=1", 'run.engines=["reference"]']
+    train = [*setting, f"data.name={name}:noise", "quant.method=lsq", *small]
+    training.main([*train, f"model.name={name}:net", "run.name=own"])
+    measure = [*setting, 'engines=["reference"]']
+    evaluation.main(["checkpoint=runs/own/last.pt", "export=exported", *measure])
+    latency.main(['models=["runs/own"]', "repeats=1", "warmup=1", *measure])
+    assert json.loads((tmp_path / "exported" / "model.json").read_text())["model"] == f"{name}:net"
+    training.main([*train, "model.name=resnet20", "quant.teacher=runs/own/last.pt", "run.name=taught"])
+    (tmp_path / "last.pt").write_bytes((tmp_path / "runs" / "own" / "last.pt").read_bytes())
+    with pytest.raises(UserError, match=rf"would call {name}:net as its model's factory, of a file that came with it"):
+        evaluation.main(["checkpoint=last.pt", *measure])
+    evaluation.main(["checkpoint=last.pt", "trust=true", *measure])
+    sys.modules.pop(name)

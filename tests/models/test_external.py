@@ -59,6 +59,14 @@ def test_ones_own_function_beside_the_setting():
     assert all(module.training for module in model.train().modules())
 
 
+def test_a_synchronized_batch_norm_is_a_plain_one():
+    model = models.build("tests.nets_of_processes:synced", 5, 32, {})
+    assert [type(m) for m in model.modules() if "Norm" in type(m).__name__] == [
+        torch.nn.BatchNorm2d,
+        torch.nn.BatchNorm1d,
+    ]
+
+
 def test_torchvisions_with_its_options():
     model = models.build("torchvision:mobilenet_v2", 5, 64, {"width_mult": 0.5})
     assert outputs(model) == (2, 5)

@@ -1,11 +1,15 @@
 """One process: nothing communicates, everything is its own. (Several processes: tests/test_torchrun.py.)"""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
+from tests import nets_of_processes
 from utils import distributed
 from utils.distributed import Processes
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 ALONE = Processes(0, 1, CPU)
@@ -24,8 +28,27 @@ def test_one_process_is_the_main_one_and_gets_back_what_it_gives():
     assert ALONE.sum(x for x in (1.5, 2.0)) == [1.5, 2.0]
     assert ALONE.broadcast_object(value) is value
     assert ALONE.from_main(lambda: value) is value
-    assert ALONE.ddp(model) is model
+    assert ALONE.ddp(model, torch.zeros(1, 2)) is model
     ALONE.barrier()
+
+
+def test_parameters_that_forward_does_not_reach_are_found_and_the_model_stays():
+    images = torch.randn(2, 3, 16, 16)
+    for make, expected in ((nets_of_processes.unused, True), (nets_of_processes.synced, False)):
+        model = make(5).eval()
+        before = copy.deepcopy(model.state_dict())
+        assert distributed.leaves_parameters_out(model, images) == expected
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert not any(module.training for module in model.modules())
+        assert all(p.grad is None for p in model.parameters())
+
+
+def test_other_libraries_synchronized_norms_are_refused_on_cpus():
+    class Norm(nn.SyncBatchNorm):
+        pass
+
+    with pytest.raises(UserError, match="several processes train no kind of SyncBatchNorm on CPUs but torch's own"):
+        Processes(0, 2, CPU).ddp(nn.Sequential(Norm(3)), torch.zeros(2, 3, 4, 4))
 
 
 def test_buffers_of_one_process_stay():

@@ -1,7 +1,11 @@
 """A setting names a function as package.module:function; what is wrong with it is one line."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
+from tests.test_layout import FOLDERS, SCRIPTS
 from utils import importing
 from utils.errors import UserError
 
@@ -57,3 +61,106 @@ def test_only_a_users_modules_are_their_own(tmp_path, monkeypatch):
     assert importing.is_own("mine_of_importing", "tests")
     assert importing.is_own("tests.nets", "tests")
     assert not importing.is_own("tests.nets", "models")
+
+
+HOSTILE = [
+    "os:system",
+    "posix:system",
+    "subprocess:call",
+    "builtins:exec",
+    "antigravity:geohash",
+    "importlib:import_module",
+    "__main__:main",
+    "__hello__:main",
+    "torch.hub:load",
+    "pip:main",
+    "quant.core.kernels:compile_all",
+    "utils.files:locked",
+    "utils.importing:member",
+    "experiment.training:main",
+    "train:main",
+    "tests.nets:plain",
+    "models:build",
+    "models.external:build_external",
+    "models.external:_torchvision",
+    "models.resnet:no_such",
+    "data:load",
+    "mine_of_importing:run",
+    "mine_of_importing:shell",
+    "mine_of_importing.os:system",
+    "../elsewhere/evil:f",
+    ":f",
+    "mine of importing:f",
+]
+OWN = """
+import functools, os
+from subprocess import run
+from torchvision.models import resnet18
+def net(): return 1
+class Net: pass
+small = functools.partial(Net)
+shell = functools.partial(os.system, "touch code_was_run")
+"""
+
+
+def may_call(name: str, checkpoint: Path | None = None) -> None:
+    importing.check_may_call(name, "its model's factory", "models", checkpoint and str(checkpoint), "set trust=true")
+
+
+@pytest.fixture
+def working_directory(tmp_path, monkeypatch):
+    (tmp_path / "mine_of_importing.py").write_text(OWN)
+    (tmp_path / "package_of_importing").mkdir()
+    (tmp_path / "package_of_importing" / "nets.py").write_text("def net(): return 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "elsewhere"))  # restores sys.path afterwards
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine_of_importing", "package_of_importing", "package_of_importing.nets"):
+        sys.modules.pop(name, None)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_checkpoint_calls_nothing_that_is_not_the_users(name, working_directory):
+    before = set(sys.modules)
+    with pytest.raises(UserError) as refused:
+        may_call(name, working_directory / "runs" / "a" / "last.pt")
+    assert "\n" not in str(refused.value)
+    assert not {"antigravity", "__hello__", "evil"} & (set(sys.modules) - before)
+
+
+@pytest.mark.parametrize("function", ["net", "Net", "small", "resnet18"])
+def test_a_checkpoint_calls_what_the_users_module_defines_or_takes_from_torchvision(function, working_directory):
+    may_call(f"mine_of_importing:{function}", working_directory / "runs" / "a" / "last.pt")
+
+
+def test_modules_of_the_users_are_theirs_beside_this_program_too(working_directory, monkeypatch):
+    """Who works in the folder of this program writes modules there, and need not say that they trust them."""
+    monkeypatch.setattr(importing, "ROOT", working_directory)
+    may_call("mine_of_importing:net", working_directory / "runs" / "a" / "last.pt")
+    may_call("package_of_importing.nets:net", working_directory / "runs" / "a" / "last.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint"),
+    [
+        ("mine_of_importing:net", "last.pt"),
+        ("package_of_importing.nets:net", "package_of_importing/last.pt"),
+        ("package_of_importing.nets:net", "package_of_importing/deep/er/last.pt"),
+        ("package_of_importing.nets:net", "last.pt"),
+    ],
+)
+def test_a_module_that_may_have_come_with_the_checkpoint_is_not_imported(name, checkpoint, working_directory):
+    with pytest.raises(UserError, match="as its model's factory, of a file that came with it; set trust=true"):
+        may_call(name, working_directory / checkpoint)
+    assert name.partition(":")[0] not in sys.modules
+
+
+def test_a_module_beside_the_checkpoint_is_not_found_from_elsewhere(working_directory):
+    (working_directory / "download").mkdir()
+    (working_directory / "download" / "evil_of_importing.py").write_text("raise SystemExit('code was run')")
+    with pytest.raises(UserError, match="no module evil_of_importing here; start where evil_of_importing is"):
+        may_call("evil_of_importing:net", working_directory / "download" / "last.pt")
+
+
+def test_this_program_is_named_whole():
+    assert {*FOLDERS, *SCRIPTS} == importing.PROJECT

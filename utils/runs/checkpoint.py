@@ -14,14 +14,17 @@ An integer model is rebuilt from its checkpoint for any engine, so an upgrade of
 """
 
 import json
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat
-from torch import Tensor, nn
+from torch import nn
 
-from utils.config import validate
+from utils.config import blame, validate
 from utils.errors import UserError, joined_lines
 from utils.runs import tensor_file
+from utils.runs.misfit import explain
+from utils.runs.weights import Reading, new_head, read, state_dicts
 from utils.sections import Section
 
 FORMAT = 4
@@ -64,6 +67,11 @@ def load(path: str) -> dict:
     found = state.get("format")
     if not isinstance(found, int) or found not in (FORMAT, *ALSO_READ):
         older = isinstance(found, int) and found in range(1, FORMAT)
+        if "settings" not in state and any(state_dicts(state)):
+            raise UserError(
+                f"{path}: weights alone, without the setting of a run: give them to train.py as model.weights "
+                "(run.epochs=0 makes a checkpoint of them)"
+            )
         written = " ".join(str(found).split())[:20]
         raise UserError(
             f"{path}: not a checkpoint of train.py, format {FORMAT} (it says {written})"
@@ -86,52 +94,55 @@ def _check_contents(path: str, state: dict) -> None:
         raise UserError(f"{path}: not plain values: {error}") from None
 
 
-def load_weights(model: nn.Module, path: str, allow_new_head: bool = False) -> str | None:
-    """Load a checkpoint of train.py or a plain state dict (torchvision's, for example) into a float model.
+@dataclass(frozen=True)
+class Loaded:
+    """What load_weights did. new_head: layers that keep their random weights, since the file is of other classes."""
+
+    new_head: tuple[str, ...]
+    done: tuple[str, ...]
+    """What was done to bring the file's weights under the names of the model."""
+
+
+def load_weights(model: nn.Module, path: str, allow_new_head: bool = False) -> Loaded:
+    """Load a checkpoint of train.py, or weights that another program saved (utils/runs/weights.py), into a float model.
 
     The state of quantizers is left out. allow_new_head: if only the last layer differs, in its number of classes, load
-    all other layers, leave that one as it is, and return its name; otherwise the result is None. Raises UserError if
-    names or shapes do not fit.
+    all other layers and leave that one as it is. Raises UserError if names or shapes do not fit.
     """
-    state, expected = check_weights(model, path), model.state_dict()
-    wrong = [name for name in expected if expected[name].shape != getattr(state[name], "shape", None)]
-    head = list(expected)[-1].rpartition(".")[0]
-    if allow_new_head and wrong and all(_is_head(name, head, state[name], expected[name]) for name in wrong):
-        model.load_state_dict({name: state[name] for name in expected if name not in wrong}, strict=False)
-        return head
-    if wrong:
-        name = wrong[0]
-        shapes = f"{tuple(getattr(state[name], 'shape', ()))} there, {tuple(expected[name].shape)} here"
-        raise UserError(f"{path}: not weights of this model: {name} is {shapes} ({len(wrong)} do not fit)")
-    model.load_state_dict({name: state[name] for name in expected})
-    return None
+    reading, found = _read_weights(model, path)
+    head = new_head(reading, model) if allow_new_head else []
+    if reading.misfits and not head:
+        raise _not_of_this_model(path, reading, model, found)
+    kept = {name: value for name, value in reading.tensors.items() if name.rpartition(".")[0] not in head}
+    model.load_state_dict(kept, strict=not head)
+    return Loaded(tuple(head), reading.done)
 
 
-def _is_head(name: str, head: str, there: Any, here: Tensor) -> bool:
-    """Whether a tensor belongs to the layer called `head` and differs only in the number of outputs."""
-    return name.rpartition(".")[0] == head and isinstance(there, Tensor) and there.shape[1:] == here.shape[1:]
+def check_weights(model: nn.Module, path: str, model_name: str | None = None) -> None:
+    """Raise UserError unless a file holds weights of this float model, of any number of classes.
 
-
-def check_weights(model: nn.Module, path: str, model_name: str | None = None) -> dict:
-    """The state dict in a checkpoint of train.py or in a plain file, which has all names of this float model.
-
-    model_name: refuse the checkpoint of another model. Raises UserError.
+    model_name: refuse the checkpoint of another model.
     """
+    reading, found = _read_weights(model, path, model_name)
+    if reading.misfits and not new_head(reading, model):
+        raise _not_of_this_model(path, reading, model, found)
+
+
+def _read_weights(model: nn.Module, path: str, model_name: str | None = None) -> tuple[Reading, dict]:
+    """(the weights of a file under the names of the model, the whole file)"""
     found = tensor_file.load(path)
-    is_checkpoint = "model" in found and "format" in found
-    if is_checkpoint:
-        _check_contents(path, found)
-        trained = _model_name(found["settings"])
-        if model_name not in (None, trained):
-            raise UserError(f"{path}: a checkpoint of {trained}, not of {model_name}")
-    state = found["model"] if is_checkpoint else found
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in state]
-    unknown = [] if is_checkpoint and found["prepared"] else [name for name in state if name not in expected]
-    if missing or unknown:
-        which = f"{missing[0]} is missing" if missing else f"it also has {unknown[0]}"
-        raise UserError(f"{path}: not weights of this model: {which} ({len(missing) + len(unknown)} names do not fit)")
-    return state
+    if not {"model", "format", "settings"} <= found.keys():
+        with blame(path):
+            return read(found, model), found
+    _check_contents(path, found)
+    trained = _model_name(found["settings"])
+    if model_name not in (None, trained):
+        raise UserError(f"{path}: a checkpoint of {trained}, not of {model_name}")
+    return read(found["model"], model, allow_more=found["prepared"]), found
+
+
+def _not_of_this_model(path: str, reading: Reading, model: nn.Module, found: dict) -> UserError:
+    return UserError(f"{path}: not weights of this model: {explain(reading, model, found)}")
 
 
 def _model_name(settings: dict) -> str | None:

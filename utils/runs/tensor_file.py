@@ -1,7 +1,11 @@
-"""Files of tensors and plain values in torch's format, with a checksum. Loading one never runs code from it."""
+"""Files of tensors and plain values in torch's format, with a checksum, and those of others, safetensors among them.
+
+Loading one never runs code from it.
+"""
 
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,19 @@ from torch import Tensor
 
 from utils.errors import UserError, first_line, nearest
 from utils.files import write_atomically
+from utils.runs.plain_values import ALLOWED, plain
 
 CHECKSUM = "checksum"
+SAFETENSORS = ".safetensors"
+SUFFIXES = (".pt", ".pth", ".tar", ".bin", ".ckpt", SAFETENSORS)
+"""Of files whose names may have been meant."""
+OTHER_FILES = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself: git lfs pull",
+    b"<": "a web page, not the file that was to be downloaded",
+    b"\x89HDF": "a file of HDF5 (Keras), not of torch",
+    b"\x93NUMPY": "an array of NumPy, not a file of torch",
+}
+"""The first bytes of files that are often taken for checkpoints."""
 
 
 def save(path: Path, value: dict, keep: Path | None = None) -> None:
@@ -53,20 +68,18 @@ def _leaves(value: Any) -> Iterator[Any]:
 def check_exists(path: str) -> None:
     """Raise UserError if there is no such checkpoint; the message suggests the file with the nearest name."""
     if not Path(path).is_file():
-        hint = nearest(path, map(str, Path(path).parent.glob("*.pt")))
+        others = [str(file) for file in Path(path).parent.glob("*") if file.suffix in SUFFIXES]
+        hint = nearest(path, others)
         raise UserError(f"{path}: no such checkpoint" + (f", did you mean {hint}?" if hint else ""))
 
 
 def load(path: str) -> dict:
-    """Read what `save` wrote, or a plain state dict. Never runs code from the file.
+    """Read what `save` wrote, or the file of another program: torch's, or safetensors. Never runs code from the file.
 
     Raises UserError if it cannot be read or does not match its checksum.
     """
     check_exists(path)
-    try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a corrupt file makes the unpickler raise anything
-        raise UserError(f"{path}: not a readable checkpoint ({first_line(error, 100)})") from None
+    value = _read_safetensors(path) if path.endswith(SAFETENSORS) else _read_torch(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a checkpoint: holds a {type(value).__name__}")
     _check_sizes(path, value)
@@ -74,6 +87,43 @@ def load(path: str) -> dict:
     if written is not None and written != checksum(value):
         raise UserError(f"{path}: damaged: its contents are not those that were written (checksum)")
     return value
+
+
+def _read_torch(path: str) -> Any:
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return plain(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # a corrupt file makes the unpickler raise anything
+        raise UserError(f"{path}: not a readable checkpoint ({_why_unreadable(path, error)})") from None
+
+
+def _why_unreadable(path: str, error: Exception) -> str:
+    """The cause, in terms of the file: what it is instead, or what it would run."""
+    with open(path, "rb") as file:
+        start = file.read(64)
+    for first_bytes, what in OTHER_FILES.items():
+        if start.lstrip().startswith(first_bytes):
+            return what
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named:
+        return (
+            f"loading it would run code of {named[1]}; if it is of somebody you trust, save the weights alone where "
+            "they come from: torch.save(model.state_dict(), file)"
+        )
+    if "TorchScript" in str(error):
+        return "an archive of TorchScript; save the state dict of the model that it was made of"
+    return first_line(error, 100)
+
+
+def _read_safetensors(path: str) -> dict:
+    try:
+        from safetensors.torch import load_file  # imported here because few runs need it
+    except ImportError:
+        raise UserError(f"{path}: safetensors is not installed; pip install safetensors") from None
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise UserError(f"{path}: not a readable checkpoint ({first_line(error, 100)})") from None
 
 
 def _check_sizes(path: str, value: Any) -> None:

@@ -71,10 +71,10 @@ class Trainer:
         self.ddp_model = None  # its hooks are on the float model's parameters
         self.model, self.quantized = self.quantize(self.model), True
 
-    def wrapped(self) -> nn.Module:
-        """The model that trains: one that averages gradients over all processes, made when first asked for."""
+    def wrapped(self, images: Tensor) -> nn.Module:
+        """The model that trains: one that averages gradients over all processes, made for the first images."""
         if self.ddp_model is None:
-            self.ddp_model = self.processes.ddp(self.model)
+            self.ddp_model = self.processes.ddp(self.model, images)
         return self.ddp_model
 
     def run(self, at: Position) -> None:
@@ -82,7 +82,6 @@ class Trainer:
         for epoch in range(at.epoch, self.epochs):
             if epoch == self.quantize_from and not self.quantized:
                 self.to_quantized()
-            self.wrapped()
             optim.check_covers(self.optimizer, self.model)
             with defer_signals():  # a signal ends the run after a step, or once the epoch is saved
                 self._finish_epoch(epoch, self._train(epoch, at))
@@ -107,14 +106,20 @@ class Trainer:
 
         Raises UserError if the loss is NaN or infinite, before the optimizer steps, and Interrupted after a signal.
         """
-        self.wrapped().train()
+        self.model.train()
         batches, score, device = self.train_batches, at.score, self.processes.device
         steps = zip(range(at.step, len(batches)), batches.epoch(epoch, at.step), strict=True)
         done = at.step * batches.batch_size
-        with self.log.epoch(len(batches.images), done) as progress, defer_signals() as request:
+        with (
+            self.log.epoch(len(batches.images), done) as progress,
+            self.processes.as_one(self.model) as start_step,
+            defer_signals() as request,
+        ):
             for step, (images, labels) in steps:
-                self._before_step(epoch, step)
                 images, labels = images.to(device), labels.to(device)
+                start_step(self.noise.seed_of_first(epoch, step), len(images))
+                self.wrapped(images)
+                self._before_step(epoch, step)
                 logits, loss = self._forward(images, labels)
                 flags = bool(request.number), self.saver.is_due(), not torch.isfinite(loss)
                 (stop, save, not_finite), images_of_all = self.processes.any_flag_and_sum(flags, len(labels))
@@ -132,7 +137,7 @@ class Trainer:
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss. Under bf16 convolutions run in bfloat16; quantizers turn autocast off for themselves."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            logits = self.wrapped()(images)
+            logits = self.wrapped(images)(images)
         return logits, self.loss_of(images, logits.float(), labels)
 
     def _step(self, loss: Tensor) -> None:
