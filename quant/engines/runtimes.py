@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from quant.engines.base import IntegerModel
-from quant.engines.onnx_qdq import QdqEngine, missing, onnx_model
+from quant.engines.onnx_qdq import QdqEngine
 from quant.engines.onnx_sessions import Session, onnxruntime_session, openvino_session
+from quant.engines.onnx_writer import missing, onnx_model
 
 MAX_SESSIONS = 4
 """How many sessions a model keeps. Each shape of images and number of threads needs its own."""

@@ -9,8 +9,9 @@ from torch import Tensor, fx
 
 from quant.engines.base import IntegerModel
 from quant.engines.convert import convert
-from quant.engines.onnx_qdq import QdqEngine, missing, onnx_model
+from quant.engines.onnx_qdq import QdqEngine
 from quant.engines.onnx_sessions import onnxruntime_session
+from quant.engines.onnx_writer import missing, onnx_model
 from utils.errors import UserError
 from utils.files import write_atomically
 
