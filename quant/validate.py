@@ -137,6 +137,7 @@ def _check_read(spec: AnyResolved, in_float: bool, averages: bool) -> None:
             "nothing is trained quantized here; quant.bias_correction=norm is ptq's way to do it",
         ),
         "calibration_images": (calibrates, f"{spec.method} finds its ranges while it trains, and calibrates nothing"),
+        "symmetric_activations": (spec.quantizes_activations, FLOAT_ACTIVATIONS),
         "teacher_share": (bool(spec.teacher), no_teacher),
         "temperature": (bool(spec.teacher), no_teacher),
     }

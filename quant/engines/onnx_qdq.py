@@ -39,6 +39,9 @@ class QdqEngine(Engine):
 
     name = "onnx"
 
+    def __init__(self, symmetric: bool = False):
+        self.symmetric = symmetric
+
     def quantize(self, grid: Grid) -> Operator:
         return Rounded(float(grid.scale), *on_grid(grid, grid.q_min, grid.q_max))
 
@@ -70,8 +73,8 @@ class QdqEngine(Engine):
         return [(self.name, _OPERATORS.get(op.arithmetic, _in_float)(op))]
 
     def concatenate(self, grid: Grid, axis: int) -> Operator:
-        keep = _kept(grid)
-        return lambda values: keep(torch.cat(values, axis))
+        scale, zero_point, _, _ = on_grid(grid, 0, 0)
+        return lambda values: qdq.concatenate(values, axis, scale, zero_point)
 
     def shuffle(self, grid: Grid, groups: int) -> Operator:
         keep = _kept(grid)
@@ -105,9 +108,9 @@ class Rounded:
         return write(x, self.step, self.scale, self.zero_point, self.lo, self.hi)
 
 
-def _kept(grid: Grid) -> Rounded:
-    """Marks values that lie on the grid as such: nothing is rounded."""
-    return Rounded(float(grid.scale), *on_grid(grid, grid.q_min, grid.q_max), to_fuse=True)
+def _kept(grid: Grid) -> Operator:
+    scale, zero_point, _, _ = on_grid(grid, 0, 0)
+    return lambda x: qdq.kept(x, scale, zero_point)
 
 
 def _shuffled(x: Tensor, groups: int) -> Tensor:

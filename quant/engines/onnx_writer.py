@@ -15,6 +15,9 @@ import numpy
 import torch
 from torch import Tensor, fx
 
+PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+"""torch's names of the ways to pad, and ONNX's."""
+
 
 def _translations() -> dict:
     """For each operator that torch.onnx does not know, or writes wrongly: the function that writes it in ONNX's."""
@@ -33,6 +36,12 @@ def _translations() -> dict:
         if (lo, hi) != (0, 255):
             q = op.Clip(q, constant(lo, numpy.uint8), constant(hi, numpy.uint8))
         return op.DequantizeLinear(q, constant(scale, numpy.float32), zero)
+
+    def kept(x, scale: float, zero_point: int):
+        made = x.producer()
+        if made is not None and made.op_type == "DequantizeLinear":
+            return x
+        return to_fuse(x, scale, scale, zero_point, 0, 255)
 
     def to_fuse(y, step: float, *on_grid):
         return rounded(y, constant(step, numpy.float32), *on_grid)
@@ -54,6 +63,10 @@ def _translations() -> dict:
         if not _of_convolution(q):
             return x
         return op.DequantizeLinear(op.Max(q, constant(0, numpy.uint8)), constant(scale, numpy.float32), zero)
+
+    def concatenate(values, axis: int, scale: float, zero_point: int):
+        step, zero = constant(scale, numpy.float32), constant(zero_point, numpy.uint8)
+        return op.DequantizeLinear(op.Concat(*(stored(x, scale, zero) for x in values), axis=axis), step, zero)
 
     def integers(x, scale: float, zero_point: int):
         zero = constant(zero_point, numpy.uint8)
@@ -99,16 +112,28 @@ def _translations() -> dict:
         sums = op.Conv(x, ones, strides=stride, pads=[*padding, *ends], group=x.shape[1])
         return op.Div(sums, constant(divisor, numpy.float32))
 
+    def pad(x, sides, mode="constant", value=None):
+        """Zeros are put around integers where x has some: OpenVINO fails on channels of zeros with a zero point."""
+        before, after = ([*sides[start::2], *[0] * (len(x.shape) - len(sides) // 2)][::-1] for start in (0, 1))
+        ends, made = op.Constant(value_ints=[*before, *after]), x.producer()
+        if mode != "constant" or value or made is None or made.op_type != "DequantizeLinear":
+            return op.Pad(x, ends, constant(value or 0, numpy.float32), mode=PAD_MODES[mode])
+        q, step, zero = made.inputs
+        return op.DequantizeLinear(op.Pad(q, ends, zero), step, zero)
+
     qdq = torch.ops.qdq
     return {
         qdq.quantize.default: quantize,
         qdq.to_fuse.default: to_fuse,
+        qdq.kept.default: kept,
         qdq.unfused.default: unfused,
+        qdq.concatenate.default: concatenate,
         qdq.integers.default: integers,
         qdq.look_up.default: look_up,
         qdq.layer.default: layer,
         qdq.last_layer.default: last_layer,
         torch.ops.aten.avg_pool2d.default: avg_pool2d,
+        torch.ops.aten.pad.default: pad,
     }
 
 

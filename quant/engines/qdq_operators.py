@@ -7,8 +7,10 @@ passed as numbers, shifted so that q_min is 0. The functions here compute in tor
                   runtime, since the division is a multiplication of its own
     to_fuse       the same, written so that runtimes recognize it and compute operator and rounding in one. Their
                   rounding is their own, so that it is for values that lie far from every tie
+    kept          values that an operator moved or selected, and that are on the grid as before
     unfused       values on a grid as they are, but no runtime computes the operator that reads them together with the
                   convolution that made them: OpenVINO would leave out the rounding between the two
+    concatenate   values on one grid, one after another: of their integers
     integers      the integers less the zero point of values on a grid
     look_up       the entry of a table for each integer: a function of one tensor
     layer         an integer layer. last_layer: one whose output is float
@@ -26,7 +28,9 @@ LAYER = "Tensor x, Tensor weight, Tensor weight_scale, Tensor bias, Tensor bias_
 LAYER += ", float x_scale, int x_zero_point, int[] geometry"
 LIBRARY.define(f"quantize(Tensor x, float step, {ON_GRID}) -> Tensor")
 LIBRARY.define(f"to_fuse(Tensor x, float step, {ON_GRID}) -> Tensor")
+LIBRARY.define("kept(Tensor x, float scale, int zero_point) -> Tensor")
 LIBRARY.define("unfused(Tensor x, float scale, int zero_point) -> Tensor")
+LIBRARY.define("concatenate(Tensor[] x, int axis, float scale, int zero_point) -> Tensor")
 LIBRARY.define("integers(Tensor x, float scale, int zero_point) -> Tensor")
 LIBRARY.define(
     "look_up(Tensor x, Tensor table, float x_scale, int x_zero_point, float scale, int zero_point) -> Tensor"
@@ -49,8 +53,12 @@ def quantize(x: Tensor, step: float, scale: float, zero_point: int, lo: int, hi:
     return _grid(scale, zero_point).value(q.sub_(zero_point))
 
 
-def unfused(x: Tensor, scale: float, zero_point: int) -> Tensor:
+def same(x: Tensor, scale: float, zero_point: int) -> Tensor:
     return x.clone()
+
+
+def concatenate(x: list[Tensor], axis: int, scale: float, zero_point: int) -> Tensor:
+    return torch.cat(x, axis)
 
 
 def integers(x: Tensor, scale: float, zero_point: int) -> Tensor:
@@ -94,7 +102,9 @@ def layer(
 for name, function in {
     "quantize": quantize,
     "to_fuse": quantize,
-    "unfused": unfused,
+    "kept": same,
+    "unfused": same,
+    "concatenate": concatenate,
     "integers": integers,
     "look_up": look_up,
     "layer": layer,
@@ -105,11 +115,17 @@ for name, function in {
 
 @torch.library.register_fake("qdq::quantize", lib=LIBRARY)
 @torch.library.register_fake("qdq::to_fuse", lib=LIBRARY)
+@torch.library.register_fake("qdq::kept", lib=LIBRARY)
 @torch.library.register_fake("qdq::unfused", lib=LIBRARY)
 @torch.library.register_fake("qdq::integers", lib=LIBRARY)
 @torch.library.register_fake("qdq::look_up", lib=LIBRARY)
 def _(x, *rest):
     return torch.empty_like(x)
+
+
+@torch.library.register_fake("qdq::concatenate", lib=LIBRARY)
+def _(x, axis, *rest):
+    return torch.cat(x, axis)
 
 
 @torch.library.register_fake("qdq::layer", lib=LIBRARY)
