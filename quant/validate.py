@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from quant.core.method import FLOAT, AnyMethod
+from quant.core.options import FLOAT_ACTIVATIONS
 from quant.core.settings import CommonSettings, LayerBits, QuantSettings, ResolvedQuant
 from quant.engines.verify import exact_in_int8
 from quant.graph.node_view import target

@@ -17,7 +17,7 @@ moved off the ties of its 256 values; where they leave no room, it is a table.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,15 +35,26 @@ qdq = torch.ops.qdq
 
 
 class QdqEngine(Engine):
-    """Native tensors are floats on the grid: the values between a DequantizeLinear and the next QuantizeLinear."""
+    """Native tensors are floats on the grid: the values between a DequantizeLinear and the next QuantizeLinear.
+
+    symmetric: the file has int8 with zero point 0 instead of uint8; all grids must be so (core/symmetric.py).
+    """
 
     name = "onnx"
 
     def __init__(self, symmetric: bool = False):
         self.symmetric = symmetric
 
+    def stored(self, grid: Grid) -> Grid:
+        """The grid with the least and greatest integer of the type that the file has for it, where that is int8.
+
+        Kernels are also tried on other grids, which no file has.
+        """
+        fits = grid.q_min >= -128 and grid.q_max <= 127
+        return Grid(grid.scale, grid.zero_point, -128, 127) if self.symmetric and fits else grid
+
     def quantize(self, grid: Grid) -> Operator:
-        return Rounded(float(grid.scale), *on_grid(grid, grid.q_min, grid.q_max))
+        return Rounded(float(grid.scale), *on_grid(self.stored(grid), grid.q_min, grid.q_max))
 
     def dequantize(self, grid: Grid) -> Operator:
         return lambda x: x
@@ -62,26 +73,27 @@ class QdqEngine(Engine):
         geometry = [] if g.linear else [*g.stride, *g.padding, *g.dilation, g.groups]
         weight, bias = layer.weight.to(torch.int8), layer.bias.to(torch.int32)
         weight = weight.t().contiguous() if g.linear else weight.contiguous()
-        x_scale, x_zero_point, _, _ = on_grid(layer.x, 0, 0)
+        x_scale, x_zero_point, _, _ = on_grid(self.stored(layer.x), 0, 0)
         given = (weight, layer.scale, bias, layer.accumulator_scale(), x_scale, x_zero_point, geometry)
         if layer.y is None:
             return lambda x: qdq.last_layer(x, *given)
-        output = on_grid(layer.y, layer.lo, layer.hi)
+        output = on_grid(self.stored(layer.y), layer.lo, layer.hi)
         return lambda x: qdq.layer(x, *given, *output)
 
     def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
-        return [(self.name, _OPERATORS.get(op.arithmetic, _in_float)(op))]
+        x, y = tuple(map(self.stored, op.x)), None if op.y is None else self.stored(op.y)
+        return [(self.name, _OPERATORS.get(op.arithmetic, _in_float)(replace(op, x=x, y=y)))]
 
     def concatenate(self, grid: Grid, axis: int) -> Operator:
-        scale, zero_point, _, _ = on_grid(grid, 0, 0)
+        scale, zero_point, _, _ = on_grid(self.stored(grid), 0, 0)
         return lambda values: qdq.concatenate(values, axis, scale, zero_point)
 
     def shuffle(self, grid: Grid, groups: int) -> Operator:
-        keep = _kept(grid)
+        keep = _kept(self.stored(grid))
         return lambda x: keep(_shuffled(x, groups))
 
     def relu(self, grid: Grid) -> Operator:
-        keep = _kept(grid)
+        keep = _kept(self.stored(grid))
         return lambda x: keep(torch.relu(x))
 
     def conversions_around(self, grid: Grid, pads: bool) -> tuple[Operator, Operator]:
@@ -89,7 +101,7 @@ class QdqEngine(Engine):
 
         Runtimes only fuse an operator that has a Dequantize and a Quantize to itself.
         """
-        return (lambda x: x), _kept(grid)
+        return (lambda x: x), _kept(self.stored(grid))
 
 
 @dataclass(frozen=True)
@@ -154,8 +166,8 @@ def _function(op: IntegerOperator) -> Operator:
     if step is not None:
         rounded = Rounded(step, scale, zero_point, lo, hi, to_fuse=True)
         return lambda x: rounded(op.run(x))
-    entries, x = (table + zero_point).to(torch.uint8), on_grid(op.x[0], 0, 0)[:2]
-    return lambda values: qdq.look_up(values, entries, *x, scale, zero_point)
+    x = on_grid(op.x[0], 0, 0)[:2]
+    return lambda values: qdq.look_up(values, table.to(torch.int16), *x, scale, zero_point)
 
 
 def step_off_ties(op: IntegerOperator) -> float | None:
@@ -173,9 +185,7 @@ def step_off_ties(op: IntegerOperator) -> float | None:
     if outer.all() or not outer.any():
         return float(y.scale)
     low, high = 0.5 / y.scale.double(), 2 / y.scale.double()
-    for _ in range(
-        60
-    ):  # the distance to outer ties falls with 1 / step, that to inner ones rises: find where they meet
+    for _ in range(60):  # the distance to outer ties falls with 1 / step, to inner ones it rises: where do they meet?
         middle = (low + high) / 2
         distances = (ties - v * middle) * (ties - n).sign()
         if distances[outer].min() > distances[~outer].min():

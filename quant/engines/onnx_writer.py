@@ -19,8 +19,11 @@ PAD_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", 
 """torch's names of the ways to pad, and ONNX's."""
 
 
-def _translations() -> dict:
-    """For each operator that torch.onnx does not know, or writes wrongly: the function that writes it in ONNX's."""
+def _translations(symmetric: bool) -> dict:
+    """For each operator that torch.onnx does not know, or writes wrongly: the function that writes it in ONNX's.
+
+    symmetric: write int8 for uint8, and for each integer the one that is less by 128.
+    """
     import onnx_ir as ir
     from onnxscript import opset18
 
@@ -29,12 +32,15 @@ def _translations() -> dict:
     def constant(value: Any, kind):
         return op.Constant(value=ir.tensor(numpy.array(value, kind)))
 
+    def integer(q: int):
+        return constant(q - 128, numpy.int8) if symmetric else constant(q, numpy.uint8)
+
     def rounded(y, step, scale: float, zero_point: int, lo: int, hi: int):
         """Integers of y / step, as values on the grid."""
-        zero = constant(zero_point, numpy.uint8)
+        zero = integer(zero_point)
         q = op.QuantizeLinear(y, step, zero)
         if (lo, hi) != (0, 255):
-            q = op.Clip(q, constant(lo, numpy.uint8), constant(hi, numpy.uint8))
+            q = op.Clip(q, integer(lo), integer(hi))
         return op.DequantizeLinear(q, constant(scale, numpy.float32), zero)
 
     def kept(x, scale: float, zero_point: int):
@@ -58,43 +64,48 @@ def _translations() -> dict:
         return op.QuantizeLinear(x, constant(scale, numpy.float32), zero)
 
     def unfused(x, scale: float, zero_point: int):
-        zero = constant(zero_point, numpy.uint8)
+        zero = integer(zero_point)
         q = stored(x, scale, zero)
         if not _of_convolution(q):
             return x
-        return op.DequantizeLinear(op.Max(q, constant(0, numpy.uint8)), constant(scale, numpy.float32), zero)
+        return op.DequantizeLinear(op.Max(q, integer(0)), constant(scale, numpy.float32), zero)
 
     def concatenate(values, axis: int, scale: float, zero_point: int):
-        step, zero = constant(scale, numpy.float32), constant(zero_point, numpy.uint8)
+        step, zero = constant(scale, numpy.float32), integer(zero_point)
         return op.DequantizeLinear(op.Concat(*(stored(x, scale, zero) for x in values), axis=axis), step, zero)
 
     def integers(x, scale: float, zero_point: int):
-        zero = constant(zero_point, numpy.uint8)
+        zero = integer(zero_point)
         return op.DequantizeLinear(stored(x, scale, zero), constant(1, numpy.float32), zero)
 
     def look_up(x, table, x_scale: float, x_zero_point: int, scale: float, zero_point: int):
-        q = stored(x, x_scale, constant(x_zero_point, numpy.uint8))
-        found = op.Gather(table, op.Cast(q, to=ir.DataType.INT32))
-        return op.DequantizeLinear(found, constant(scale, numpy.float32), constant(zero_point, numpy.uint8))
+        q = stored(x, x_scale, integer(x_zero_point))
+        index = op.Sub(op.Cast(q, to=ir.DataType.INT32), op.Cast(integer(0), to=ir.DataType.INT32))
+        entries = table.const_value.numpy().astype(numpy.int64) + zero_point
+        found = op.Gather(constant(entries - 128, numpy.int8) if symmetric else constant(entries, numpy.uint8), index)
+        return op.DequantizeLinear(found, constant(scale, numpy.float32), integer(zero_point))
 
     def layer(x, weight, weight_scale, bias, bias_scale, x_scale: float, x_zero_point: int, geometry, *on_grid):
-        b, of_weight = op.DequantizeLinear(bias, bias_scale, axis=0), 0 if geometry else 1
-        w = op.DequantizeLinear(weight, weight_scale, axis=of_weight)
+        return to_fuse(sums(x, weight, weight_scale, bias, bias_scale, geometry), on_grid[0], *on_grid)
+
+    def sums(x, weight, weight_scale, bias, bias_scale, geometry):
+        b = op.DequantizeLinear(bias, bias_scale, axis=0)
+        w = op.DequantizeLinear(weight, weight_scale, axis=0 if geometry else 1)
         if geometry:
-            y = op.Conv(x, w, b, **attributes(geometry))
-        else:
-            y = op.Gemm(x, w, b) if len(x.shape) == 2 else op.Add(op.MatMul(x, w), b)
-        return to_fuse(y, on_grid[0], *on_grid)
+            return op.Conv(x, w, b, **attributes(geometry))
+        return op.Gemm(x, w, b) if len(x.shape) == 2 else op.Add(op.MatMul(x, w), b)
 
     def last_layer(x, weight, weight_scale, bias, bias_scale, x_scale: float, x_zero_point: int, geometry):
-        zero = constant(x_zero_point, numpy.uint8)
+        if symmetric:  # TensorRT has neither MatMulInteger nor ConvInteger
+            return sums(x, weight, weight_scale, bias, bias_scale, geometry)
+        zero = integer(x_zero_point)
         q, axes = stored(x, x_scale, zero), [-1, 1, 1] if geometry else [-1]
-        sums = (
+        exact = (
             op.ConvInteger(q, weight, zero, **attributes(geometry)) if geometry else op.MatMulInteger(q, weight, zero)
         )
         shape = op.Constant(value_ints=axes)
-        sums = op.Add(sums, op.Reshape(bias, shape))
-        return op.Mul(op.Cast(sums, to=ir.DataType.FLOAT), op.Reshape(bias_scale, shape))
+        exact = op.Add(exact, op.Reshape(bias, shape))
+        return op.Mul(op.Cast(exact, to=ir.DataType.FLOAT), op.Reshape(bias_scale, shape))
 
     def attributes(geometry: list[int]) -> dict[str, Any]:
         s, p, d, groups = geometry[:2], geometry[2:4], geometry[4:6], geometry[6]
@@ -164,10 +175,10 @@ def missing(*packages: str) -> str:
     return f"needs {' and '.join(absent)}: pip install -r requirements-deploy.txt" if absent else ""
 
 
-def onnx_model(graph: fx.GraphModule, images: Tensor) -> Any:
+def onnx_model(graph: fx.GraphModule, images: Tensor, symmetric: bool = False) -> Any:
     """The ONNX model of a graph that QdqEngine converted.
 
-    images: an example [N, 3, H, W]; the batch size stays free.
+    images: an example [N, 3, H, W]; the batch size stays free. symmetric: as the engine was.
     """
     batch = {0: torch.export.Dim("batch")}
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -178,7 +189,7 @@ def onnx_model(graph: fx.GraphModule, images: Tensor) -> Any:
             (images,),
             input_names=["images"],
             output_names=["logits"],
-            custom_translation_table=_translations(),
+            custom_translation_table=_translations(symmetric),
             dynamo=True,
             opset_version=18,
             verbose=False,

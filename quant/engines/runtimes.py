@@ -27,6 +27,7 @@ class Runtime(QdqEngine):
     multiplies_like = "x86"
 
     def __init__(self, name: str, open_session: Callable[[bytes, torch.Size, int], Session]):
+        super().__init__()
         self.name, self.open_session = name, open_session
 
     def missing(self) -> str:

@@ -21,7 +21,7 @@ FLOAT_ERROR = 1e-5
 
 
 @torch.inference_mode()
-def check_by_running(proto: Any, model: IntegerModel, image_size: int) -> None:
+def check_by_running(proto: Any, model: IntegerModel, image_size: int, symmetric: bool = False) -> None:
     """Raise UserError, with the first operator that differs, if ONNX Runtime computes another function."""
     images = torch.randn(IMAGES, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     step = next(float(grid.scale) for _, grid in model.node_map.values() if grid is not None)
@@ -33,7 +33,7 @@ def check_by_running(proto: Any, model: IntegerModel, image_size: int) -> None:
         raise UserError(
             f"export: ONNX Runtime does not compute this net: it predicts the same class for {same:.0f} % of {IMAGES} "
             f"random images, and its logits are off {off / allowed:.1f} times as far as a step of the image moves them"
-            f"; the first difference is at {first_difference(model, images[:BATCH])}"
+            f"; the first difference is at {first_difference(model, images[:BATCH], symmetric)}"
         )
 
 
@@ -41,7 +41,7 @@ def _in_batches(model, images: Tensor) -> Tensor:
     return torch.cat([model(batch) for batch in images.split(BATCH)])
 
 
-def first_difference(model: IntegerModel, images: Tensor) -> str:
+def first_difference(model: IntegerModel, images: Tensor, symmetric: bool = False) -> str:
     """The name of the first value on a grid that ONNX Runtime computes otherwise, or "the logits". Takes a while.
 
     Found by halving: the graph up to a value is written and run by itself.
@@ -50,7 +50,7 @@ def first_difference(model: IntegerModel, images: Tensor) -> str:
     equal, differs = -1, len(values)
     while differs - equal > 1:
         middle = (equal + differs) // 2
-        equal, differs = (middle, differs) if _same(model, values[middle], images) else (equal, middle)
+        equal, differs = (middle, differs) if _same(model, values[middle], images, symmetric) else (equal, middle)
     return values[differs] if differs < len(values) else "the logits"
 
 
@@ -60,9 +60,9 @@ def _is_tensor(model: IntegerModel, name: str) -> bool:
     return not any(user.target is operator.getitem for user in node.users)
 
 
-def _same(model: IntegerModel, name: str, images: Tensor) -> bool:
+def _same(model: IntegerModel, name: str, images: Tensor, symmetric: bool) -> bool:
     graph = _until(model.graph, name)
-    session = onnxruntime_session(onnx_model(graph, images[:2]).SerializeToString(), images.shape, 1)
+    session = onnxruntime_session(onnx_model(graph, images[:2], symmetric).SerializeToString(), images.shape, 1)
     return torch.equal(session(images), graph(images))
 
 
