@@ -166,8 +166,8 @@ def _function(op: IntegerOperator) -> Operator:
     if step is not None:
         rounded = Rounded(step, scale, zero_point, lo, hi, to_fuse=True)
         return lambda x: rounded(op.run(x))
-    x = on_grid(op.x[0], 0, 0)[:2]
-    return lambda values: qdq.look_up(values, table.to(torch.int16), *x, scale, zero_point)
+    entries, x = (table + zero_point).to(torch.uint8), on_grid(op.x[0], 0, 0)[:2]
+    return lambda values: qdq.look_up(values, entries, *x, scale, zero_point)
 
 
 def step_off_ties(op: IntegerOperator) -> float | None:

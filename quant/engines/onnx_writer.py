@@ -80,10 +80,12 @@ def _translations(symmetric: bool) -> dict:
 
     def look_up(x, table, x_scale: float, x_zero_point: int, scale: float, zero_point: int):
         q = stored(x, x_scale, integer(x_zero_point))
-        index = op.Sub(op.Cast(q, to=ir.DataType.INT32), op.Cast(integer(0), to=ir.DataType.INT32))
-        entries = table.const_value.numpy().astype(numpy.int64) + zero_point
-        found = op.Gather(constant(entries - 128, numpy.int8) if symmetric else constant(entries, numpy.uint8), index)
-        return op.DequantizeLinear(found, constant(scale, numpy.float32), integer(zero_point))
+        q = op.Cast(q, to=ir.DataType.INT32)
+        if symmetric:
+            q = op.Add(q, constant(128, numpy.int32))
+            table = op.Sub(op.Cast(table, to=ir.DataType.INT32), constant(128, numpy.int32))
+            table = op.Cast(table, to=ir.DataType.INT8)
+        return op.DequantizeLinear(op.Gather(table, q), constant(scale, numpy.float32), integer(zero_point))
 
     def layer(x, weight, weight_scale, bias, bias_scale, x_scale: float, x_zero_point: int, geometry, *on_grid):
         return to_fuse(sums(x, weight, weight_scale, bias, bias_scale, geometry), on_grid[0], *on_grid)

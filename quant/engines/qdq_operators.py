@@ -66,8 +66,9 @@ def integers(x: Tensor, scale: float, zero_point: int) -> Tensor:
 
 
 def look_up(x: Tensor, table: Tensor, x_scale: float, x_zero_point: int, scale: float, zero_point: int) -> Tensor:
-    """table: int16, the integer less the zero point for each integer of x's grid."""
-    return _grid(scale, zero_point).value(table[_grid(x_scale, x_zero_point).to_int(x).long()].float())
+    """table: uint8, an entry for each integer of x's grid."""
+    found = table[_grid(x_scale, x_zero_point).to_int(x).long()]
+    return _grid(scale, zero_point).value(found.float().sub_(zero_point))
 
 
 def layer(

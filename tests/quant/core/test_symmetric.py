@@ -32,6 +32,11 @@ class Net(nn.Module):
         return self.last(F.relu(self.fc(y.mean((2, 3)))))
 
 
+class Halved(nn.Module):
+    def forward(self, x):
+        return x * 0.5
+
+
 def prepared(images, **keys):
     model = quant.prepare(with_real_statistics(Net(), images), spec(**keys))
     quant.calibrate(model, [images])
@@ -113,3 +118,21 @@ def test_a_symmetric_range_reaches_as_far_as_the_larger_end():
 def test_float_activations_do_not_read_the_option():
     with pytest.raises(UserError, match=r"^quant.symmetric_activations: no activations are quantized"):
         quant.check_run(spec(method="lsq", act_bits=32, symmetric_activations=True), 1, False)
+
+
+@pytest.mark.skipif("onnxruntime" not in RUNTIMES, reason="onnxruntime is not installed")
+def test_a_function_that_is_a_table_has_int8_entries(tmp_path):
+    """x / 2 on the grid of x: every other value is a tie."""
+    onnx = pytest.importorskip("onnx")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Halved(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(784, 3))
+    images = photos(8, 16)
+    model = quant.prepare(net.eval(), spec(method="ptq", symmetric_activations=True))
+    quant.calibrate(model, [images])
+    found = quant.quantizers(model)
+    found["operators.mul.output"].low.copy_(found["0.output"].low)
+    found["operators.mul.output"].high.copy_(found["0.output"].high)
+    quant.export_onnx(model.eval(), tmp_path / "model.onnx", 16, {})
+    assert "Gather" in [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    session = onnxruntime_session((tmp_path / "model.onnx").read_bytes(), images.shape, 1)
+    with torch.inference_mode():
+        assert torch.allclose(session(images), model(images), rtol=1e-5, atol=1e-6)

@@ -29,9 +29,9 @@ class Net(nn.Module):
         return self.fc(self.b(self.pool(self.a(x).relu())).relu().mean((2, 3)))
 
 
-def with_largest_for_average(graph, images):
+def with_largest_for_average(graph, images, symmetric):
     """The file of a graph, whose pools take the largest value instead of the mean."""
-    proto = onnx_model(graph, images)
+    proto = onnx_model(graph, images, symmetric)
     for node in proto.graph.node:
         if node.op_type == "AveragePool":
             node.op_type = "MaxPool"
