@@ -3,10 +3,11 @@
     python -m benchmarks.other_nets --images runs/imagenette/train
     python -m benchmarks.other_nets --nets timm:ghostnet_100 torchvision:squeezenet1_1 --json out.json
 
-Each net has random weights and batch norm statistics of photographs: crops of those in --images (an image folder), or of
-the two of scikit-learn. It is quantized by ptq to 8 bits on half of them and measured on the other half. A row shows the
-share of multiply-accumulates in integers, how many predictions agree with the simulation and how many images have
-logits that are equal to the bit, on the worst of torch's engines and on ONNX Runtime, and the seconds that all of it took.
+Each net has random weights and batch norm statistics of photographs: crops of those in --images (an image folder), or
+of the two of scikit-learn. It is quantized by ptq to 8 bits on half of them and measured on the other half. A row shows
+the share of multiply-accumulates in integers, how many predictions agree with the simulation and how many images have
+logits that are equal to the bit, on the worst of torch's engines and on ONNX Runtime, and the seconds that all of it
+took.
 """
 
 import argparse

@@ -22,6 +22,7 @@ from experiment.settings import LatencySettings, ModelSettings
 from utils import files, timing
 from utils.complexity import complexity
 from utils.config import validate
+from utils.console import say
 from utils.environment import environment
 from utils.errors import UserError
 from utils.runs import checkpoint, tensor_file
@@ -173,9 +174,13 @@ def measure(
     integer = {name: quant.convert(subject.prepared, name) for name in engines}
     forms = quant.float_baseline(plain).torchscript_variants(channels_last)
     calls = {"eager": call(plain, images)} | {form: call(run, channels_last) for form, run in forms.items()}
-    for name, model in integer.items():
+    for name, model in list(integer.items()):
         engine_images = images.contiguous(memory_format=model.engine.layout)
-        calls[name] = call(model.compile_for(engine_images), engine_images)
+        try:
+            calls[name] = call(model.compile_for(engine_images), engine_images)
+        except quant.EngineFailed as error:
+            say(str(error))
+            del integer[name]
     times = timing.time_interleaved(calls, warmup, repeats, progress)
     best = min(forms, key=lambda form: times[form].median)
     common, share = float_facts(plain, size, batch_size), quant.integer_share(subject.prepared, size).percent

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from quant.core.method import FLOAT, AnyMethod
+from quant.core.options import FLOAT_ACTIVATIONS
 from quant.core.settings import CommonSettings, LayerBits, QuantSettings, ResolvedQuant
 from quant.engines.verify import exact_in_int8
 from quant.graph.node_view import target
@@ -137,6 +138,7 @@ def _check_read(spec: AnyResolved, in_float: bool, averages: bool) -> None:
             "nothing is trained quantized here; quant.bias_correction=norm is ptq's way to do it",
         ),
         "calibration_images": (calibrates, f"{spec.method} finds its ranges while it trains, and calibrates nothing"),
+        "symmetric_activations": (spec.quantizes_activations, FLOAT_ACTIVATIONS),
         "teacher_share": (bool(spec.teacher), no_teacher),
         "temperature": (bool(spec.teacher), no_teacher),
     }

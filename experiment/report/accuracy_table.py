@@ -23,4 +23,5 @@ def accuracy_table(result: dict) -> str:
     table = text_table(["", "top-1 %", "top-5 %", "loss", "agreement %", "bit-equal %", "MB"], rows)
     if "simulated" not in result["accuracy"]:
         return table
-    return f"{table}\n\npacked at its own bit-widths: {result['size_mb_at_bits']:.3f} MB"
+    packed = f"packed at its own bit-widths: {result['size_mb_at_bits']:.3f} MB"
+    return "\n\n".join([table, *result.get("failed", {}).values(), packed])

@@ -7,7 +7,7 @@ from torch import Tensor, fx, nn
 
 from quant.core.batch_norm import BatchNorm
 from quant.core.quantizer import ActivationQuantizer, Quantizer
-from quant.engines.base import IntegerModel
+from quant.engines.base import EngineFailed, IntegerModel
 from quant.graph.node_view import target
 from quant.graph.quant_layers import Correction, QuantLayer
 from quant.graph.views import layers, operator_view, quantizers, without_quantizers
@@ -27,12 +27,14 @@ def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iter
         bit_equal        {engine: percent of images whose logits equal the simulation's bit for bit}
         size_mb          {"float" or engine: decimal MB of the tensors to store}
         size_mb_at_bits  decimal MB if weights are stored at their own number of bits
+        failed           {engine: why it cannot run the model}, only where there is one; nothing else names it
     """
     quantized = bool(quantizers(prepared))
     with_float = with_float or not quantized
     names = [*(["float"] if with_float else []), *(["simulated"] if quantized else []), *engines]
     scores = {name: Score() for name in names}
     same, equal = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0)
+    engines, failed = dict(engines), {}
     for images, labels in batches:
         if with_float:
             with without_quantizers(prepared):
@@ -41,12 +43,18 @@ def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iter
             continue
         simulated = prepared(images)
         scores["simulated"].add(simulated, labels)
-        for name, model in engines.items():
-            logits = model(images)
+        for name, model in list(engines.items()):
+            try:
+                logits = model(images)
+            except EngineFailed as error:
+                failed[name] = str(error)
+                for table in (engines, scores, same, equal):
+                    del table[name]
+                continue
             scores[name].add(logits, labels)
             same[name] += int((logits.argmax(1) == simulated.argmax(1)).sum())
             equal[name] += int((logits == simulated).all(1).sum())
-    images_seen = max(scores[names[0]].images, 1)
+    images_seen = max(next(iter(scores.values())).images, 1)
     return {
         "accuracy": {name: score.summary() for name, score in scores.items()},
         "agreement": {name: 100 * count / images_seen for name, count in same.items()},
@@ -54,6 +62,7 @@ def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iter
         "size_mb": {"float": tensor_file.megabytes(float_state(prepared))}
         | {name: tensor_file.megabytes(model.stored()) for name, model in engines.items()},
         "size_mb_at_bits": megabytes_at_bits(prepared),
+        **({"failed": failed} if failed else {}),
     }
 
 

@@ -130,7 +130,14 @@ class ObservedActivationQuantizer(ObservedRange, ActivationQuantizer):
 
     def __init__(self, bits: int, observer: str, percentile: float = 100.0):
         super().__init__(bits, None, observer, percentile)
-        self.q_max = 2**bits - 1
+        self.q_min, self.q_max = 0, 2**bits - 1
+
+    def make_symmetric(self, signed: bool) -> None:
+        """Zero point 0 from now on: +-(2^(bits-1) - 1) steps, or 0 .. 2^bits - 1 where x cannot be negative."""
+        self.symmetric = True
+        if signed:
+            self.q_max = 2 ** (self.bits - 1) - 1
+            self.q_min = -self.q_max
 
     @torch.no_grad()
     def observe(self, x: Tensor, activation: ClampedAffine) -> None:
@@ -143,6 +150,9 @@ class ObservedActivationQuantizer(ObservedRange, ActivationQuantizer):
             self._update(every.float())
 
     def grid_of(self, low: Tensor, high: Tensor) -> Grid:
+        if self.symmetric:
+            scale = (torch.maximum(-low, high) / self.q_max).clamp(min=TINY)
+            return Grid(scale, torch.zeros_like(scale, dtype=torch.int32), self.q_min, self.q_max)
         scale = ((high - low) / self.q_max).clamp(min=TINY)
         zero_point = (-low / scale).round().clamp(0, self.q_max).int()
         return Grid(scale, zero_point, 0, self.q_max)

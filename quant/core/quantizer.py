@@ -92,7 +92,10 @@ class ActivationQuantizer(Quantizer):
 
     members: how many values of one forward pass of the model share this quantizer. More than one for the parts of a
     concatenation, which lie on one grid.
+    symmetric: whether its zero point is 0 and its integers fit int8, because quant.symmetric_activations asks for it.
     """
+
+    symmetric = False
 
     def __init__(self, bits: int):
         super().__init__(bits)

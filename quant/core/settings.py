@@ -42,6 +42,9 @@ class CommonSettings(Section):
     """layers auto: the most MB of weights, scales and biases at their own bits. With layers by name: as above."""
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
     """Weight scales: one an output channel, or one a layer."""
+    symmetric_activations: bool = False
+    """All activations have zero point 0 and fit int8, as TensorRT needs them. Values that cannot be negative then have
+    7 bits at most, and an ONNX file has int8 in the place of uint8."""
     engine: str = "fbgemm"
     """The integer engine that the run is meant for; evaluate.py measures any of them."""
     min_integer_share: float = Field(0.5, ge=0, le=1)

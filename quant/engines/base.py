@@ -19,11 +19,16 @@ from quant.core.integer_layer import IntegerLayer
 from quant.core.integer_operator import IntegerOperator
 from quant.engines.torchscript import to_torchscript
 from quant.graph import operator_row
+from utils.errors import UserError
 
 NativeTensor = Tensor
 FLOAT32_KERNEL = "integers in float32"
 """Name of the kernel that is always exact: the arithmetic of core/integer_layer.py in fp32."""
 Operator = Callable[..., NativeTensor]
+
+
+class EngineFailed(UserError):
+    """An engine cannot run a model, by no fault of the model or of this program: the other engines still can."""
 
 
 class Engine:

@@ -1,4 +1,4 @@
-"""Translate an integer model to ONNX in the QDQ format: float operators between DequantizeLinear and QuantizeLinear.
+"""The engine of ONNX files in the QDQ format: float operators between DequantizeLinear and QuantizeLinear.
 
 Runtimes recognize this pattern and run it as an integer operator. A convolution, for example, reads DequantizeLinear of
 its input (uint8), of its weights (int8, one scale per channel) and of its bias (int32, scale s_x s_c), and
@@ -6,42 +6,56 @@ QuantizeLinear reads its result. Grids keep their zero points. If a grid has few
 its range, a uint8 Clip stands between QuantizeLinear and DequantizeLinear. (A Clip before QuantizeLinear would prevent
 fusion in ONNX Runtime.)
 
-The operators of the library `qdq` below are translated by the table of `_translations`; torch.onnx translates the rest.
+What a runtime fuses, it rounds in its own way. That is harmless for layers, whose sums lie off all ties
+(core/integer_layer.py). It is not for a sum of two tensors, whose 65,536 pairs of integers come too near to ties, nor
+for products and averages. They are written so that no runtime fuses their rounding: in float, with the multiplication
+by 1 / scale as an operator of its own and QuantizeLinear of scale 1. So every rounding is the simulation's, on each
+CPU; products and averages are those of integers, and therefore exact. A function of one tensor is fused, on a scale
+moved off the ties of its 256 values; where they leave no room, it is a table.
+
+`QdqEngine` makes a graph of the operators of engines/qdq_operators.py. engines/onnx_writer.py writes it as a file.
 """
 
-import contextlib
-import importlib.util
-import io
-import warnings
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import numpy
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from quant.core.grid import Grid
-from quant.core.integer_layer import Geometry, IntegerLayer
-from quant.core.integer_operator import IntegerOperator
+from quant.core.integer_layer import IntegerLayer
+from quant.core.integer_operator import IntegerOperator, average, exact_average, function, mul
 from quant.engines.base import Engine, Operator
+from quant.engines.qdq_operators import on_grid
 from quant.graph import operator_row
 
-LIBRARY = torch.library.Library("qdq", "FRAGMENT")
-ON_GRID = "float scale, int zero_point, int lo, int hi"
-LIBRARY.define(f"quantize(Tensor x, {ON_GRID}) -> Tensor")
-LAYER = "Tensor x, Tensor weight, Tensor weight_scale, Tensor bias, Tensor bias_scale"
-LAYER += ", float x_scale, int x_zero_point, int[] geometry"
-LIBRARY.define(f"layer({LAYER}, {ON_GRID}) -> Tensor")
-LIBRARY.define(f"last_layer({LAYER}) -> Tensor")
+FAR_FROM_TIES = 2e-4
+"""How far, in steps, the values of a fused function have to be from a tie. Runtimes compute the functions of the table
+of operators in ways of their own, which differ by up to 7e-5 steps of 8 bits."""
+qdq = torch.ops.qdq
 
 
 class QdqEngine(Engine):
-    """Native tensors are floats on the grid: the values between a DequantizeLinear and the next QuantizeLinear."""
+    """Native tensors are floats on the grid: the values between a DequantizeLinear and the next QuantizeLinear.
+
+    symmetric: the file has int8 with zero point 0 instead of uint8; all grids must be so (core/symmetric.py).
+    """
 
     name = "onnx"
 
+    def __init__(self, symmetric: bool = False):
+        self.symmetric = symmetric
+
+    def stored(self, grid: Grid) -> Grid:
+        """The grid with the least and greatest integer of the type that the file has for it, where that is int8.
+
+        Kernels are also tried on other grids, which no file has.
+        """
+        fits = grid.q_min >= -128 and grid.q_max <= 127
+        return Grid(grid.scale, grid.zero_point, -128, 127) if self.symmetric and fits else grid
+
     def quantize(self, grid: Grid) -> Operator:
-        on_grid = _on_grid(grid, grid.q_min, grid.q_max)
-        return lambda x: torch.ops.qdq.quantize(x, *on_grid)
+        return Rounded(float(grid.scale), *on_grid(self.stored(grid), grid.q_min, grid.q_max))
 
     def dequantize(self, grid: Grid) -> Operator:
         return lambda x: x
@@ -60,37 +74,56 @@ class QdqEngine(Engine):
         geometry = [] if g.linear else [*g.stride, *g.padding, *g.dilation, g.groups]
         weight, bias = layer.weight.to(torch.int8), layer.bias.to(torch.int32)
         weight = weight.t().contiguous() if g.linear else weight.contiguous()
-        x_scale, x_zero_point, _, _ = _on_grid(layer.x, 0, 0)
+        x_scale, x_zero_point, _, _ = on_grid(self.stored(layer.x), 0, 0)
         given = (weight, layer.scale, bias, layer.accumulator_scale(), x_scale, x_zero_point, geometry)
         if layer.y is None:
-            return lambda x: torch.ops.qdq.last_layer(x, *given)
-        on_grid = _on_grid(layer.y, layer.lo, layer.hi)
-        return lambda x: torch.ops.qdq.layer(x, *given, *on_grid)
+            return lambda x: qdq.last_layer(x, *given)
+        output = on_grid(self.stored(layer.y), layer.lo, layer.hi)
+        return lambda x: qdq.layer(x, *given, *output)
 
     def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
-        if op.y is None:
-            return [(self.name, op.run)]
-        on_grid = _on_grid(op.y, op.lo, op.hi)
-        return [(self.name, lambda *values: torch.ops.qdq.quantize(op.run(*values), *on_grid))]
+        x, y = tuple(map(self.stored, op.x)), None if op.y is None else self.stored(op.y)
+        return [(self.name, _OPERATORS.get(op.arithmetic, _in_float)(replace(op, x=x, y=y)))]
 
     def concatenate(self, grid: Grid, axis: int) -> Operator:
-        requantize = self.quantize(grid)
-        return lambda values: requantize(torch.cat(values, axis))
+        scale, zero_point, _, _ = on_grid(self.stored(grid), 0, 0)
+        return lambda values: qdq.concatenate(values, axis, scale, zero_point)
 
     def shuffle(self, grid: Grid, groups: int) -> Operator:
-        requantize = self.quantize(grid)
-        return lambda x: requantize(_shuffled(x, groups))
+        keep = _kept(self.stored(grid))
+        return lambda x: keep(_shuffled(x, groups))
 
     def relu(self, grid: Grid) -> Operator:
-        requantize = self.quantize(grid)
-        return lambda x: requantize(torch.relu(x))
+        keep = _kept(self.stored(grid))
+        return lambda x: keep(torch.relu(x))
 
     def conversions_around(self, grid: Grid, row: operator_row.Operator) -> tuple[Operator, Operator]:
-        """Re-quantize after each pass-through operator.
+        """Quantize again after each pass-through operator.
 
         Runtimes only fuse an operator that has a Dequantize and a Quantize to itself.
         """
-        return (lambda x: x), self.quantize(grid)
+        return (lambda x: x), _kept(self.stored(grid))
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """float values / step -> values on a grid of `scale`; see qdq_operators.py for both forms."""
+
+    step: float
+    scale: float
+    zero_point: int
+    lo: int
+    hi: int
+    to_fuse: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        write = qdq.to_fuse if self.to_fuse else qdq.quantize
+        return write(x, self.step, self.scale, self.zero_point, self.lo, self.hi)
+
+
+def _kept(grid: Grid) -> Operator:
+    scale, zero_point, _, _ = on_grid(grid, 0, 0)
+    return lambda x: qdq.kept(x, scale, zero_point)
 
 
 def _shuffled(x: Tensor, groups: int) -> Tensor:
@@ -98,147 +131,74 @@ def _shuffled(x: Tensor, groups: int) -> Tensor:
     return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-def _on_grid(y: Grid, lo: int, hi: int) -> tuple[float, int, int, int]:
-    """(scale, zero_point, lo, hi) of grid y as the operators below take them: integers shifted so that q_min is 0."""
-    return float(y.scale), int(y.zero_point) - y.q_min, lo - y.q_min, hi - y.q_min
+def _in_float(op: IntegerOperator) -> Operator:
+    """The operator on float values: what core/integer_operator.py computes for a sum."""
+    rounded = Rounded(float(op.output_grid.scale), *on_grid(op.output_grid, op.lo, op.hi))
+    grids = [on_grid(grid, 0, 0)[:2] for grid in op.x]
+    return lambda *values: rounded(op.run(*(qdq.unfused(x, *grid) for x, grid in zip(values, grids, strict=True))))
 
 
-def _grid(scale: float, zero_point: int) -> Grid:
-    return Grid(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32), 0, 255)
+def _on_integers(op: IntegerOperator) -> Callable[..., list[Tensor]]:
+    """The operator float values -> the integers that it computes on, one tensor each."""
+    grids = [on_grid(grid, 0, 0)[:2] for grid in op.x]
+    return lambda *values: [qdq.integers(x, *grid) for x, grid in zip(values, grids, strict=True)]
 
 
-def quantize(x: Tensor, scale: float, zero_point: int, lo: int, hi: int) -> Tensor:
-    grid = _grid(scale, zero_point)
-    return grid.value(grid.to_int(x).clamp_(lo, hi).sub_(zero_point))
+def _divided(op: IntegerOperator) -> Rounded:
+    """Integers / op.divisor() -> values on the output's grid."""
+    return Rounded(float(op.divisor()), *on_grid(op.output_grid, op.lo, op.hi))
 
 
-def layer(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor,
-    bias_scale: Tensor,
-    x_scale: float,
-    x_zero_point: int,
-    geometry: list[int],
-    scale: float | None = None,
-    zero_point: int = 0,
-    lo: int = 0,
-    hi: int = 0,
-) -> Tensor:
-    """An IntegerLayer whose input and output are float values on their grids.
+def _product(op: IntegerOperator) -> Operator:
+    integers, rounded = _on_integers(op), _divided(op)
+    return lambda p, q: rounded(op.run(*integers(p, q)))
 
-    The weights of a linear layer are [I, O], and its `geometry` is empty. Otherwise geometry holds stride (2), padding
-    (2), dilation (2) and groups. scale None: the output is float and not quantized.
+
+def _average(op: IntegerOperator) -> Operator:
+    integers = _on_integers(op)
+    rounded = op.x[0].value if op.y is None else _divided(op)
+    return lambda x: rounded(exact_average(op.run, *integers(x)))
+
+
+def _function(op: IntegerOperator) -> Operator:
+    """A function in float, to be fused, on a step that is far from all ties; else a table."""
+    scale, zero_point, lo, hi = on_grid(op.output_grid, op.lo, op.hi)
+    step, table = step_off_ties(op), op.table()
+    if step is not None:
+        rounded = Rounded(step, scale, zero_point, lo, hi, to_fuse=True)
+        return lambda x: rounded(op.run(x))
+    entries, x = (table + zero_point).to(torch.uint8), on_grid(op.x[0], 0, 0)[:2]
+    return lambda values: qdq.look_up(values, entries, *x, scale, zero_point)
+
+
+def step_off_ties(op: IntegerOperator) -> float | None:
+    """A step near the output's scale, by which all values of a function round as in its table, far from ties; or None.
+
+    A value v rounds to n on each step s for which v / s lies between the ties n - 1/2 and n + 1/2. So v / tie bounds s
+    from below at the tie that is farther from zero, and from above at the other. Values that are clamped may lie
+    anywhere beyond.
     """
-    g, weight = geometry, weight if geometry else weight.t()
-    shape = Geometry((g[0], g[1]), (g[2], g[3]), (g[4], g[5]), g[6]) if g else Geometry()
-    source = _grid(x_scale, x_zero_point)
-    y = None if scale is None else _grid(scale, zero_point)
-    integer_layer = IntegerLayer(shape, weight.float(), weight_scale, bias.float(), source, y, lo, hi)
-    output = integer_layer(source.centred(x))
-    return output if y is None else y.value(output)
-
-
-LIBRARY.impl("quantize", quantize, "CPU")
-LIBRARY.impl("layer", layer, "CPU")
-LIBRARY.impl("last_layer", layer, "CPU")
-
-
-@torch.library.register_fake("qdq::quantize", lib=LIBRARY)
-def _(x, scale, zero_point, lo, hi):
-    return torch.empty_like(x)
-
-
-@torch.library.register_fake("qdq::layer", lib=LIBRARY)
-def _(x, weight, weight_scale, bias, bias_scale, x_scale, x_zero_point, geometry, scale, zero_point, lo, hi):
-    return _like(x, weight, geometry)
-
-
-@torch.library.register_fake("qdq::last_layer", lib=LIBRARY)
-def _(x, weight, weight_scale, bias, bias_scale, x_scale, x_zero_point, geometry):
-    return _like(x, weight, geometry)
-
-
-def _like(x: Tensor, weight: Tensor, g: list[int]) -> Tensor:
-    if not g:
-        return x.new_empty((*x.shape[:-1], weight.shape[1]))
-    return torch.nn.functional.conv2d(x, weight.float(), None, g[:2], g[2:4], g[4:6], g[6])
-
-
-def _translations() -> dict:
-    """For each operator above, the function that writes it in ONNX operators."""
-    import onnx_ir as ir
-    from onnxscript import opset18
-
-    op: Any = opset18  # its functions are typed by their ONNX tensors, and called with what is traced
-
-    def constant(value: float, kind):
-        return op.Constant(value=ir.tensor(numpy.array(value, kind)))
-
-    def quantize(y, scale: float, zero_point: int, lo: int, hi: int):
-        step, zero = constant(scale, numpy.float32), constant(zero_point, numpy.uint8)
-        q = op.QuantizeLinear(y, step, zero)
-        if (lo, hi) != (0, 255):
-            q = op.Clip(q, constant(lo, numpy.uint8), constant(hi, numpy.uint8))
-        return op.DequantizeLinear(q, step, zero)
-
-    def layer(x, weight, weight_scale, bias, bias_scale, x_scale: float, x_zero_point: int, geometry, *on_grid):
-        b, of_weight = op.DequantizeLinear(bias, bias_scale, axis=0), 0 if geometry else 1
-        w = op.DequantizeLinear(weight, weight_scale, axis=of_weight)
-        if geometry:
-            y = op.Conv(x, w, b, **attributes(geometry))
+    x, y, n = op.x[0], op.output_grid, op.table().double()
+    v = op.run(x.value(torch.arange(x.q_min, x.q_max + 1.0) - int(x.zero_point))).double()
+    above, below = n < op.hi - int(y.zero_point), n > op.lo - int(y.zero_point)
+    n, v, ties = (torch.cat([a[above], b[below]]) for a, b in ((n, n), (v, v), (n + 0.5, n - 0.5)))
+    outer = ties.abs() > n.abs()
+    if outer.all() or not outer.any():
+        return float(y.scale)
+    low, high = 0.5 / y.scale.double(), 2 / y.scale.double()
+    for _ in range(60):  # the distance to outer ties falls with 1 / step, to inner ones it rises: where do they meet?
+        middle = (low + high) / 2
+        distances = (ties - v * middle) * (ties - n).sign()
+        if distances[outer].min() > distances[~outer].min():
+            low = middle
         else:
-            y = op.Gemm(x, w, b) if len(x.shape) == 2 else op.Add(op.MatMul(x, w), b)
-        return quantize(y, *on_grid)
-
-    def last_layer(x, weight, weight_scale, bias, bias_scale, x_scale: float, x_zero_point: int, geometry):
-        zero = constant(x_zero_point, numpy.uint8)
-        q, axes = op.QuantizeLinear(x, constant(x_scale, numpy.float32), zero), [-1, 1, 1] if geometry else [-1]
-        sums = (
-            op.ConvInteger(q, weight, zero, **attributes(geometry)) if geometry else op.MatMulInteger(q, weight, zero)
-        )
-        shape = op.Constant(value_ints=axes)
-        sums = op.Add(sums, op.Reshape(bias, shape))
-        return op.Mul(op.Cast(sums, to=1), op.Reshape(bias_scale, shape))
-
-    def attributes(geometry: list[int]) -> dict[str, Any]:
-        s, p, d, groups = geometry[:2], geometry[2:4], geometry[4:6], geometry[6]
-        return {"strides": s, "pads": [*p, *p], "dilations": d, "group": groups}
-
-    functions = torch.ops.qdq
-    return {
-        functions.quantize.default: quantize,
-        functions.layer.default: layer,
-        functions.last_layer.default: last_layer,
-    }
+            high = middle
+    return float(1 / middle) if distances.min() >= FAR_FROM_TIES else None
 
 
-def missing(*packages: str) -> str:
-    """Which packages to install to write ONNX files, and to run them with `packages`; empty if all are installed."""
-    absent = [name for name in ("onnx", "onnxscript", *packages) if not importlib.util.find_spec(name)]
-    return f"needs {' and '.join(absent)}: pip install -r requirements-deploy.txt" if absent else ""
-
-
-def onnx_model(graph: fx.GraphModule, images: Tensor) -> Any:
-    """The ONNX model of a graph that QdqEngine converted.
-
-    images: an example [N, 3, H, W]; the batch size stays free.
-    """
-    batch = {0: torch.export.Dim("batch")}
-    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        program = torch.export.export(graph, (images,), dynamic_shapes=(batch,))
-        written = torch.onnx.export(
-            program,
-            (images,),
-            input_names=["images"],
-            output_names=["logits"],
-            custom_translation_table=_translations(),
-            dynamo=True,
-            opset_version=18,
-            verbose=False,
-        )
-    if written is None:
-        raise RuntimeError("torch.onnx.export returned no program")
-    return written.model_proto
+_OPERATORS: dict[Callable, Callable[[IntegerOperator], Operator]] = {
+    mul: _product,
+    average: _average,
+    function: _function,
+}
+"""Arithmetic of an operator -> how it is written; others are written in float."""

@@ -4,14 +4,17 @@ They choose and fuse their kernels themselves, so their integers are not guarant
 often they agree with it is measured and printed, as for every engine. Both are optional: requirements-deploy.txt.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from quant.engines.base import IntegerModel
-from quant.engines.onnx_qdq import QdqEngine, missing, onnx_model
+from quant.engines.base import EngineFailed, IntegerModel
+from quant.engines.onnx_qdq import QdqEngine
 from quant.engines.onnx_sessions import Session, onnxruntime_session, openvino_session
+from quant.engines.onnx_writer import missing, onnx_model
+from utils.errors import first_line
 
 MAX_SESSIONS = 4
 """How many sessions a model keeps. Each shape of images and number of threads needs its own."""
@@ -24,6 +27,7 @@ class Runtime(QdqEngine):
     multiplies_like = "x86"
 
     def __init__(self, name: str, open_session: Callable[[bytes, torch.Size, int], Session]):
+        super().__init__()
         self.name, self.open_session = name, open_session
 
     def missing(self) -> str:
@@ -34,7 +38,10 @@ class Runtime(QdqEngine):
 
 
 class RuntimeModel(IntegerModel):
-    """An integer model that runs in another package. It uses torch.get_num_threads() threads, read at each call."""
+    """An integer model that runs in another package. It uses torch.get_num_threads() threads, read at each call.
+
+    Raises EngineFailed, a line with the first of the package's own, for a model that the package refuses.
+    """
 
     engine: Runtime
 
@@ -45,10 +52,13 @@ class RuntimeModel(IntegerModel):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        return self._session(images.shape, torch.get_num_threads())(images)
+        session = self.compile_for(images)
+        with _one_line(self.engine.name):
+            return session(images)
 
     def compile_for(self, images: Tensor) -> Session:
-        return self._session(images.shape, torch.get_num_threads())
+        with _one_line(self.engine.name):
+            return self._session(images.shape, torch.get_num_threads())
 
     def _session(self, shape: torch.Size, threads: int) -> Session:
         if (shape, threads) not in self.sessions:
@@ -62,6 +72,14 @@ class RuntimeModel(IntegerModel):
         if shape not in self.files:
             self.files[shape] = onnx_model(self.graph, torch.zeros(2, *shape)).SerializeToString()
         return self.files[shape]
+
+
+@contextlib.contextmanager
+def _one_line(engine: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise EngineFailed(f"engines: {engine} cannot run this model: {first_line(error, 200)}") from error
 
 
 def onnxruntime_engine() -> Runtime:

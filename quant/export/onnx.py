@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from quant.core.quantizer import ActivationQuantizer
+from quant.core.symmetric import check_symmetric
 from quant.engines.base import IntegerModel
 from quant.engines.convert import convert
-from quant.engines.onnx_qdq import QdqEngine, missing, onnx_model
-from quant.engines.onnx_sessions import onnxruntime_session
+from quant.engines.onnx_qdq import QdqEngine
+from quant.engines.onnx_writer import missing, onnx_model
+from quant.export.onnx_check import check_by_running
+from quant.graph.views import quantizers
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -26,25 +30,25 @@ def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dic
 
     Input "images": normalized float32 [N, 3, image_size, image_size], any N. Output "logits": float32 [N, classes].
     `info` becomes the file's metadata: text as it is, everything else as JSON. Returns the integer model. Raises
-    UserError if a quantizer has not been calibrated, or if ONNX Runtime computes other logits.
+    UserError if a quantizer has not been calibrated, or if ONNX Runtime computes another function.
     """
     import onnx
 
-    model = convert(prepared, QdqEngine())
-    proto = onnx_model(model.graph, torch.zeros(2, 3, image_size, image_size))
+    symmetric = _is_symmetric(prepared)
+    model = convert(prepared, QdqEngine(symmetric))
+    proto = onnx_model(model.graph, torch.zeros(2, 3, image_size, image_size), symmetric)
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in info.items()}
     onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto, full_check=True)
-    _check_by_running(proto.SerializeToString(), model, torch.randn(2, 3, image_size, image_size))
+    if not missing("onnxruntime"):
+        check_by_running(proto, model, image_size, symmetric)
     write_atomically(file, lambda part: onnx.save(proto, part))
     return model
 
 
-def _check_by_running(file: bytes, model: IntegerModel, images: Tensor) -> None:
-    """Raise UserError if ONNX Runtime's logits are off by more than 10 % of the largest; skipped if not installed."""
-    if missing("onnxruntime"):
-        return
-    ours, theirs = model(images), onnxruntime_session(file, images.shape, 1)(images)
-    off = float((ours - theirs).abs().max() / ours.abs().max().clamp(min=1e-30))
-    if off > 0.1:
-        raise UserError(f"export: ONNX Runtime's logits of the file are off by {100 * off:.0f} % of the largest")
+def _is_symmetric(prepared: fx.GraphModule) -> bool:
+    """Whether quant.symmetric_activations is set. Raises UserError if it is and a grid has found a zero point."""
+    activations = [q for q in quantizers(prepared).values() if isinstance(q, ActivationQuantizer) and q.symmetric]
+    for quantizer in activations:
+        check_symmetric(quantizer.grid(), type(quantizer).__name__)
+    return bool(activations)

@@ -12,6 +12,7 @@ import models
 import quant
 from experiment import latency
 from experiment.settings import TrainSettings, resolved
+from quant.engines.base import IntegerModel
 from utils.runs import checkpoint
 
 KEYS = {"model", "engine", "image_size", "batch_size", "threads", "params", "macs", "flops", "float_mb", "int8_mb"}
@@ -100,3 +101,21 @@ def test_the_net_that_is_timed_is_the_net_that_was_trained(tmp_path):
         assert torch.allclose(subject.float_model(images), model(images), atol=1e-5)
         quant.set_enabled(model, True)
         assert torch.equal(subject.prepared(images), model(images))
+
+
+def test_an_engine_that_fails_is_named_and_the_others_are_timed(tmp_path, capsys, monkeypatch):
+    def compile_for(model, images):
+        raise quant.EngineFailed("engines: other cannot run this model: no such shape")
+
+    other = type("Other", (type(quant.engine("reference")),), {"name": "other"})
+    monkeypatch.setitem(quant.ENGINES, "other", other)
+    real = IntegerModel.compile_for
+    monkeypatch.setattr(
+        IntegerModel,
+        "compile_for",
+        lambda model, images: (compile_for if model.engine.name == "other" else real)(model, images),
+    )
+    latency.main([*QUICK, 'models=["resnet20"]', 'engines=["other","reference"]', f"dir={tmp_path}", "threads=1"])
+    rows = json.loads((tmp_path / "latency.json").read_text())
+    assert [row["engine"] for row in rows] == ["reference"]
+    assert "engines: other cannot run this model: no such shape" in capsys.readouterr().out

@@ -22,5 +22,7 @@ def test_the_table_has_a_row_for_each_result():
     assert ["float", "91.23", "99.00", "0.2500", "1.250"] in cells
     assert ["simulated", "90.00", "98.00", "0.5000"] in cells
     assert ["x86", "89.00", "97.00", "0.7500", "99.50", "98.25", "0.500"] in cells
+    failed = accuracy_table(result | {"failed": {"openvino": "engines: openvino cannot run it"}}).splitlines()
+    assert failed == [*lines[:-1], "engines: openvino cannot run it", "", lines[-1]]
     del result["accuracy"]["simulated"], result["accuracy"]["x86"]
     assert "packed at its own bit-widths" not in accuracy_table(result)

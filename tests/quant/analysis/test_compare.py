@@ -130,3 +130,20 @@ def test_the_state_of_the_float_model_holds_nothing_of_quantizers():
     expected = {"0.weight", "0.bias", "4.weight", "4.bias"}
     expected |= {f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
     assert set(float_state(prepared)) == expected
+
+
+def test_an_engine_that_fails_is_left_out_and_the_others_are_measured():
+    prepared, images = calibrated(net(), photos(8, 16)), photos(8, 16)
+    labels = torch.zeros(8, dtype=torch.long)
+
+    class Failing:
+        def __call__(self, images):
+            raise quant.EngineFailed("engines: other cannot run this model: no such shape")
+
+    engines = {"other": Failing(), "reference": quant.convert(prepared, "reference")}
+    result = compare(prepared, engines, [(images[:4], labels[:4]), (images[4:], labels[4:])], False)
+    assert result["failed"] == {"other": "engines: other cannot run this model: no such shape"}
+    assert list(result["accuracy"]) == ["simulated", "reference"]
+    assert result["agreement"] == result["bit_equal"] == {"reference": 100.0}
+    assert list(result["size_mb"]) == ["float", "reference"]
+    assert "failed" not in compare(prepared, {}, [(images, labels)], False)

@@ -73,8 +73,8 @@ def test_too_little_in_integers_is_refused_with_what_is_in_float():
     with pytest.raises(UserError) as refused:
         check_integer_share(share, spec(method="lsq", weight_bits=2, act_bits=2))
     assert str(refused.value) == (
-        "quant.min_integer_share: 20.0 % of MACs in integers; in float: body.7 (70.0 %, PReLU), head (10.0 %, no integer "
-        "form); at least 50 % are asked for (quant.min_integer_share=0.2 takes it as it is)"
+        "quant.min_integer_share: 20.0 % of MACs in integers; in float: body.7 (70.0 %, PReLU), head (10.0 %, no "
+        "integer form); at least 50 % are asked for (quant.min_integer_share=0.2 takes it as it is)"
     )
     check_integer_share(share, spec(method="lsq", min_integer_share=0.2))
 

@@ -6,7 +6,8 @@ from torch import nn
 
 import models
 from quant.engines.convert import convert
-from quant.engines.onnx_qdq import QdqEngine, onnx_model
+from quant.engines.onnx_qdq import QdqEngine
+from quant.engines.onnx_writer import onnx_model
 from quant.export.onnx import export_onnx
 from tests.conftest import photos
 from tests.helpers import calibrated

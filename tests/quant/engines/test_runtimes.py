@@ -111,3 +111,17 @@ def test_sessions_are_kept_for_the_last_shapes(monkeypatch):
     assert len(opened) == runtimes.MAX_SESSIONS + 2, "the oldest was dropped"
     model(torch.zeros(1, 3, 8, 8))
     assert written == [(2, 3, 16, 16), (2, 3, 8, 8)]
+
+
+@pytest.mark.parametrize("fails", ["opening", "running"])
+def test_what_a_package_throws_becomes_a_line(fails):
+    def run(images):
+        raise ValueError("no such shape\nat some place of its own")
+
+    def open_session(file, shape, threads):
+        return run(None) if fails == "opening" else run
+
+    prepared = calibrated(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), photos(4, 16))
+    model = convert(prepared, runtimes.Runtime("any", open_session))
+    with pytest.raises(quant.EngineFailed, match=r"^engines: any cannot run this model: no such shape$"):
+        model(torch.zeros(1, 3, 16, 16))
