@@ -212,7 +212,7 @@ MISTAKES = {
     "a model of other outputs": (
         "train",
         ["model.name=strangers:Maps"],
-        "returns Tensor (2, 4, 16, 16) instead of logits",
+        "returns Tensor (3, 4, 16, 16) instead of logits",
     ),
     "a float model to export": ("evaluate", ["checkpoint={folder}/resnet20.pt", "export=x"], "nothing is quantized"),
 }

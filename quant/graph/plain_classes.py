@@ -26,7 +26,7 @@ def plain_class(module: nn.Module) -> type[nn.Module] | None:
     None for containers, for modules that define a forward or a property of their own, and for all others.
     """
     kinds: tuple[Any, ...] = type(module).__mro__
-    plain = next((kind for kind in kinds if kind.__module__.startswith(("torch.nn.", __name__))), nn.Module)
+    plain = next((kind for kind in kinds if kind.__module__.startswith(("torch.nn.modules.", __name__))), nn.Module)
     if plain.forward is nn.Module.forward or issubclass(plain, nn.Sequential) or "forward" in vars(module):
         return None
     own = {name: value for kind in kinds[: kinds.index(plain)] for name, value in vars(kind).items()}

@@ -16,6 +16,7 @@ from quant.engines.base import IntegerModel
 from utils.runs import checkpoint
 
 KEYS = {"model", "engine", "image_size", "batch_size", "threads", "params", "macs", "flops", "float_mb", "int8_mb"}
+KEYS |= {"integer_macs_percent"}
 KEYS |= {f"{form}_ms{part}" for form in ("float", "int8", "as_built") for part in ("", "_p10", "_p90")}
 KEYS |= {"speedup", "speedup_as_built", "conv_flops_32", "float_form", "float_top1", "int8_top1"}
 QUICK = ["repeats=4", "warmup=1", "image_size=32", "num_classes=10"]
@@ -51,6 +52,7 @@ def test_a_row_a_model_and_engine_in_every_format(tmp_path, capsys):
         for form in ("float", "int8", "as_built"):
             assert 0 < row[f"{form}_ms_p10"] <= row[f"{form}_ms"] <= row[f"{form}_ms_p90"]
         assert row["int8_mb"] < row["float_mb"] / 3
+        assert row["integer_macs_percent"] == 100
     assert (rows[0]["params"], rows[0]["macs"]) == (269_722, 40_551_040)
     with (tmp_path / "latency.csv").open() as file:
         assert [row["engine"] for row in csv.DictReader(file)] == [row["engine"] for row in rows]

@@ -109,16 +109,16 @@ def test_measuring_tells_of_every_engine():
     batches = [(images, torch.zeros(4).long())]
     prepared = calibrated(plain(3), images)
     integer = quant.convert(prepared, "reference")
-    found = quant.measure(prepared, ["reference"], batches, True)
+    found = quant.measure(prepared, ["reference"], batches, True, 16)
     assert list(found.result["accuracy"]) == ["float", "simulated", "reference"]
     assert found.result["bit_equal"] == {"reference": 100.0}
-    assert found.in_float == float_operators(prepared, integer)
+    assert found.in_float == f"100.0 % of MACs in integers; {float_operators(prepared, integer)}"
     assert found.layers == f"{layer_summary(prepared, integer)}\n\n{layer_table(prepared, integer)}\n"
-    found = quant.measure(prepared, [], batches, False)
+    found = quant.measure(prepared, [], batches, False, 16)
     assert list(found.result["accuracy"]) == ["simulated"]
     assert found[1:] == ("no engine: nothing was converted", "no engine: nothing was converted\n")
     model: nn.Module = plain(3).eval()
-    found = quant.measure(model, ["reference"], batches, False)
+    found = quant.measure(model, ["reference"], batches, False, 16)
     assert list(found.result["accuracy"]) == ["float"]
     assert found[1:] == ("float: nothing is quantized", "float: nothing is quantized\n")
 

@@ -14,6 +14,7 @@ def row(model: str, engine: str, int8_ms: float) -> dict:
         found |= {f"{form}_ms": ms, f"{form}_ms_p10": ms - 0.5, f"{form}_ms_p90": ms + 0.5}
     found |= {"speedup": 4.0 / int8_ms, "speedup_as_built": 6.0 / int8_ms, "params": 270_000, "macs": 40_000_000}
     found |= {"flops": 80_000_000, "conv_flops_32": None, "float_mb": 1.08, "int8_mb": 0.27}
+    found["integer_macs_percent"] = 98.76
     return found | {"float_form": "jit", "float_top1": None, "int8_top1": None}
 
 
@@ -40,6 +41,17 @@ def test_a_row_for_each_model_and_a_column_for_each_engine(tmp_path, capsys):
     header, _, *lines = next(block for block in blocks if block.startswith("|")).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *lines)]
     assert cells[0][-2:] == ["x86", "onednn"]
-    assert cells[1] == ["a @32", "0.27 M", "0.080 G", "", "1.08", "0.27", "6.00", "4.00", *["2.00 (2.00x)"] * 2]
+    assert cells[1] == [
+        "a @32",
+        "0.27 M",
+        "0.080 G",
+        "",
+        "1.08",
+        "0.27",
+        "98.8 %",
+        "6.00",
+        "4.00",
+        *["2.00 (2.00x)"] * 2,
+    ]
     assert cells[2][0] == "b @32"
     assert cells[2][-2:] == ["1.00 (4.00x)"] * 2
