@@ -1,4 +1,5 @@
-"""Check that a kernel is exact. Conversion checks the kernels of each layer and operator on this CPU.
+"""Check that a kernel is exact. Conversion checks the kernels of each layer and operator on this CPU, and takes the
+fastest of a layer's exact ones.
 
 The output of the kernel is compared with core/integer_layer.py, integer by integer, on random inputs that cover the
 whole grid. Kernels may round exact ties and the last bit of a product differently. So a kernel counts as exact if at
@@ -8,6 +9,7 @@ them.
 
 import functools
 import math
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +22,9 @@ from quant.engines.base import FLOAT32_KERNEL, Engine, Operator
 
 MAX_STEPS, MAX_FRACTION = 1, 1e-4
 ELEMENTS = 30_000
-"""About how many output elements a check compares."""
+"""About how many output elements a check compares, and a kernel that is timed computes."""
+CLEARLY_FASTER, CALLS = 0.7, 6
+"""A kernel takes the place of the one that its engine prefers below this share of its time; how often each is timed."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,13 @@ def layer_difference(engine: Engine, layer: IntegerLayer, operator: Operator, n:
 
 
 def choose_kernel(engine: Engine, layer: IntegerLayer) -> tuple[str, Operator, Difference]:
-    """The engine's first kernel that is exact for this layer: (kernel name, operator, its difference).
+    """The engine's fastest kernel that is exact for this layer: (kernel name, operator, its difference).
 
     Each kernel is checked twice: on random weights of the full range, in the layer's shape, and on the layer itself.
     Raises RuntimeError if no kernel is exact.
     """
-    n = full_range(layer.x, input_shape(layer))
-    for kernel in engine.kernels(layer):
-        if not _exact_for_shape(engine, kernel, _shape_of(layer)):
-            continue
+    n, shape = full_range(layer.x, input_shape(layer)), _shape_of(layer)
+    for kernel in _by_speed(engine, engine.kernels(layer), shape):
         operator, measured = _try_kernel(engine, layer, kernel, n)
         if operator is not None and measured.counts_as_exact():
             return kernel, operator, measured
@@ -166,6 +168,47 @@ def _shape_of(layer: IntegerLayer) -> _Shape:
 def _exact_for_shape(engine: Engine, kernel: str, shape: _Shape) -> bool:
     layer = with_full_range_weights(_zero_layer(shape), shape.largest)
     return _try_kernel(engine, layer, kernel, full_range(layer.x, input_shape(layer)))[1].counts_as_exact()
+
+
+@functools.lru_cache(maxsize=4096)
+def _by_speed(engine: Engine, kernels: tuple[str, ...], shape: _Shape) -> list[str]:
+    """The kernels that are exact for layers of a shape, in the engine's order, but the fastest first if it takes less
+    than CLEARLY_FASTER of the time of the one that the engine prefers. Timed once in a process."""
+    exact = [kernel for kernel in kernels if _exact_for_shape(engine, kernel, shape)]
+    timed = [kernel for kernel in exact if kernel != FLOAT32_KERNEL]
+    if len(timed) < 2:
+        return exact
+    layer = with_full_range_weights(_zero_layer(shape), shape.largest)
+    seconds = _seconds(engine, layer, timed)
+    fastest = min(timed, key=seconds.__getitem__)
+    if seconds[fastest] > CLEARLY_FASTER * seconds[timed[0]]:
+        return exact
+    return [fastest, *(kernel for kernel in exact if kernel != fastest)]
+
+
+@torch.inference_mode()
+def _seconds(engine: Engine, layer: IntegerLayer, kernels: list[str]) -> dict[str, float]:
+    """The least seconds of a call of each kernel on one image; calls are interleaved."""
+    with engine.running():
+        x = engine.to_native(layer.x)(full_range(layer.x, _one_image(layer)))
+        operators = {kernel: engine.layer(layer, kernel) for kernel in kernels}
+        least = dict.fromkeys(kernels, math.inf)
+        for _ in range(CALLS):
+            for kernel, operator in operators.items():
+                start = time.perf_counter()
+                operator(x)
+                least[kernel] = min(least[kernel], time.perf_counter() - start)
+    return least
+
+
+def _one_image(layer: IntegerLayer) -> tuple[int, ...]:
+    """An input for about ELEMENTS outputs of one image, or of one row of a linear layer."""
+    outputs, inputs = layer.weight.shape[0], layer.weight.shape[1] * layer.geometry.groups
+    if layer.geometry.linear:
+        return 1, inputs
+    side = max(1, math.isqrt(ELEMENTS // outputs))
+    axes = zip(layer.weight.shape[2:], layer.geometry.stride, layer.geometry.dilation, strict=True)
+    return 1, inputs, *(d * (k - 1) + 1 + (side - 1) * s for k, s, d in axes)
 
 
 def _try_kernel(engine: Engine, layer: IntegerLayer, kernel: str, n: Tensor) -> tuple[Operator | None, Difference]:

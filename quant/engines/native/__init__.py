@@ -23,6 +23,9 @@ Known properties of the kernels, all measured, and how this folder deals with th
   from exact sums on every engine but qnnpack.
 - torch's x86 engine chooses between fbgemm and oneDNN. So does this one: oneDNN, or fbgemm if a multiplier is near
   a tie.
+- fbgemm's kernels for convolutions in groups take up to fifteen times as long as oneDNN's (5x5, 7x7, three channels a
+  group), and oneDNN's up to five times as long as fbgemm's (one input channel a group). fbgemm and x86 have both as
+  candidates there, and engines/verify.py takes the fastest.
 """
 
 import contextlib
@@ -86,10 +89,11 @@ class NativeEngine(Engine):
         if layer.y is None:
             return (SUMS, FLOAT32_KERNEL)
         depthwise = layer.geometry.groups == len(layer.weight) > 1
+        grouped, off_ties = 1 < layer.geometry.groups < len(layer.weight), layer.off_ties()
         if self.name == "fbgemm" and not depthwise:
-            return ("fbgemm", SUMS, FLOAT32_KERNEL)
-        if layer.off_ties():
-            return ("onednn", SUMS, FLOAT32_KERNEL)
+            return ("fbgemm", *(["onednn"] if grouped and off_ties else []), SUMS, FLOAT32_KERNEL)
+        if off_ties:
+            return ("onednn", *(["fbgemm"] if grouped and self.name == "x86" else []), SUMS, FLOAT32_KERNEL)
         return ("fbgemm", SUMS, FLOAT32_KERNEL) if self.name == "x86" and not depthwise else (SUMS, FLOAT32_KERNEL)
 
     def layer(self, layer: IntegerLayer, kernel: str) -> Operator:

@@ -1,5 +1,6 @@
 """Kernels and operators that are not exact are never chosen."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from quant.core.integer_operator import add, average, function, integer_operator
 from quant.engines.base import FLOAT32_KERNEL, Engine
 from quant.engines.convert import convert
 from quant.engines.verify import (
+    CALLS,
     Difference,
     choose_kernel,
     choose_operator,
@@ -130,6 +132,38 @@ def test_the_first_exact_kernel_is_chosen(float_out):
     assert kernel == "good"
     assert found.steps == 0
     assert isinstance(operator, IntegerLayer)
+
+
+def slow(layer):
+    def run(n):
+        time.sleep(0.01)
+        return layer(n)
+
+    return run
+
+
+def test_the_fastest_exact_kernel_is_chosen():
+    engine = Scripted(slow=slow, wrong=clamping_weights(1), fast=exact, **{FLOAT32_KERNEL: exact})
+    assert choose_kernel(engine, small_layer())[0] == "fast"
+
+
+def test_the_arithmetic_in_float_is_taken_last_however_fast_it_is():
+    assert choose_kernel(Scripted(slow=slow, **{FLOAT32_KERNEL: exact}), small_layer())[0] == "slow"
+
+
+def test_kernels_are_timed_once_for_layers_of_a_shape():
+    calls = []
+
+    def counted(layer):
+        return lambda n: (calls.append(n.shape[0]), layer(n))[1]
+
+    engine = Scripted(slow=slow, counted=counted)
+    layer = small_layer()
+    choose_kernel(engine, layer)
+    timed = len(calls)
+    choose_kernel(engine, replace(layer, weight=layer.weight.flip(0)))
+    assert timed > CALLS
+    assert len(calls) == timed + 1, "the check of the layer itself"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, AttributeError])

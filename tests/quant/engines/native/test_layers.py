@@ -155,6 +155,17 @@ def test_onednn_rounds_by_itself_only_off_ties(groups, case):
 
 
 @needs_onednn
+@pytest.mark.parametrize("case", CASES)
+def test_a_convolution_in_groups_has_the_kernels_of_both_libraries(case):
+    """On fbgemm and x86, whose first kernel is as elsewhere; oneDNN's rounds by itself only off ties."""
+    layer, exact = layer_of(*CASES[case], 2), (SUMS, FLOAT32_KERNEL)
+    both = case == "off ties"
+    assert NativeEngine("fbgemm").kernels(layer) == (("fbgemm", "onednn", *exact) if both else ("fbgemm", *exact))
+    assert NativeEngine("x86").kernels(layer) == (("onednn", "fbgemm", *exact) if both else ("fbgemm", *exact))
+    assert NativeEngine("onednn").kernels(layer) == (("onednn", *exact) if both else exact)
+
+
+@needs_onednn
 def test_logits_leave_every_engine_but_qnnpack_as_exact_sums():
     layer = layer_of(0.5, 0.0, 1, None)
     for name in ("fbgemm", "x86", "onednn"):
