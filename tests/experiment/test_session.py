@@ -84,3 +84,12 @@ def test_a_head_of_other_classes_is_reported(tmp_path, capsys):
     torch.save(models.build("resnet20", 7, 16, {}).state_dict(), tmp_path / "seven.pth")
     start_from_weights(models.build("resnet20", 10, 16, {}), str(tmp_path / "seven.pth"), allow_new_head=True)
     assert "loaded all layers except fc, which starts from random weights" in capsys.readouterr().out
+
+
+def test_what_was_done_to_the_weights_of_another_program_is_said_in_one_line(tmp_path, capsys):
+    model = models.build("resnet20", 10, 16, {})
+    state = {f"module.{name}": value.half() for name, value in model.state_dict().items() if "num_b" not in name}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "theirs.pth")
+    start_from_weights(models.build("resnet20", 10, 16, {}), str(tmp_path / "theirs.pth"), allow_new_head=False)
+    line = "theirs.pth: its state_dict; without module in names; counters as built: 19; float16 as float32\n"
+    assert capsys.readouterr().out.endswith(line)

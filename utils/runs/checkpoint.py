@@ -69,7 +69,7 @@ def load(path: str) -> dict:
         older = isinstance(found, int) and found in range(1, FORMAT)
         if "settings" not in state and any(state_dicts(state)):
             raise UserError(
-                f"{path}: weights alone, without the setting of a run: give them to train.py as model.weights "
+                f"{path}: not a checkpoint of train.py but weights alone: give them to train.py as model.weights "
                 "(run.epochs=0 makes a checkpoint of them)"
             )
         written = " ".join(str(found).split())[:20]

@@ -59,9 +59,7 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(changes, message, t
 
 
 def test_weights_of_others_are_no_checkpoint_but_may_become_one(tmp_path):
-    with pytest.raises(
-        UserError, match=r"weights alone, without the setting of a run: give them to train.py as model.we"
-    ):
+    with pytest.raises(UserError, match=r"train.py but weights alone: give them to train.py as model.weights "):
         checkpoint.load(saved(tmp_path, {"state_dict": net().state_dict()}))
 
 
