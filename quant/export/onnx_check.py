@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from quant.engines.base import IntegerModel
 from quant.engines.onnx_sessions import onnxruntime_session
 from quant.engines.onnx_writer import onnx_model
+from quant.export.batch_check import COUNTS
 from utils.errors import UserError
 
 IMAGES, BATCH = 32, 8
@@ -26,7 +27,8 @@ def check_by_running(proto: Any, model: IntegerModel, image_size: int, symmetric
     images = torch.randn(IMAGES, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     step = next(float(grid.scale) for _, grid in model.node_map.values() if grid is not None)
     ours, moved = (_in_batches(model, x) for x in (images, images + step))
-    theirs = _in_batches(onnxruntime_session(proto.SerializeToString(), images[:BATCH].shape, 1), images)
+    file = proto.SerializeToString()
+    theirs = _in_batches(onnxruntime_session(file, images[:BATCH].shape, 1), images)
     allowed, off = float((moved - ours).norm() + FLOAT_ERROR * ours.norm()), float((theirs - ours).norm())
     if not off <= allowed:
         same = 100 * float((theirs.argmax(1) == ours.argmax(1)).float().mean())
@@ -35,6 +37,19 @@ def check_by_running(proto: Any, model: IntegerModel, image_size: int, symmetric
             f"random images, and its logits are off {off / allowed:.1f} times as far as a step of the image moves them"
             f"; the first difference is at {first_difference(model, images[:BATCH], symmetric)}"
         )
+    _check_few(file, images, theirs)
+
+
+def _check_few(file: bytes, images: Tensor, logits: Tensor) -> None:
+    """Raise UserError unless the file has the same logits for these images in smaller batches."""
+    for count in COUNTS:
+        found = onnxruntime_session(file, images[:count].shape, 1)(images[:count])
+        same = found.shape == logits[:count].shape and torch.allclose(found, logits[:count], rtol=1e-3, atol=1e-4)
+        if not same:
+            raise UserError(
+                f"export: a batch of {count} gives {tuple(found.shape)} or other logits in ONNX Runtime than the same "
+                f"images in a batch of {BATCH}"
+            )
 
 
 def _in_batches(model, images: Tensor) -> Tensor:

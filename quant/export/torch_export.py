@@ -18,6 +18,7 @@ from quant.core.integer_layer import IntegerLayer
 from quant.engines.base import Engine, IntegerModel, Operator
 from quant.engines.convert import convert
 from quant.export import integer_ops
+from quant.export.batch_check import check_batches
 from quant.graph import operator_row
 from utils.files import write_atomically, write_json, write_text
 from utils.image_input import resize_and_crop, upright_rgb
@@ -49,6 +50,10 @@ image = prepare(resize_and_crop(upright_rgb(Image.open(sys.argv[1])), info["resi
 with torch.inference_mode():
     print(info["classes"][int(model(image[None]).argmax())])
 """
+
+
+FLOAT_ERROR = 1e-5
+"""What torch.export may change in float, of the largest logit."""
 
 
 class PortableEngine(Engine):
@@ -105,12 +110,13 @@ def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict) 
     """Write the integer model of a prepared one into a folder, with `info` as model.json.
 
     image_size: the side of the square images that the model takes, in pixels. Returns the integer model. Raises
-    UserError if a quantizer has not been calibrated.
+    UserError if a quantizer has not been calibrated, RuntimeError if the exported model computes other logits.
     """
     model, images = convert(prepared, PortableEngine()), torch.zeros(2, 3, image_size, image_size)
     batch = {0: torch.export.Dim("batch")}
     with torch.no_grad():
         program = torch.export.export(model.graph, (images,), dynamic_shapes=(batch,))
+    check_batches(model, program.module(), image_size, FLOAT_ERROR, str(folder / "model.pt2"))
     for node in program.graph.nodes:  # paths of this machine's source files, and half the size of the file
         node.meta.pop("stack_trace", None)
     write_atomically(folder / "model.pt2", lambda part: torch.export.save(program, part))

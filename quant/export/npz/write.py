@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 from torch import fx
 
 from quant.engines.base import IntegerModel
 from quant.engines.convert import convert
+from quant.export.batch_check import check_batches
 from quant.export.npz.codec import Encoder
 from quant.export.npz.operators import RecordingEngine, packed_node
 from quant.export.npz.read import FORMAT, load
@@ -33,11 +33,7 @@ def export(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str
     """
     model = convert(prepared, RecordingEngine())
     _save(prepared, model, file, info)
-    images = torch.randn(2, 3, image_size, image_size)
-    ours, theirs = model(images), load(str(file))(images)
-    tolerance = 1e-5 * float(ours.abs().max()) if model.float_layers else 0.0
-    if not (ours - theirs).abs().max() <= tolerance:
-        raise RuntimeError(f"{file}: the loaded model computes other logits than the model that was written")
+    check_batches(model, load(str(file)), image_size, 1e-5 if model.float_layers else 0.0, str(file))
     return model
 
 
