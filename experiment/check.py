@@ -74,6 +74,6 @@ def check_model(asked: ModelSettings, image_size: int, spec: quant.ResolvedQuant
         return
     trial = models.build(asked.name, None, image_size, asked.options)
     if spec.method != "float":
-        quant.check_layers(trial, spec.layers)
+        quant.check_layers(trial, spec)
     if asked.weights:
         checkpoint.check_weights(trial, asked.weights, asked.name)

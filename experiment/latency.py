@@ -65,7 +65,7 @@ def check_entry(entry: Entry, image_size: int) -> None:
         raise UserError("models: a model by its name has random weights; a run has its own, and is named by its folder")
     models.check(asked.name, asked.options, image_size)
     if models.is_external(asked.name):
-        quant.trace(models.build(asked.name, None, image_size, asked.options))
+        quant.trace(models.build(asked.name, None, image_size, asked.options), trains=False)
 
 
 def model_settings(entry: Entry) -> ModelSettings:

@@ -1,7 +1,6 @@
 """Resolve the quant section of a setting: check it, and fill in what it leaves open."""
 
 import fnmatch
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -164,9 +163,10 @@ def rescales(spec: AnyResolved) -> bool:
     return METHODS[spec.method].rescales(spec)
 
 
-def check_layers(model: nn.Module, patterns: Iterable[str]) -> None:
-    """Raise UserError unless each pattern of quant.layers matches a convolution or linear layer of a float model."""
-    traced = trace(model)
+def check_layers(model: nn.Module, spec: AnyResolved) -> None:
+    """Raise UserError unless the float model can be traced, and each pattern of quant.layers matches a convolution or
+    linear layer of it."""
+    traced, patterns = trace(model, METHODS[spec.method].trains_quantized(spec)), spec.layers
     names = [target(node) for node, role in TypedGraph(traced).roles.items() if role == "layer"]
     for pattern in patterns:
         if not names:

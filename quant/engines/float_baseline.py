@@ -41,7 +41,7 @@ class FloatModel(nn.Module):
 
 def float_baseline(model: nn.Module) -> FloatModel:
     """A copy of a float model, in eval mode, with each batch norm folded into the convolution before it."""
-    traced = trace(copy.deepcopy(model).eval())
+    traced = trace(copy.deepcopy(model).eval(), trains=False)
     role = TypedGraph(traced).roles
     for node in list(traced.graph.nodes):
         before = first_input(node) if role[node] == "norm" else None

@@ -49,7 +49,7 @@ class Pair:
 @torch.no_grad()
 def equalize_cross_layer(model: nn.Module) -> int:
     """Equalize a float model in place and return the number of pairs. Its outputs in eval mode stay the same."""
-    found = pairs(trace(model))
+    found = pairs(trace(model, trains=False))
     for _ in range(MAX_SWEEPS):
         changes = [_equalize_pair(pair) for pair in found]
         if max(changes, default=0.0) < TOLERANCE:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import quant
 from tests.conftest import RUNTIMES, spec
@@ -139,9 +140,24 @@ def test_weights_on_a_scale_of_their_own_need_training(keys):
 
 def test_a_pattern_that_matches_no_layer_is_an_error():
     model = build("resnet20", "cifar")
-    quant.check_layers(model, ["layer?.*", "fc"])
+    quant.check_layers(model, spec(method="lsq", layers={"layer?.*": "float", "fc": "float"}))
     with pytest.raises(UserError, match=r"quant.layers: 'layer1.0.conv' matches no layer.*nearest: layer1.0.conv[12]"):
-        quant.check_layers(model, ["layer1.0.conv"])
+        quant.check_layers(model, spec(method="lsq", layers={"layer1.0.conv": "float"}))
+
+
+def test_a_net_that_only_ptq_can_take_is_refused_for_what_trains_it():
+    class Drops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 3)
+
+        def forward(self, x):
+            x = self.fc(x.flatten(1))
+            return x * 2 if self.training else x
+
+    quant.check_layers(Drops(), spec(method="ptq"))
+    with pytest.raises(UserError, match=r"its graph in train mode is not that in eval mode"):
+        quant.check_layers(Drops(), spec(method="lsq"))
 
 
 IN_VAIN = [

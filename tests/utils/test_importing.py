@@ -73,7 +73,7 @@ HOSTILE = [
     "__main__:main",
     "__hello__:main",
     "torch.hub:load",
-    "pip:main",
+    "sqlite3:connect",
     "quant.core.kernels:compile_all",
     "utils.files:locked",
     "utils.importing:member",
