@@ -11,26 +11,30 @@ The Parameters are the same objects. Where their owner has more than one layer's
 and the new module, under `layers`, borrows them (`borrows`).
 """
 
-import copy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from quant.graph.layer_modules import (
+    ARGUMENTS,
+    affine_norm,
+    batch_norm_of_call,
+    by_channel,
+    extend_norm,
+    layer_of_call,
+    on_same_parameters,
+    padding_of_sides,
+    plain_convolution,
+    row_convolution,
+    with_tensors_of,
+)
 from quant.graph.node_view import NodeView, as_node, first_input, has_tensor_then_constant, target
 from quant.graph.op_table import name_of
-from quant.graph.plain_classes import FrozenBatchNorm, RowConvolution, pad_same, pads_same, plain_class
-from quant.graph.rewrites import FOLLOWS_TRAINING, attribute, constant_value
+from quant.graph.plain_classes import pad_same, pads_same, plain_class
+from quant.graph.rewrites import attribute, constant_value
 from quant.graph.tracer import NORM_ACT
-
-ARGUMENTS: dict[Any, tuple[str, ...]] = {
-    F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    F.conv1d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
-    F.linear: ("input", "weight", "bias"),
-    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
-}
-"""The arguments of the functions that become modules, in their order."""
 
 
 def free_name(model: nn.Module, wanted: str) -> str:
@@ -38,11 +42,6 @@ def free_name(model: nn.Module, wanted: str) -> str:
     while hasattr(model, wanted):
         wanted += "_"
     return wanted
-
-
-def borrows(layer: nn.Module) -> bool:
-    """Whether another module of the model owns the Parameters of a layer that write_layers_as_modules made."""
-    return bool(getattr(layer, "borrows_parameters", False))
 
 
 def split_norms_and_activations(traced: fx.GraphModule) -> None:
@@ -93,7 +92,7 @@ class _Writer:
         if given.get("weight") is None or any(value.op != "get_attr" for value in tensors.values()):
             return
         values = {name: attribute(self.traced, value) for name, value in tensors.items()}
-        make = _batch_norm_of if node.target is F.batch_norm else _layer_of
+        make = batch_norm_of_call if node.target is F.batch_norm else layer_of_call
         module = make(node, {name: values.get(name, value) for name, value in given.items()})
         if module is None:
             return
@@ -125,14 +124,14 @@ class _Writer:
     def _norm_as_batch_norm(self, node: fx.Node) -> None:
         norm = self._module(node)
         if plain_class(norm) is nn.SyncBatchNorm:
-            self._replace(target(node), _with_tensors_of(norm, nn.BatchNorm2d))
+            self._replace(target(node), with_tensors_of(norm, nn.BatchNorm2d))
 
     def _padding_same(self, node: fx.Node) -> None:
         """TensorFlow's 'same' convolution of another library becomes pad_same and a plain convolution."""
         layer, name = self._module(node), target(node)
         if name not in self.same and pads_same(layer):
             self.same.add(name)
-            self._replace(name, _plain_convolution(layer))
+            self._replace(name, plain_convolution(layer))
         if name in self.same:
             self._insert_before(node, pad_same, layer.kernel_size, layer.stride, layer.dilation)
 
@@ -140,7 +139,7 @@ class _Writer:
         """Give each further call of a layer a module of its own, on the same Parameters."""
         layer, name = self._module(node), target(node)
         if name in self.called:
-            node.target = self._extra_name(node, _copied(self.called[name]))
+            node.target = self._extra_name(node, on_same_parameters(self.called[name]))
         elif plain_class(layer) in (nn.Conv1d, nn.Conv2d, nn.Linear):
             self.called[name] = layer
 
@@ -149,11 +148,11 @@ class _Writer:
         layer = self._module(node)
         if not isinstance(layer, nn.Conv1d | nn.Conv2d) or plain_class(layer) is None:
             return
-        sides = _sides(layer)
+        sides = padding_of_sides(layer)
         symmetric = layer.padding_mode == "zeros" and all(before == after for before, after in sides)
         if symmetric and not isinstance(layer.padding, str):
             return
-        plain = _copied(layer)
+        plain = on_same_parameters(layer)
         plain.padding_mode = "zeros"
         plain.padding = tuple(before if symmetric else 0 for before, _ in sides)
         self._replace(target(node), plain)
@@ -170,16 +169,16 @@ class _Writer:
         if not known or before is None or before.op != "call_module" or len(before.users) > 1:
             return
         layer, constant = self._module(before), constant_value(self.traced, as_node(node.args[1]))
-        values = None if constant is None else _by_channel(constant, layer)
+        values = None if constant is None else by_channel(constant, layer)
         if values is None:
             return
         if isinstance(layer, nn.Conv2d):
-            norm = _affine_norm(layer.out_channels, values.dtype)
+            norm = affine_norm(layer.out_channels, values.dtype)
             self.traced.add_submodule(f"{self.extra}.{node.name}", norm)
-            _append(norm, name, values)
+            extend_norm(norm, name, values)
             node.op, node.target, node.args, node.kwargs = "call_module", f"{self.extra}.{node.name}", (before,), {}
         else:
-            _append(layer, name, values)
+            extend_norm(layer, name, values)
             node.replace_all_uses_with(before)
             self.graph.erase_node(node)
 
@@ -193,147 +192,15 @@ class _Writer:
         layer = self._module(node)
         if plain_class(layer) is not nn.Conv1d or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             return
-        self._replace(target(node), _row_convolution(layer))
+        self._replace(target(node), row_convolution(layer))
         self._insert_before(node, torch.unsqueeze, 2)
         last, norm = node, next(iter(node.users), node)
         if len(node.users) == 1 and norm.op == "call_module" and plain_class(self._module(norm)) is nn.BatchNorm1d:
-            self._replace(target(norm), _with_tensors_of(self._module(norm), nn.BatchNorm2d))
+            self._replace(target(norm), with_tensors_of(self._module(norm), nn.BatchNorm2d))
             last = norm
         with self.graph.inserting_after(last):
             row = self.graph.call_function(torch.squeeze, (last, 2))
         last.replace_all_uses_with(row, delete_user_cb=lambda user: user is not row)
-
-
-def _sides(layer: Any) -> list[tuple[int, int]]:
-    """The padding before and after each axis, as torch computes it."""
-    if layer.padding == "valid":
-        return [(0, 0) for _ in layer.kernel_size]
-    if layer.padding == "same":
-        totals = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
-    return [(int(amount), int(amount)) for amount in layer.padding]
-
-
-class _ConstantNorm(FrozenBatchNorm):
-    """The norm of constants of the model; mean 0 and variance 1."""
-
-
-def _affine_norm(channels: int, dtype: torch.dtype) -> FrozenBatchNorm:
-    """The batch norm that changes nothing."""
-    norm = _ConstantNorm(channels, eps=0.0, dtype=dtype).eval()
-    return norm.requires_grad_(False)
-
-
-def _by_channel(constant: Tensor, layer: Any) -> Tensor | None:
-    """A constant that multiplies or is added to the output of a convolution, or of a norm from constants, as [C]; None
-    if it has other values than one for each channel."""
-    channels = layer.out_channels if plain_class(layer) is nn.Conv2d else getattr(layer, "num_features", 0)
-    if not isinstance(layer, nn.Conv2d | _ConstantNorm) or not channels:
-        return None
-    if constant.numel() == 1:
-        return constant.reshape(1).expand(channels)
-    shape = (1,) * (4 - constant.ndim) + tuple(constant.shape)
-    return constant.reshape(-1) if shape == (1, channels, 1, 1) else None
-
-
-def _append(norm: nn.BatchNorm2d, operation: str, values: Tensor) -> None:
-    """Let a norm from constants also do y + values, y - values, y * values or y / values."""
-    with torch.no_grad():
-        if operation in ("add", "sub"):
-            norm.bias.add_(values, alpha=1 if operation == "add" else -1)
-        else:
-            factor = values if operation == "mul" else 1 / values
-            norm.weight.mul_(factor)
-            norm.bias.mul_(factor)
-
-
-def _copied(layer: Any) -> Any:
-    """A module of the same class on the same Parameters."""
-    same = copy.copy(layer)
-    same._parameters, same._buffers, same._modules = dict(layer._parameters), dict(layer._buffers), dict(layer._modules)
-    return same
-
-
-def _plain_convolution(layer: nn.Conv2d) -> nn.Conv2d:
-    """nn.Conv2d without padding on the Parameters of a subclass."""
-    plain = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        (layer.kernel_size[0], layer.kernel_size[1]),
-        (layer.stride[0], layer.stride[1]),
-        0,
-        (layer.dilation[0], layer.dilation[1]),
-        layer.groups,
-        layer.bias is not None,
-        device="meta",
-    )
-    plain._parameters, plain.training = dict(layer._parameters), layer.training
-    return plain
-
-
-def _row_convolution(layer: Any) -> RowConvolution:
-    (stride,), (padding,), (dilation,), (kernel,) = layer.stride, layer.padding, layer.dilation, layer.kernel_size
-    row = RowConvolution(
-        layer.in_channels,
-        layer.out_channels,
-        (1, kernel),
-        (1, stride),
-        (0, int(padding)),
-        (1, dilation),
-        layer.groups,
-        layer.bias is not None,
-        device="meta",
-    )
-    row._parameters, row.training = dict(layer._parameters), layer.training
-    if borrows(layer):
-        row.__dict__["borrows_parameters"] = True
-    return row
-
-
-def _parameter(value: Any) -> nn.Parameter | None:
-    """The value as a module holds it: a Parameter is the same object, a constant becomes one that is not trained."""
-    return value if value is None or isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
-
-
-def _layer_of(node: fx.Node, given: dict[str, Any]) -> nn.Module | None:
-    """The module of a call of F.conv2d, F.conv1d or F.linear; None if an argument is computed."""
-    options = {name: given[name] for name in ("stride", "padding", "dilation", "groups") if name in given}
-    if any(isinstance(value, fx.Node) for value in options.values()):
-        return None
-    weight, bias = _parameter(given["weight"]), _parameter(given.get("bias"))
-    assert weight is not None  # the caller saw it
-    if node.target is F.linear:
-        module: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    else:
-        kind: Any = nn.Conv1d if node.target is F.conv1d else nn.Conv2d
-        outputs, inputs, *kernel = weight.shape
-        inputs *= options.get("groups", 1)
-        module = kind(inputs, outputs, tuple(kernel), **options, bias=bias is not None, device="meta")
-    module._parameters = {"weight": weight, "bias": bias}
-    return module
-
-
-def _batch_norm_of(node: fx.Node, given: dict[str, Any]) -> nn.Module | None:
-    """The module of a call of F.batch_norm; None if it does not compute with running statistics in eval mode."""
-    follows = bool(node.meta.get(FOLLOWS_TRAINING))
-    mean, variance, weight, bias = (given.get(name) for name in ARGUMENTS[F.batch_norm][1:5])
-    if mean is None or variance is None or (given.get("training", False) and not follows):
-        return None
-    kind = nn.BatchNorm2d if follows else FrozenBatchNorm
-    norm = kind(len(mean), given.get("eps", 1e-5), given.get("momentum", 0.1), weight is not None, device="meta")
-    norm._parameters = {"weight": _parameter(weight), "bias": _parameter(bias)}
-    norm._buffers = {"running_mean": mean, "running_var": variance}
-    norm.__dict__["num_batches_tracked"] = None  # its owner counts, if anybody does
-    return norm if follows else norm.eval()
-
-
-def _with_tensors_of(norm: Any, kind: type[nn.BatchNorm2d]) -> nn.BatchNorm2d:
-    """A batch norm of another class on the tensors, and with the child modules, of a norm."""
-    same = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta")
-    same._parameters, same._buffers, same.training = norm._parameters, norm._buffers, norm.training
-    for name, module in norm.named_children():
-        same.add_module(name, module)
-    return same
 
 
 def _split_norm_and_act(traced: fx.GraphModule, node: fx.Node, split_names: dict[str, list[str]]) -> None:
@@ -349,7 +216,7 @@ def _split_norm_and_act(traced: fx.GraphModule, node: fx.Node, split_names: dict
         inside = [name for name, module in both.named_children() if not isinstance(module, nn.Identity)]
         split_names[path] = [f"{path}.{name}" for name in inside]
         parent, _, child = path.rpartition(".")
-        setattr(traced.get_submodule(parent), child, _with_tensors_of(both, nn.BatchNorm2d))
+        setattr(traced.get_submodule(parent), child, with_tensors_of(both, nn.BatchNorm2d))
     last = node
     for name in split_names.get(path, ()):
         last = _call_after(traced, last, name)

@@ -14,7 +14,8 @@ from quant.core.method import AnyMethod
 from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.graph.bit_allocation import INTEGER_ROLES, BitAllocation, Decision, Precision
-from quant.graph.layer_forms import borrows, free_name
+from quant.graph.layer_forms import free_name
+from quant.graph.layer_modules import borrows
 from quant.graph.node_view import as_node, inputs, is_constant, target
 from quant.graph.op_table import OUT_OF_PLACE
 from quant.graph.quant_layers import (
