@@ -24,6 +24,8 @@ def other_arguments(row: str) -> tuple:
     """What the function of a row of the table of operators reads besides the tensors that a net computes."""
     if row == "pad_constant":
         return [1, 1], "constant", 0.5
+    if row == "pow_scalar":
+        return (3,)
     if row == "prelu":
         return (torch.tensor([0.25]),)
     if row.endswith("_constant"):

@@ -44,6 +44,11 @@ def free_name(model: nn.Module, wanted: str) -> str:
     return wanted
 
 
+def child_name(parent: str, name: str) -> str:
+    """The name of a new module below `parent`: nn.Module has methods of some names, such as `to` and `float`."""
+    return f"{parent}.{name}_" if hasattr(nn.Module, name) else f"{parent}.{name}"
+
+
 def split_norms_and_activations(traced: fx.GraphModule) -> None:
     """Split timm's batch norms with an activation into a plain batch norm and the activation."""
     split_names: dict[str, list[str]] = {}
@@ -116,7 +121,7 @@ class _Writer:
 
     def _extra_name(self, node: fx.Node, module: nn.Module) -> str:
         """Add a module whose Parameters another one owns."""
-        name = f"{self.extra}.{node.name}"
+        name = child_name(self.extra, node.name)
         module.__dict__["borrows_parameters"] = True
         self.traced.add_submodule(name, module)
         return name

@@ -150,10 +150,10 @@ def second_argument(view: NodeView) -> Any:
     return view.argument(1, "other")
 
 
-def base_of_root(view: NodeView) -> Any:
-    """The base of a power, unless the exponent is a positive integer."""
+def is_positive_power(view: NodeView) -> bool:
+    """Whether a power has a positive integer as its exponent."""
     exponent = view.argument(1, "exponent")
-    return None if isinstance(exponent, int) and exponent > 0 else first_argument(view)
+    return has_tensor_then_number(view) and isinstance(exponent, int) and exponent > 0
 
 
 def has_plain_arguments(view: NodeView) -> bool:

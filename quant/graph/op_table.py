@@ -120,6 +120,8 @@ OPERATORS: dict[str, Operator] = {
     "softsign": _function(modules=(nn.Softsign,), functions=(F.softsign,)),
     "mish": _function(modules=(nn.Mish,), functions=(F.mish,)),
     "neg": _function(functions=(torch.neg, operator.neg), methods=("neg",)),
+    "abs": _function(functions=(torch.abs, operator.abs), methods=("abs",), in_place=("abs_",), signed=never),
+    "square": _function(functions=(torch.square,), methods=("square",), in_place=("square_",), signed=never),
     # a tensor and a number: element-wise functions
     "add_scalar": _scalar(functions=(operator.add, torch.add), methods=("add",), in_place=("add_",)),
     "sub_scalar": _scalar(functions=(operator.sub, torch.sub), methods=("sub",), in_place=("sub_",)),
@@ -130,6 +132,7 @@ OPERATORS: dict[str, Operator] = {
         in_place=("div_",),
         accepts=calls.has_tensor_then_number,
     ),
+    "pow_scalar": _function(functions=(operator.pow, torch.pow), methods=("pow",), accepts=calls.is_positive_power),
     # a tensor and a Parameter or another constant of the model
     "add_constant": _constant(functions=(operator.add, torch.add), methods=("add",), in_place=("add_",)),
     "sub_constant": _constant(functions=(operator.sub, torch.sub), methods=("sub",), in_place=("sub_",)),
@@ -144,7 +147,7 @@ OPERATORS: dict[str, Operator] = {
     "prelu": _constant(functions=(F.prelu,), methods=("prelu",), accepts=calls.has_tensor_then_constant),
     # divisors, roots and logarithms
     "div": _root(functions=(operator.truediv, torch.div), methods=("div",), divides_by=calls.second_argument),
-    "pow": _root(functions=(operator.pow, torch.pow), methods=("pow",), divides_by=calls.base_of_root),
+    "pow": _root(functions=(operator.pow, torch.pow), methods=("pow",)),
     "reciprocal": _root(functions=(torch.reciprocal,), methods=("reciprocal",)),
     "rsqrt": _root(functions=(torch.rsqrt,), methods=("rsqrt",)),
     "sqrt": _root(functions=(torch.sqrt,), methods=("sqrt",)),
@@ -193,6 +196,7 @@ OPERATORS: dict[str, Operator] = {
         modules=(nn.PixelUnshuffle,), functions=(F.pixel_unshuffle,), attributes=("downscale_factor",)
     ),
     "contiguous": _pass(methods=("contiguous",), call=Tensor.contiguous),
+    "clone": _pass(functions=(torch.clone,), methods=("clone",), call=Tensor.clone),
     "flatten": _view(
         modules=(nn.Flatten,),
         functions=(torch.flatten,),
@@ -211,8 +215,16 @@ OPERATORS: dict[str, Operator] = {
     "getitem": _view(functions=(operator.getitem,)),
     # nothing in eval; stochastic depth is torchvision's StochasticDepth and timm's DropPath
     "dropout": _removed(
-        modules=(nn.Dropout, nn.Dropout2d),
-        as_modules=((F.dropout, nn.Dropout), (F.dropout2d, nn.Dropout2d)),
+        modules=(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+        as_modules=(
+            (F.dropout, nn.Dropout),
+            (torch.dropout, nn.Dropout),
+            (F.dropout1d, nn.Dropout1d),
+            (F.dropout2d, nn.Dropout2d),
+            (F.dropout3d, nn.Dropout3d),
+            (F.alpha_dropout, nn.AlphaDropout),
+            (F.feature_alpha_dropout, nn.FeatureAlphaDropout),
+        ),
         commutes_with_scaling=True,
     ),
     "identity": _removed(modules=(nn.Identity,), commutes_with_scaling=True),

@@ -14,7 +14,7 @@ from quant.core.method import AnyMethod
 from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.graph.bit_allocation import INTEGER_ROLES, BitAllocation, Decision, Precision
-from quant.graph.layer_forms import free_name
+from quant.graph.layer_forms import child_name, free_name
 from quant.graph.layer_modules import borrows
 from quant.graph.node_view import as_node, inputs, is_constant, target
 from quant.graph.op_table import OUT_OF_PLACE
@@ -157,7 +157,7 @@ class _Editor:
         chain, written, head = decision.chain, decision.written, decision.chain.head
         constants = [value for value in inputs(head) if is_constant(value)]
         values = [self._as_wanted(value, decision.read) for value in inputs(head) if value not in constants]
-        name = f"{self.operators}.{head.name}"
+        name = child_name(self.operators, head.name)
         module = self._operator(head)
         self.traced.add_submodule(name, module)
         with self.graph.inserting_before(head):
@@ -208,7 +208,7 @@ class _Editor:
     def _quantize(self, decision: Decision) -> None:
         """Put a quantizer after the image or a float operator."""
         value, written = decision.chain.end, decision.written
-        name = decision.shared or f"{self.quantizers}.{value.name}"
+        name = decision.shared or child_name(self.quantizers, value.name)
         if decision.shared:
             self._shared(decision.shared, decision)
         else:

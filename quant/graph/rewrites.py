@@ -16,7 +16,7 @@ from quant.graph.plain_classes import plain_class
 AS_MODULES = dict(pair for row in OPERATORS.values() for pair in row.as_modules)
 """The module that a function becomes where its flag is self.training."""
 TRAINING_FLAGS: dict[Any, tuple[int, str]] = dict.fromkeys(AS_MODULES, (2, "training"))
-TRAINING_FLAGS |= {F.batch_norm: (5, "training")}
+TRAINING_FLAGS |= {F.batch_norm: (5, "training"), torch.dropout: (2, "train")}
 """Functions with a flag for train mode -> its position and name. Tracing freezes the flag."""
 FOLLOWS_TRAINING = "follows training"
 """The key of Node.meta that tells that a node's flag is self.training (graph/trace.py)."""
@@ -102,7 +102,7 @@ def _dropout_as_module(traced: fx.GraphModule, node: fx.Node) -> None:
         name = f"{node.name}_module"
         traced.add_submodule(name, AS_MODULES[node.target](rate))
         node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
-    elif not NodeView(node).argument(2, "training", True):
+    elif not NodeView(node).argument(*TRAINING_FLAGS[node.target], True):
         node.replace_all_uses_with(node.all_input_nodes[0])
         traced.graph.erase_node(node)
 

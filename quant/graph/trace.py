@@ -41,6 +41,7 @@ def trace(model: nn.Module, trains: bool = True) -> fx.GraphModule:
     the same graph. trains: whether the graph will be trained; otherwise the one of eval mode is enough.
     """
     _refuse_computed_weights(model)
+    _refuse_names_of_graphs(model)
     try:
         traced = _traced_in_both_modes(model)
     except UserError:
@@ -118,6 +119,17 @@ def _refuse_computed_weights(model: nn.Module) -> None:
                 f"{name}: its weight is computed at each call; make it plain first (torch.nn.utils.prune.remove, "
                 "torch.nn.utils.remove_weight_norm)"
             )
+
+
+def _refuse_names_of_graphs(model: nn.Module) -> None:
+    """Refuse names of the model's own modules and tensors that torch.fx's graphs have for something else."""
+    of_graphs = fx.GraphModule(nn.Module(), fx.Graph())
+    taken = [name for name in (*model._modules, *model._parameters, *model._buffers) if hasattr(of_graphs, name)]
+    if taken:
+        raise UserError(
+            f"model {type(model).__name__}: torch.fx has another use for the name {taken[0]!r} of one of its modules "
+            "or tensors; rename it"
+        )
 
 
 def _traced(model: nn.Module, mode: bool) -> fx.GraphModule:

@@ -263,6 +263,26 @@ def test_names_that_the_model_has_are_left_to_it():
     assert set(dict(model.named_parameters())) <= set(dict(prepared.named_parameters()))
 
 
+def test_nodes_may_be_named_like_methods_of_modules():
+    class Casts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(self.conv(x).float().to(torch.float32).mean((2, 3)))
+
+    converts_exactly(Casts(), photos(4, 16))
+
+
+@pytest.mark.parametrize("name", ["graph", "code", "meta", "recompile"])
+def test_names_that_torch_fx_uses_are_refused_in_a_line(name):
+    net = nn.Sequential()
+    net.add_module(name, nn.Conv2d(3, 4, 1))
+    with pytest.raises(UserError, match=f"^model Sequential: torch.fx has another use for the name '{name}'"):
+        quant.trace(net)
+
+
 def test_a_weight_that_forward_computes_stays_in_float_and_is_named():
     class Standardized(nn.Conv2d):
         def forward(self, x):

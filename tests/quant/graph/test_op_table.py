@@ -88,6 +88,7 @@ OPERATORS = {
         nn.Hardswish(), nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.Tanh(), nn.ELU(), nn.LeakyReLU(0.1), nn.Mish(),
         F.hardswish, F.silu, F.gelu, torch.sigmoid, torch.tanh, lambda x: x.sigmoid(), lambda x: -x,
         lambda x: x + 3, lambda x: 3 - x, lambda x: 2 * x, lambda x: x / 4,
+        lambda x: x**2, lambda x: x.pow(3), lambda x: x.abs(), lambda x: abs(x), lambda x: x.square(),
         lambda x: F.pad(x, (1, 1), value=1.0), nn.ConstantPad2d(1, 0.5), nn.PReLU(), nn.PReLU(4),
         lambda x: x.relu() * torch.ones(4, 1, 1), lambda x: torch.ones(1) - x, lambda x: x.relu() / torch.ones(4, 1, 1),
     ],
@@ -96,6 +97,7 @@ OPERATORS = {
         lambda x: F.max_pool2d(x, 2), lambda x: torch.flatten(x, 1), lambda x: x.permute(0, 2, 3, 1),
         lambda x: x[:, :2], lambda x: x.chunk(2, 1)[0], lambda x: torch.cat([x, x], 1), lambda x: F.pad(x, (1,) * 4),
         lambda x: F.pad(x, (1, 1), "constant", 0), lambda x: x.reshape(1, -1), lambda x: x.contiguous(),
+        lambda x: x.clone(), nn.AlphaDropout(), nn.Dropout1d(),
         nn.ZeroPad2d(1), nn.ConstantPad2d(1, 0), nn.ReflectionPad2d(1), nn.ReplicationPad2d(1), nn.CircularPad2d(1),
         lambda x: F.pad(x, (1, 1), "reflect"), lambda x: F.pad(x, (-1, 0)), lambda x: F.pad(x, (0, 0, 0, 0, 2, 2)),
         nn.Upsample(scale_factor=2), nn.UpsamplingNearest2d(9), lambda x: F.interpolate(x, scale_factor=2),
@@ -121,6 +123,7 @@ OPERATORS = {
         lambda x: torch.exp(x), lambda x: x.sort()[0], lambda x: x.mean([2, x.dim() - 1]), lambda x: 1 / x,
         nn.Upsample(scale_factor=2, mode="bilinear"), lambda x: F.dropout(x, 0.5, True), lambda x: x.rsqrt(),
         lambda x: F.conv2d(x, torch.ones(4, 4, 1, 1) * x.mean()), lambda x: x.log(), lambda x: x**-2,
+        lambda x: x**0.5, lambda x: 2**x,
     ],
 }  # fmt: skip
 
