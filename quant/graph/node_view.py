@@ -9,6 +9,8 @@ from torch import fx, nn
 from quant.core.activation import ClampedAffine
 
 HEIGHT_AND_WIDTH = ({2, 3}, {-2, -1})
+NOT_CONSTANT = "not constant"
+"""The key of Node.meta of nodes that `is_constant` has found to depend on the image."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,15 @@ def is_constant(value: object) -> bool:
     """Whether an argument is a Parameter or another tensor of the model, or computed from such tensors alone."""
     if not isinstance(value, fx.Node):
         return False
-    read = value.all_input_nodes
-    return value.op == "get_attr" or (value.op.startswith("call_") and bool(read) and all(map(is_constant, read)))
+    waiting = [value]
+    while waiting:
+        node = waiting.pop()
+        computed = node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
+        if node.meta.get(NOT_CONSTANT) or not (computed or node.op == "get_attr"):
+            value.meta[NOT_CONSTANT] = True  # what reads it later need not look further back
+            return False
+        waiting += node.all_input_nodes
+    return True
 
 
 def _kinds(view: NodeView) -> list[str]:
