@@ -67,13 +67,15 @@ def notices(q: quant.ResolvedQuant) -> list[str]:
 def check_model(asked: ModelSettings, image_size: int, spec: quant.ResolvedQuant) -> None:
     """Build the model to check what only a built one shows.
 
-    Raises UserError if a third-party model cannot be traced, a key of quant.layers matches no layer, or the weights
-    belong to another model. Skipped where none of these can be wrong.
+    Raises UserError if a third-party model cannot be traced, too little of it runs in integers, a key of quant.layers
+    matches no layer, or the weights belong to another model. Skipped where none of these can be wrong.
     """
     if not models.is_external(asked.name) and not asked.weights and not spec.layers and not spec.chooses_layers:
         return
     trial = models.build(asked.name, None, image_size, asked.options)
     if spec.method != "float":
         quant.check_layers(trial, spec)
+    if spec.quantizes:
+        quant.planned_integer_share(trial, spec, image_size)
     if asked.weights:
         checkpoint.check_weights(trial, asked.weights, asked.name)

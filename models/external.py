@@ -18,6 +18,7 @@ from torch import nn
 
 from utils import importing
 from utils.errors import UserError, choose, first_line, nearest
+from utils.eval_mode import in_eval_mode
 from utils.importing import is_external
 from utils.sync_batch_norm import use_plain_batch_norms
 
@@ -59,18 +60,14 @@ def build_external(name: str, num_classes: int | None, image_size: int, options:
 def check_output(model: nn.Module, name: str, num_classes: int | None, image_size: int) -> None:
     """Raise UserError unless the model maps images of this size to num_classes logits (None: to any number), and each
     image to the same logits in batches of one, two and three."""
-    training = {m: m.training for m in model.modules()}
     images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.no_grad():
-            logits, *fewer = (model.eval()(images[:count]) for count in (3, 1, 2))
+        with torch.no_grad(), in_eval_mode(model):
+            logits, *fewer = (model(images[:count]) for count in (3, 1, 2))
     except Exception as error:
         raise UserError(
             f"model {name}: does not accept images of {image_size} x {image_size}: {first_line(error, 200)}"
         ) from error
-    finally:
-        for module, was in training.items():
-            module.training = was
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 2 or num_classes not in (None, shape[1]):
         what = f"{shape[1]} classes" if len(shape) == 2 else f"{type(logits).__name__} {shape or ''}".strip()

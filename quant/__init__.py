@@ -20,7 +20,6 @@ from quant.core.kernels import interpret_all as interpret_kernels
 from quant.core.options import PipelineOptions
 from quant.core.quantizer import GradientQuantizer
 from quant.core.settings import QuantSettings, ResolvedQuant
-from quant.core.symmetric import with_symmetric_activations
 from quant.engines.base import EngineFailed, IntegerModel
 from quant.engines.convert import convert as _convert
 from quant.engines.float_baseline import float_baseline
@@ -53,8 +52,7 @@ from utils.console import tracked
 
 def prepare(model: nn.Module, spec: ResolvedQuant) -> fx.GraphModule:
     """Prepare a float model for quantization (graph/prepare.py) with the method that a resolved spec names."""
-    method = METHODS[spec.method]
-    return _prepare(model, spec, with_symmetric_activations(method) if spec.symmetric_activations else method)
+    return _prepare(model, spec, METHODS[spec.method])
 
 
 def run_ptq_pipeline(prepared: fx.GraphModule, images: Iterable[Tensor], spec: ResolvedQuant) -> None:

@@ -104,6 +104,19 @@ def converts_exactly(net: nn.Module, images: torch.Tensor, **keys) -> quant.Inte
     return model
 
 
+def assert_all_in_integers(net: nn.Module, images: torch.Tensor, tolerance: float):
+    """On every engine the net has the logits that are simulated, which are near those in float, and nothing in it runs
+    in float. Returns the prepared net."""
+    with torch.no_grad():
+        expected = net(images)
+    found = converts_exactly(net, images)(images)
+    assert (found - expected).abs().max() < tolerance * expected.abs().max()
+    prepared = calibrated(net, images)
+    rows = quant.layer_rows(prepared, quant.convert(prepared, "reference"))
+    assert [row for row in rows if row[4] == "float"] == []
+    return prepared
+
+
 def full_range(module: nn.Module) -> None:
     """Even random weights, and batch norms with negative and zero gamma."""
     for layer in module.modules():

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from utils.eval_mode import in_eval_mode
+
 WITH_WEIGHTS = (nn.Conv2d, nn.Linear)
 
 
@@ -20,13 +22,11 @@ def complexity(model: nn.Module, image_size: int, kinds: tuple[type[nn.Module], 
 
     layers = [m for m in model.modules() if isinstance(m, kinds)]
     hooks = [m.register_forward_hook(count) for m in layers]
-    training = {m: m.training for m in model.modules()}
     try:
         device = next((p.device for p in model.parameters()), None)
-        model.eval()(torch.zeros(1, 3, image_size, image_size, device=device))
+        with in_eval_mode(model):
+            model(torch.zeros(1, 3, image_size, image_size, device=device))
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in training.items():
-            module.training = mode
     return sum(p.numel() for p in model.parameters()), macs

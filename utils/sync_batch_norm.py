@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from utils.eval_mode import in_eval_mode
+
 MARK = "synchronizes"
 Norm = nn.modules.batchnorm._BatchNorm
 
@@ -24,37 +26,34 @@ def use_plain_batch_norms(model: nn.Module, images: Tensor) -> None:
     found: list[nn.Module] = [module for module in model.modules() if type(module) is nn.SyncBatchNorm]
     if not found:
         return
-    sides = _input_sides(model, found, images)
-    plain = {module: _plain(module, sides.get(module, 4)) for module in found}
+    dimensions = _input_dimensions(model, found, images)
+    plain = {module: _plain(module, dimensions.get(module, 4)) for module in found}
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if child in plain:
                 setattr(parent, name, plain[child])
 
 
-def _input_sides(model: nn.Module, norms: list[nn.Module], images: Tensor) -> dict[nn.Module, int]:
-    """The number of sides of each norm's input. The model, whose modes are left as they are, computes in eval."""
-    sides: dict[nn.Module, int] = {}
-    modes = {module: module.training for module in model.modules()}
+def _input_dimensions(model: nn.Module, norms: list[nn.Module], images: Tensor) -> dict[nn.Module, int]:
+    """The number of dimensions of each norm's input. The model computes in eval mode, and then is in its own again."""
+    dimensions: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        sides[module] = inputs[0].ndim
+        dimensions[module] = inputs[0].ndim
 
     hooks = [norm.register_forward_pre_hook(note) for norm in norms]
     try:
-        with torch.no_grad():
-            model.eval()(images)
+        with torch.no_grad(), in_eval_mode(model):
+            model(images)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    return sides
+    return dimensions
 
 
-def _plain(norm: Any, sides: int) -> nn.Module:
+def _plain(norm: Any, dimensions: int) -> nn.Module:
     kinds: dict[int, type[Norm]] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 5: nn.BatchNorm3d}
-    kind = kinds.get(sides, nn.BatchNorm2d)
+    kind = kinds.get(dimensions, nn.BatchNorm2d)
     plain = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     plain._parameters, plain._buffers, plain.training = norm._parameters, norm._buffers, norm.training
     setattr(plain, MARK, True)

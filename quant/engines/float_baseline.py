@@ -49,8 +49,7 @@ def float_baseline(model: nn.Module) -> FloatModel:
             continue
         convolution, norm = traced.get_submodule(target(before)), traced.get_submodule(target(node))
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, BatchNorm):
-            parent, _, child = target(before).rpartition(".")
-            setattr(traced.get_submodule(parent), child, fuse_conv_bn_eval(convolution.eval(), norm.eval()))
+            traced.set_submodule(target(before), fuse_conv_bn_eval(convolution.eval(), norm.eval()))
             node.replace_all_uses_with(before)
             traced.graph.erase_node(node)
     traced.delete_all_unused_submodules()

@@ -77,18 +77,14 @@ class _Writer:
                 self._function_as_module(node)
             if node.op == "call_module":
                 self._norm_as_batch_norm(node)
-                self._padding_same(node)
-                self._layer_alone(node)
+                self._same_as_padding(node)
+                self._module_for_each_call(node)
                 self._padding_before(node)
-                self._row_as_map(node)
+                self._conv1d_as_conv2d(node)
             self._constant_as_norm(node)
 
     def _module(self, node: fx.Node) -> Any:
         return self.traced.get_submodule(target(node))
-
-    def _replace(self, name: str, module: nn.Module) -> None:
-        parent, _, child = name.rpartition(".")
-        setattr(self.traced.get_submodule(parent), child, module)
 
     def _function_as_module(self, node: fx.Node) -> None:
         """F.conv2d, F.conv1d, F.linear and F.batch_norm on Parameters and constants of the model."""
@@ -105,7 +101,7 @@ class _Writer:
         if name is None:
             name = self._extra_name(node, module)
         else:
-            self._replace(name, module)
+            self.traced.set_submodule(name, module)
         node.op, node.target, node.args, node.kwargs = "call_module", name, (given["input"],), {}
 
     def _name_of_owner(self, tensors: dict[str, fx.Node], values: dict[str, Any]) -> str | None:
@@ -129,18 +125,18 @@ class _Writer:
     def _norm_as_batch_norm(self, node: fx.Node) -> None:
         norm = self._module(node)
         if plain_class(norm) is nn.SyncBatchNorm:
-            self._replace(target(node), with_tensors_of(norm, nn.BatchNorm2d))
+            self.traced.set_submodule(target(node), with_tensors_of(norm, nn.BatchNorm2d))
 
-    def _padding_same(self, node: fx.Node) -> None:
+    def _same_as_padding(self, node: fx.Node) -> None:
         """TensorFlow's 'same' convolution of another library becomes pad_same and a plain convolution."""
         layer, name = self._module(node), target(node)
         if name not in self.same and pads_same(layer):
             self.same.add(name)
-            self._replace(name, plain_convolution(layer))
+            self.traced.set_submodule(name, plain_convolution(layer))
         if name in self.same:
             self._insert_before(node, pad_same, layer.kernel_size, layer.stride, layer.dilation)
 
-    def _layer_alone(self, node: fx.Node) -> None:
+    def _module_for_each_call(self, node: fx.Node) -> None:
         """Give each further call of a layer a module of its own, on the same Parameters."""
         layer, name = self._module(node), target(node)
         if name in self.called:
@@ -160,7 +156,7 @@ class _Writer:
         plain = on_same_parameters(layer)
         plain.padding_mode = "zeros"
         plain.padding = tuple(before if symmetric else 0 for before, _ in sides)
-        self._replace(target(node), plain)
+        self.traced.set_submodule(target(node), plain)
         if not symmetric and any(map(any, sides)):
             amounts = [amount for pair in reversed(sides) for amount in pair]
             mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
@@ -192,16 +188,16 @@ class _Writer:
         with self.graph.inserting_before(node):
             node.args = (self.graph.call_function(function, (x, *arguments)),)
 
-    def _row_as_map(self, node: fx.Node) -> None:
+    def _conv1d_as_conv2d(self, node: fx.Node) -> None:
         """Conv1d, with the BatchNorm1d behind it, on maps of height 1."""
         layer = self._module(node)
         if plain_class(layer) is not nn.Conv1d or isinstance(layer.padding, str) or layer.padding_mode != "zeros":
             return
-        self._replace(target(node), row_convolution(layer))
+        self.traced.set_submodule(target(node), row_convolution(layer))
         self._insert_before(node, torch.unsqueeze, 2)
         last, norm = node, next(iter(node.users), node)
         if len(node.users) == 1 and norm.op == "call_module" and plain_class(self._module(norm)) is nn.BatchNorm1d:
-            self._replace(target(norm), with_tensors_of(self._module(norm), nn.BatchNorm2d))
+            self.traced.set_submodule(target(norm), with_tensors_of(self._module(norm), nn.BatchNorm2d))
             last = norm
         with self.graph.inserting_after(last):
             row = self.graph.call_function(torch.squeeze, (last, 2))
@@ -220,8 +216,7 @@ def _split_norm_and_act(traced: fx.GraphModule, node: fx.Node, split_names: dict
     if isinstance(both, nn.modules.batchnorm._BatchNorm) and type(both).__name__ in NORM_ACT:
         inside = [name for name, module in both.named_children() if not isinstance(module, nn.Identity)]
         split_names[path] = [f"{path}.{name}" for name in inside]
-        parent, _, child = path.rpartition(".")
-        setattr(traced.get_submodule(parent), child, with_tensors_of(both, nn.BatchNorm2d))
+        traced.set_submodule(path, with_tensors_of(both, nn.BatchNorm2d))
     last = node
     for name in split_names.get(path, ()):
         last = _call_after(traced, last, name)

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 
 from quant.core.activation import IDENTITY
@@ -13,6 +12,7 @@ from quant.core.integer_operator import elementwise, function
 from quant.core.method import AnyMethod
 from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
 from quant.core.settings import ResolvedQuant
+from quant.core.symmetric import with_symmetric_activations
 from quant.graph.bit_allocation import INTEGER_ROLES, BitAllocation, Decision, Precision
 from quant.graph.layer_forms import child_name, free_name
 from quant.graph.layer_modules import borrows
@@ -28,6 +28,7 @@ from quant.graph.quant_layers import (
     normalize,
     share,
 )
+from quant.graph.rewrites import called
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph, data_inputs
 from utils.sections import FLOAT_BITS
@@ -44,7 +45,7 @@ def prepare(model: nn.Module, spec: ResolvedQuant, method: AnyMethod) -> fx.Grap
     own = set(model.modules())
     traced = trace(model, trains=method.trains_quantized(spec))
     graph = TypedGraph(traced)
-    editor = _Editor(graph, spec, method)
+    editor = _Editor(graph, spec, with_symmetric_activations(method) if spec.symmetric_activations else method)
     for decision in BitAllocation(graph, spec).decisions():
         editor.apply(decision)
     for module in set(traced.modules()) - own:
@@ -92,7 +93,7 @@ class _Editor:
         chain, written = decision.chain, decision.written
         name = target(chain.head)
         layer = self._layer(decision)
-        _replace(self.traced, name, layer)
+        self.traced.set_submodule(name, layer)
         x = self._as_wanted(as_node(chain.head.args[0]), decision.read)
         with self.graph.inserting_before(chain.head):
             source = self._source(x)
@@ -178,8 +179,8 @@ class _Editor:
         if self.typed.roles[head] == "norm":
             run: Callable[..., Tensor] = FunctionCall(normalize, (TENSOR, CONSTANT), {})
             return QuantOperator("channel_affine", elementwise, run, IDENTITY)
-        called = self.typed.submodule(head)
-        run = _function_of(head) if called is None else _out_of_place(called)
+        module = self.typed.submodule(head)
+        run = _function_of(head) if module is None else _out_of_place(module)
         return QuantOperator(self.typed.name(head), row.arithmetic or function, run, IDENTITY)
 
     def _as_wanted(self, value: fx.Node, wanted: Precision) -> fx.Node:
@@ -241,12 +242,8 @@ def _out_of_place(module: nn.Module) -> nn.Module:
 
 def _function_of(node: fx.Node) -> Callable[..., Tensor]:
     """The function of a node's tensors and constants alone, out of place; its other arguments are fixed."""
-    called = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
     places = {value: CONSTANT if is_constant(value) else TENSOR for value in node.all_input_nodes}
     args = tuple(places[value] if isinstance(value, fx.Node) else value for value in node.args)
-    return FunctionCall(called, args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {}))
-
-
-def _replace(traced: fx.GraphModule, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(traced.get_submodule(parent), child, module)
+    return FunctionCall(
+        called(node), args, dict(node.kwargs) | ({"inplace": False} if "inplace" in node.kwargs else {})
+    )

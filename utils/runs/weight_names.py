@@ -178,8 +178,8 @@ def renamed_head(tensors: Tensors, model: nn.Module) -> tuple[Tensors, str]:
     if [len(names) for names in owners] != [1, 1]:
         return tensors, ""
     (here,), (there,) = owners
-    same = {f"{here}.{name.rpartition('.')[2]}": _sides(value)[1:] for name, value in unknown.items()}
-    if same != {name: _sides(value)[1:] for name, value in missing.items()}:
+    same = {f"{here}.{name.rpartition('.')[2]}": _shape(value)[1:] for name, value in unknown.items()}
+    if same != {name: _shape(value)[1:] for name, value in missing.items()}:
         return tensors, ""
     moved = {f"{here}.{name.rpartition('.')[2]}" if name in unknown else name: v for name, v in tensors.items()}
     return moved, f"{there} as {here}"
@@ -191,17 +191,17 @@ def reshaped(tensors: Tensors, model: nn.Module) -> tuple[Tensors, str]:
     other = {
         name: value.reshape(wanted[name].shape)
         for name, value in tensors.items()
-        if name in wanted and value.shape != wanted[name].shape and _sides(value) == _sides(wanted[name])
+        if name in wanted and value.shape != wanted[name].shape and _shape(value) == _shape(wanted[name])
     }
-    return tensors | other, f"tensors without or with sides of 1: {len(other)}" if other else ""
+    return tensors | other, f"dimensions of 1 added or removed: {len(other)}" if other else ""
 
 
-def _sides(x: Tensor) -> list[int]:
-    """The shape without sides of 1 at its end."""
-    sides = list(x.shape)
-    while sides and sides[-1] == 1:
-        sides.pop()
-    return sides
+def _shape(x: Tensor) -> list[int]:
+    """The shape without dimensions of 1 at its end."""
+    shape = list(x.shape)
+    while shape and shape[-1] == 1:
+        shape.pop()
+    return shape
 
 
 def in_float32(tensors: Tensors, model: nn.Module) -> tuple[Tensors, str]:

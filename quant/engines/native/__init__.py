@@ -24,7 +24,7 @@ Known properties of the kernels, all measured, and how this folder deals with th
 - torch's x86 engine chooses between fbgemm and oneDNN. So does this one: oneDNN, or fbgemm if a multiplier is near
   a tie.
 - fbgemm's kernels for convolutions in groups take up to fifteen times as long as oneDNN's (5x5, 7x7, three channels a
-  group), and oneDNN's up to five times as long as fbgemm's (one input channel a group). fbgemm and x86 have both as
+  group), and oneDNN's up to seven times as long as fbgemm's (one input channel a group). fbgemm and x86 have both as
   candidates there, and engines/verify.py takes the fastest.
 """
 

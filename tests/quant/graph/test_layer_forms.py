@@ -11,7 +11,7 @@ import quant
 from quant.graph.layer_forms import free_name
 from quant.graph.typed_graph import TypedGraph
 from tests.conftest import photos, spec, with_real_statistics
-from tests.helpers import calibrated, converts_exactly
+from tests.helpers import assert_all_in_integers, converts_exactly
 from utils.errors import UserError
 
 
@@ -196,14 +196,7 @@ def net(request) -> nn.Module:
 
 
 def test_all_of_it_is_in_integers_and_equal_on_every_engine(net):
-    images = photos(8, 25)
-    with torch.no_grad():
-        expected = net(images)
-    found = converts_exactly(net, images)(images)
-    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
-    prepared = calibrated(net, images)
-    rows = quant.layer_rows(prepared, quant.convert(prepared, "reference"))
-    assert [row for row in rows if row[4] == "float"] == []
+    assert_all_in_integers(net, photos(8, 25), 0.05)
 
 
 @pytest.mark.parametrize("method", ["lsq", "statassist"])

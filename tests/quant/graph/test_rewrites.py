@@ -8,7 +8,7 @@ from torch import nn
 import quant
 from quant.graph.typed_graph import TypedGraph
 from tests.conftest import photos
-from tests.helpers import calibrated, converts_exactly
+from tests.helpers import assert_all_in_integers, converts_exactly
 
 
 class Applied(nn.Module):
@@ -113,14 +113,7 @@ def net(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_it_is_in_integers_and_equal_on_every_engine_and_in_a_file(name, tmp_path):
     images = photos(8, 15)
-    model = net(name).eval()
-    with torch.no_grad():
-        expected = model(images)
-    found = converts_exactly(model, images)(images)
-    assert (found - expected).abs().max() < 0.06 * expected.abs().max()
-    prepared = calibrated(model, images)
-    rows = quant.layer_rows(prepared, quant.convert(prepared, "reference"))
-    assert [row for row in rows if row[4] == "float"] == []
+    prepared = assert_all_in_integers(net(name).eval(), images, 0.06)
     quant.export_packed(prepared, tmp_path / "net.npz", 15, {})
     assert torch.equal(quant.load_packed(str(tmp_path / "net.npz"))(images), prepared(images))
 
