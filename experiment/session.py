@@ -16,7 +16,7 @@ from experiment.teacher import load_teacher
 from quant.methods import gradboost
 from utils import config, distributed, seed
 from utils.complexity import complexity
-from utils.console import say
+from utils.console import say, tracked
 from utils.distributed import Processes
 from utils.runs import checkpoint, checkpointing
 from utils.runs.folder import resume_hint
@@ -256,7 +256,8 @@ class Session:
             say(f"channels of {quant.equalize_cross_layer(self.model)} pairs of layers equalized")
         self.model = prepared = quant.prepare(self.model, spec)
         sample = self.batches(data.first(self.dataset.training, spec.calibration_images))
-        quant.calibrate(prepared, (images for images, _ in sample))
+        shown = tracked(sample, len(sample), "calibration", "batches")
+        quant.calibrate(prepared, (images for images, _ in shown))
         if self.processes.is_main:
             quant.run_ptq_pipeline(prepared, (images for images, _ in sample), spec)
 

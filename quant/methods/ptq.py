@@ -48,10 +48,10 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 LEARNED: dict[str, dict[str, Any]] = {
     "nearest": {},
-    "adaround": {"rounding_steps": 500},
-    "brecq": {"rounding_steps": 500, "drop": 0.5},
+    "adaround": {"rounding_steps": None},
+    "brecq": {"rounding_steps": None, "drop": 0.5},
 }
-"""The keys that each rounding reads, with their defaults."""
+"""The keys that each rounding reads, with their defaults. rounding_steps: null depends on the net (ptq/brecq.py)."""
 
 
 def weight(spec: ResolvedQuant[Options], bits: int, shape: Shape) -> WeightQuantizer:

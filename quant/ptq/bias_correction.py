@@ -19,7 +19,7 @@ from torch import Tensor
 from quant.core.batch_norm import BatchNorm
 from quant.core.quantizer import TINY
 from quant.graph.quant_layers import QuantLayer
-from quant.ptq.blocks import BATCH
+from quant.ptq.blocks import images_at_once
 
 MAX_GAIN = 2.0
 
@@ -53,8 +53,9 @@ def moments(layer: QuantLayer, norm: BatchNorm | None, x: Tensor) -> Moments:
     x: the inputs of the layer for all calibration images, [N, C, H, W] or [N, ..., C]. norm: its batch norm, or None.
     """
     weight, count = layer.used_weight(), 0
+    largest = max(value.numel() for value in (x[:1], layer.before_activation(x[:1], weight, norm)))
     total = squares = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-    for batch in x.split(BATCH):
+    for batch in x.split(images_at_once(largest)):
         y = layer.before_activation(batch, weight, norm)
         rows = (y if layer.geometry.linear else y.permute(0, 2, 3, 1)).flatten(0, -2).double()
         total, squares, count = total + rows.sum(0), squares + rows.square().sum(0), count + len(rows)

@@ -33,8 +33,12 @@ from quant.graph.views import layer_arguments, operator_arguments
 from quant.ptq.adaround import SoftRounding, beta_at
 from quant.ptq.blocks import Block, BlockRunner
 
-BATCH = 32
-"""Images in a step."""
+BATCH = 4, 32
+"""Images in a step, at least and at most. It is fewer where values are large: each image has many positions there."""
+STEPS = 100, 500
+"""Steps for each block if no number is given, at least and at most."""
+CHEAP = 100_000_000
+"""Multiply-accumulates of the largest net that gets the most steps. Those of a larger one take as long altogether."""
 PENALTY = 0.01
 """lambda"""
 MAX_LAYERS = 12
@@ -143,6 +147,12 @@ def reconstruction_units(block: Block, rounding: str | None) -> list[Block]:
     return [block] if at_once else [block.single_layer(layer) for layer in block.layers]
 
 
+def default_steps(macs: int) -> int:
+    """Steps for each block or layer of a net with so many multiply-accumulates for an image."""
+    least, most = STEPS
+    return max(least, min(most, most * CHEAP // macs))
+
+
 def reconstruct(
     runner: ReconstructionRunner,
     block: Block,
@@ -150,19 +160,20 @@ def reconstruct(
     quantized: Tensor,
     target: Tensor,
     steps: int,
+    batch: int,
     progress: Callable[[int], None],
 ) -> None:
     """Learn the roundings and ranges of `runner` for its block, and store them in the block's quantizers.
 
     in_float, quantized: the block's inputs in the float and in the quantized model, for all calibration images. target:
-    its outputs in the float model. progress(1) is called after every step.
+    its outputs in the float model. batch: images in a step. progress(1) is called after every step.
     """
     V = [rounding.V for rounding in runner.roundings.values()]
     r = [scaling.r for scaling in runner.scalings.values()]
     optimizer = torch.optim.Adam([{"params": V, "lr": min(MAX_LR, TRAVEL / steps)}, {"params": r, "lr": SCALE_LR}])
     for step in range(steps if V else 0):
         optimizer.param_groups[1]["lr"] = SCALE_LR * (1 + math.cos(math.pi * step / steps)) / 2
-        at = torch.randint(len(target), (BATCH,), generator=runner.generator)
+        at = torch.randint(len(target), (batch,), generator=runner.generator)
         x = quantized[at] if in_float is quantized else runner.mix(in_float[at], quantized[at])
         error = (runner.value(block, x) - target[at]).square().flatten(1).sum(1).mean() / _positions(target)
         loss = error + PENALTY * runner.penalty(step / steps)

@@ -15,9 +15,9 @@ from torch import Tensor, fx
 from quant.core.options import PipelineOptions
 from quant.graph.node_view import target as target_of
 from quant.graph.views import layers, without_quantizers
-from quant.ptq.bias_correction import apply_bias_correction, moments
-from quant.ptq.blocks import Block, BlockRunner, blocks
-from quant.ptq.brecq import ReconstructionRunner, reconstruct, reconstruction_units
+from quant.ptq.bias_correction import Moments, apply_bias_correction, moments
+from quant.ptq.blocks import Block, BlockRunner, blocks, images_at_once
+from quant.ptq.brecq import BATCH, ReconstructionRunner, default_steps, reconstruct, reconstruction_units
 from utils.console import Progress, say
 
 MAX_ELEMENTS = 2**28
@@ -32,20 +32,19 @@ def run_ptq_pipeline(prepared: fx.GraphModule, images: Iterable[Tensor], options
     if options.rounding == "nearest" and options.bias_correction == "none":
         return
     began, images = time.monotonic(), torch.cat(list(images))
-    found = blocks(prepared.eval(), images[:2])
+    found = blocks(prepared.eval(), images[:1])
     if not found:
         return
-    pipeline = _Pipeline(prepared, options)
-    count = min(len(images), MAX_ELEMENTS // max(1, pipeline.max_elements(found, images[:1])))
-    steps = options.rounding_steps or 0
-    total = sum(1 + steps * len(reconstruction_units(block, options.rounding)) for block in found)
+    pipeline = _Pipeline(prepared, options, found, images[:1])
+    count = min(len(images), MAX_ELEMENTS // pipeline.largest)
+    total = sum(1 + pipeline.steps * len(reconstruction_units(block, options.rounding)) for block in found)
     with Progress(total, "PTQ pipeline", "steps") as progress:
         pipeline.run(found, images[:count], progress)
-    say(f"{_summary(found, options)}, {count:,} images, {time.monotonic() - began:.0f} s")
+    say(f"{_summary(found, options, pipeline.steps)}, {count:,} images, {time.monotonic() - began:.0f} s")
 
 
-def _summary(found: list[Block], options: PipelineOptions) -> str:
-    done = [] if options.rounding == "nearest" else [f"rounding learned ({options.rounding})"]
+def _summary(found: list[Block], options: PipelineOptions, steps: int) -> str:
+    done = [] if options.rounding == "nearest" else [f"rounding learned ({options.rounding}, {steps} steps)"]
     done += [] if options.bias_correction == "none" else [f"bias correction ({options.bias_correction})"]
     layers = sum(len(block.layers) for block in found)
     split = sum(options.rounding == "brecq" and len(reconstruction_units(block, "brecq")) > 1 for block in found)
@@ -56,28 +55,35 @@ def _summary(found: list[Block], options: PipelineOptions) -> str:
 class _Pipeline:
     """The steps of the pipeline for one block.
 
-    in_float, quantized: the block's inputs in the float and quantized model.
+    in_float, quantized: the block's inputs in the float and quantized model. largest: elements, for one image, of the
+    largest value at the start or end of a block or after a layer in it. steps: those of learned rounding.
     """
 
-    def __init__(self, prepared: fx.GraphModule, options: PipelineOptions):
+    def __init__(self, prepared: fx.GraphModule, options: PipelineOptions, found: list[Block], image: Tensor):
         self.prepared, self.options, self.runner = prepared, options, BlockRunner(prepared)
         self.layers = layers(prepared)
         self.generator = torch.Generator().manual_seed(0)
-
-    def max_elements(self, found: list[Block], image: Tensor) -> int:
-        """Elements, for one image, of the largest value at the start or end of a block or after a layer in it."""
         self.runner.run(image)
         ends = [node for block in found for node in (block.entry, block.exit, *block.layers)]
-        return max(self.runner.env[node].numel() for node in ends)
+        self.largest = max(self.runner.env[node].numel() for node in ends)
+        self.steps = 0 if options.rounding == "nearest" else options.rounding_steps or default_steps(self.macs(found))
+
+    def macs(self, found: list[Block]) -> int:
+        """Multiply-accumulates of the layers for the image that ran last."""
+        return sum(self._macs(node) for block in found for node in block.layers)
+
+    def _macs(self, node: fx.Node) -> int:
+        layer, y = self.layers[target_of(node)].layer, self.runner.env[node]
+        return y.numel() // y.shape[-1 if layer.geometry.linear else 1] * layer.weight.numel()
 
     def run(self, found: list[Block], images: Tensor, progress: Progress) -> None:
         in_float = quantized = images
         for block in found:
-            target = self.float_output(block, in_float)
-            self.correct_biases(block, in_float, quantized)
+            target, of_float = self.float_output(block, in_float), self.float_moments(block, in_float)
+            self.correct_biases(block, of_float, quantized)
             if self.options.rounding != "nearest":
                 self.reconstruct(block, in_float, quantized, progress)
-                self.correct_biases(block, in_float, quantized)
+                self.correct_biases(block, of_float, quantized)
             in_float, quantized = target, self.runner.values(block, quantized)
             progress.add(1)
 
@@ -96,17 +102,24 @@ class _Pipeline:
             )
             target = self.float_output(unit, float_input)
             mixed_with = float_input if whole_block else x
-            reconstruct(runner, unit, mixed_with, x, target, self.options.rounding_steps or 0, progress.add)
+            batch = images_at_once(self.runner.largest(unit, x), *BATCH)
+            reconstruct(runner, unit, mixed_with, x, target, self.steps, batch, progress.add)
 
-    def correct_biases(self, block: Block, in_float: Tensor, quantized: Tensor) -> None:
+    def float_moments(self, block: Block, in_float: Tensor) -> dict[fx.Node, Moments]:
+        """The moments of the float model for each layer whose bias is corrected."""
+        found = {}
         for node in block.layers:
             view = self.layers[target_of(node)]
-            layer, norm = view.layer, view.norm
-            if layer.correction is None:
-                continue
-            before = block.up_to(node)
-            float_input, x = self.float_output(before, in_float), self.runner.values(before, quantized)
-            with without_quantizers(self.prepared):
-                target = moments(layer, norm, float_input)
-            layer.correction.set(1, 0)
-            apply_bias_correction(layer, self.options.bias_correction, target, moments(layer, norm, x))
+            if view.layer.correction is not None:
+                x = self.float_output(block.up_to(node), in_float)
+                with without_quantizers(self.prepared):
+                    found[node] = moments(view.layer, view.norm, x)
+        return found
+
+    def correct_biases(self, block: Block, of_float: dict[fx.Node, Moments], quantized: Tensor) -> None:
+        for node, target in of_float.items():
+            view = self.layers[target_of(node)]
+            x = self.runner.values(block.up_to(node), quantized)
+            if view.layer.correction is not None:
+                view.layer.correction.set(1, 0)
+            apply_bias_correction(view.layer, self.options.bias_correction, target, moments(view.layer, view.norm, x))

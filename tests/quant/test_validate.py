@@ -112,7 +112,7 @@ def test_a_recipe_fills_in_what_is_null_and_nothing_else():
         return [getattr(options, key) for key in keys]
 
     assert filled() == ["minmax", False, "nearest", None, None, "none"]
-    assert filled(recipe="best") == ["mse", True, "brecq", 500, 0.5, "norm"]
+    assert filled(recipe="best") == ["mse", True, "brecq", None, 0.5, "norm"]
     own = {
         "observer": "percentile",
         "rounding": "nearest",

@@ -37,7 +37,7 @@ def layers_of(prepared, images, enabled: bool) -> dict[str, Moments]:
     """The moments of each layer's output before its activation, in the net with its quantizers on or off."""
     quant.set_enabled(prepared, enabled)
     run, found, value = BlockRunner(prepared), {}, images
-    for block in blocks(prepared, images[:2]):
+    for block in blocks(prepared, images[:1]):
         for node in block.layers:
             view = layer_view(dict(prepared.named_modules()), node)
             layer, norm = view.layer, view.norm

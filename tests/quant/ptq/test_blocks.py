@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import models
-import quant
+import quant.ptq.blocks
 from quant.graph.quant_layers import QuantLayer
-from quant.ptq.blocks import BlockRunner, blocks
+from quant.ptq.blocks import BlockRunner, blocks, images_at_once
 from tests.conftest import photos, spec, with_real_statistics
 from tests.nets import plain
 
@@ -34,7 +34,7 @@ def calibrated(model: nn.Module, size: int, **keys):
 def test_blocks_in_turn_are_the_whole_net(name):
     form, size, layers = NETS[name]
     prepared, images = calibrated(models.build(name, 10, size, {"form": form}), size, weight_bits=4, act_bits=4)
-    found = blocks(prepared, images[:2])
+    found = blocks(prepared, images[:1])
     assert layers is None or [len(block.layers) for block in found] == layers
     inside = [node.target for block in found for node in block.layers]
     assert sorted(inside) == sorted(name for name, m in prepared.named_modules() if isinstance(m, QuantLayer))
@@ -48,14 +48,14 @@ def test_blocks_in_turn_are_the_whole_net(name):
 
 def test_a_block_of_mobilenet_v2_ends_at_its_linear_bottleneck():
     prepared, images = calibrated(models.build("mobilenet_v2", 10, 32, {"form": "imagenet"}), 32)
-    second = blocks(prepared, images[:2])[1]
+    second = blocks(prepared, images[:1])[1]
     names = [node.target for node in second.layers]
     assert names == ["features.2.conv.0.0", "features.2.conv.1.0", "features.2.conv.2"]
 
 
 def test_layers_in_a_row_are_joined_by_three():
     prepared, images = calibrated(plain(10), 32)
-    assert [[node.target for node in block.layers] for block in blocks(prepared, images[:2])] == [
+    assert [[node.target for node in block.layers] for block in blocks(prepared, images[:1])] == [
         ["0", "2", "4"],
         ["8"],
     ]
@@ -77,7 +77,7 @@ class Crossing(nn.Module):
 
 def test_a_split_and_its_sum_are_one_block():
     prepared, images = calibrated(Crossing(), 32)
-    assert [[node.target for node in block.layers] for block in blocks(prepared, images[:2])] == [
+    assert [[node.target for node in block.layers] for block in blocks(prepared, images[:1])] == [
         ["a"],
         ["b", "c"],
         ["fc"],
@@ -86,7 +86,7 @@ def test_a_split_and_its_sum_are_one_block():
 
 def test_a_layer_alone_is_fed_what_the_block_feeds_it():
     prepared, images = calibrated(models.build("resnet20", 10, 32, {}), 32)
-    run, block = BlockRunner(prepared), blocks(prepared, images[:2])[1]
+    run, block = BlockRunner(prepared), blocks(prepared, images[:1])[1]
     entry = torch.rand(4, 16, 32, 32)
     first, second = block.layers
     x = run.values(block.up_to(second), entry)
@@ -94,3 +94,46 @@ def test_a_layer_alone_is_fed_what_the_block_feeds_it():
     assert not torch.equal(run.values(block.single_layer(second), x), run.values(block, entry)), (
         "the addition is still to come"
     )
+
+
+class SizesFirst(nn.Module):
+    """Reads sizes at the beginning and uses them at the end, as EfficientNet-PyTorch does with the batch size."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8, 8, 8, 8))
+        self.fc = nn.Linear(8 * 4, 5)
+
+    def forward(self, x):
+        count, height = x.shape[0], x.size(2)
+        for layer in self.layers:
+            x = layer(x).relu()
+        x = nn.functional.adaptive_avg_pool2d(x, 4).reshape(2 * count, 8, height // 4).flatten(1)
+        return self.fc(x.reshape(count, 2, 64)[:, :, :32].reshape(count, 2 * 32)[:, :32])
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_size_that_is_read_early_does_not_make_the_whole_net_one_block(count):
+    prepared, images = calibrated(SizesFirst(), 32)
+    found = blocks(prepared, images[:1])
+    assert [len(block.layers) for block in found] == [3, 3, 1]
+    run, value = BlockRunner(prepared), images[:count]
+    for block in found:
+        value = run.values(block, value)
+    with torch.no_grad():
+        assert torch.equal(value, prepared(images[:count]))
+
+
+def test_large_values_are_computed_for_fewer_images_at_once(monkeypatch):
+    prepared, images = calibrated(models.build("resnet20", 10, 32, {}), 32)
+    run, block = BlockRunner(prepared), blocks(prepared, images[:1])[0]
+    at_once = run.values(block, images)
+    elements = 16 * 32 * 32
+    assert run.largest(block, images) == elements
+    monkeypatch.setattr(quant.ptq.blocks, "ELEMENTS", 3 * elements)
+    counts, value = [], run.value
+    run.value = lambda block, x: counts.append(len(x)) or value(block, x)
+    assert torch.equal(run.values(block, images), at_once)
+    assert counts == [1, 3, 1], "one image to know the sizes, then three and the one that is left"
+    assert images_at_once(elements, 4, 32) == 4
+    assert images_at_once(1, 4, 32) == 32

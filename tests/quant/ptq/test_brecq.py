@@ -10,7 +10,7 @@ from quant.core.observed import ObservedActivationQuantizer
 from quant.graph.views import quantizers
 from quant.ptq import brecq
 from quant.ptq.blocks import BlockRunner, blocks
-from quant.ptq.brecq import RangeScaling, ReconstructionRunner, random_mask, reconstruct
+from quant.ptq.brecq import RangeScaling, ReconstructionRunner, default_steps, random_mask, reconstruct
 from tests.conftest import photos, spec, with_real_statistics
 from tests.nets import Residual
 
@@ -20,7 +20,7 @@ def prepared_residual(**keys):
     model = with_real_statistics(Residual(3), images)
     prepared = quant.prepare(model, spec(**({"method": "ptq", "act_bits": 4, "rounding": "brecq"} | keys)))
     quant.calibrate(prepared, [images])
-    return prepared, blocks(prepared, images[:2]), images
+    return prepared, blocks(prepared, images[:1]), images
 
 
 def runner_of(drop: float, **keys):
@@ -119,15 +119,15 @@ def test_rates_and_progress(monkeypatch):
         return step(optimizer)
 
     monkeypatch.setattr(torch.optim.Adam, "step", remember)
-    reconstruct(runner, block, x, x, aim, 4, done.append)
+    reconstruct(runner, block, x, x, aim, 4, 32, done.append)
     assert done == [1] * 4
     assert [v for v, _ in rates] == [0.1] * 4
     assert [r for _, r in rates] == pytest.approx([0.001 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)])
     rates.clear()
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.zeros(2, dtype=torch.long))
-    reconstruct(runner_of(0.5)[0], block, x, x, aim, 1, done.append)
+    reconstruct(runner_of(0.5)[0], block, x, x, aim, 1, 32, done.append)
     monkeypatch.setattr(brecq, "TRAVEL", 0.2)
-    reconstruct(runner_of(0.5)[0], block, x, x, aim, 4, done.append)
+    reconstruct(runner_of(0.5)[0], block, x, x, aim, 4, 32, done.append)
     assert [v for v, _ in rates] == pytest.approx([0.1] + [0.05] * 4)
 
 
@@ -137,7 +137,7 @@ def test_what_is_learned_is_stored():
     quant.set_enabled(prepared, False)
     aim = BlockRunner(prepared).values(block, x)
     quant.set_enabled(prepared, True)
-    reconstruct(runner, block, x, x, aim, 20, lambda count: None)
+    reconstruct(runner, block, x, x, aim, 20, 32, lambda count: None)
     layers = [prepared.get_submodule(node.target) for node in block.layers]
     assert all(layer.weight_quantizer.offset.any() for layer in layers)
     scaled = [(q.low, q.high) for q in runner.scalings]
@@ -151,7 +151,7 @@ def test_a_block_without_weights_to_round_takes_no_steps():
     runner, prepared, block, x = runner_of(0.5)
     runner.roundings, done = {}, []
     before = {name: value.clone() for name, value in prepared.state_dict().items()}
-    reconstruct(runner, block, x, x, x, 5, done.append)
+    reconstruct(runner, block, x, x, x, 5, 32, done.append)
     assert done == []
     assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
 
@@ -162,7 +162,12 @@ def test_the_input_is_mixed_too():
     seen, value = [], runner.value
     runner.value = lambda block, batch: seen.append(batch) or value(block, batch)
     aim = BlockRunner(prepared).values(block, x)
-    reconstruct(runner, block, torch.zeros_like(x), x + 1, aim, 1, lambda count: None)
+    reconstruct(runner, block, torch.zeros_like(x), x + 1, aim, 1, 32, lambda count: None)
     [batch] = seen
-    assert len(batch) == brecq.BATCH
+    assert len(batch) == 32
     assert float((batch == 0).float().mean()) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("macs", "steps"), [(1, 500), (10**8, 500), (2 * 10**8, 250), (6 * 10**8, 100), (10**10, 100)])
+def test_a_costly_net_gets_fewer_steps(macs, steps):
+    assert default_steps(macs) == steps

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 import quant
+from quant.ptq import brecq, pipeline
+from quant.ptq.blocks import blocks
 from tests.conftest import agrees_in_integers, spec
 from tests.nets import Residual
+from utils.complexity import complexity
 
 RECIPES = {
     "adaround": {"observer": "mse", "rounding": "adaround", "rounding_steps": 80},
@@ -85,3 +88,22 @@ def test_plain_does_nothing_more(float_net, digits32):
     quant.run_ptq_pipeline(prepared, [], settings)
     assert all(torch.equal(before[key], value) for key, value in prepared.state_dict().items())
     assert not any("offset" in key or "correction" in key for key in before), "checkpoints hold nothing of it"
+
+
+@pytest.mark.parametrize(("macs", "steps"), [(10**8, 4), (2 * 10**8, 2)])
+def test_the_number_of_steps_depends_on_the_net_where_none_is_given(
+    macs, steps, float_net, digits32, monkeypatch, capsys
+):
+    """The message tells how many were taken."""
+    monkeypatch.setattr(brecq, "STEPS", (1, 4))
+    monkeypatch.setattr(pipeline._Pipeline, "macs", lambda self, found: macs)
+    quantized(float_net, digits32, rounding="brecq")
+    assert f"rounding learned (brecq, {steps} steps)" in capsys.readouterr().out
+
+
+def test_multiply_accumulates_are_those_that_thop_counts(float_net, digits32):
+    images = digits32[1][:1]
+    prepared = quant.prepare(copy.deepcopy(float_net), spec(method="ptq")).eval()
+    found = blocks(prepared, images)
+    counted = pipeline._Pipeline(prepared, spec(method="ptq").options, found, images)
+    assert counted.macs(found) == complexity(float_net, 32)[1]
