@@ -2,10 +2,19 @@
 
 from data.batches import Draw, batches, check_training, evaluation_batch, evaluation_side
 from data.external import check_trusted
+from data.identity import identity
 from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
 from data.registry import DATASETS, SECTIONS, check, load, with_overrides
 from data.settings import DataSettings
 
 __all__ = ["DATASETS", "SECTIONS", "DataSettings", "Dataset", "Draw", "Files", "Images", "batches", "check"]
-__all__ += ["check_classes", "check_training", "check_trusted", "evaluation_batch", "evaluation_side", "first"]
+__all__ += [
+    "check_classes",
+    "check_training",
+    "check_trusted",
+    "evaluation_batch",
+    "evaluation_side",
+    "first",
+    "identity",
+]
 __all__ += ["load", "renormalized", "split", "with_overrides"]

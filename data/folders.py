@@ -193,7 +193,7 @@ def _decode(files: Files, image_size: int) -> Images:
         unreadable = {i: line for i, line in enumerate(tracked(done, len(files), "decoding", "images")) if line}
     for line in unreadable.values():
         say(f"left out: {line}")
-    every = Images(torch.from_numpy(pixels), files.labels)
+    every = Images(torch.from_numpy(pixels), files.labels, files)
     if len(unreadable) == len(files):
         raise UserError(f"data.root: none of {len(files)} images can be read")
     return every.take(torch.tensor([i for i in range(len(files)) if i not in unreadable])) if unreadable else every

@@ -14,20 +14,6 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Images:
-    """Images in memory: pixels uint8 [N, H, W, 3], labels int64 [N]."""
-
-    pixels: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, index: Tensor) -> "Images":
-        return Images(self.pixels[index], self.labels[index])
-
-
-@dataclass(frozen=True)
 class Files:
     """Images on disk, decoded a batch at a time: their paths, and labels int64 [N].
 
@@ -45,6 +31,21 @@ class Files:
 
     def take(self, index: Tensor) -> "Files":
         return replace(self, paths=[self.paths[i] for i in index.tolist()], labels=self.labels[index])
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images in memory: pixels uint8 [N, H, W, 3], labels int64 [N]. source: the files that they were decoded from."""
+
+    pixels: Tensor
+    labels: Tensor
+    source: Files | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Images":
+        return Images(self.pixels[index], self.labels[index], self.source and self.source.take(index))
 
 
 @dataclass(frozen=True)

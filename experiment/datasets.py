@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import data
 import quant
@@ -13,7 +14,28 @@ from utils.errors import UserError
 
 def load(d: DataSettings) -> data.Dataset:
     """Training, validation and test images; read once for all runs of a sweep."""
-    return _load(d.model_copy(update={"batch_size": 1, "augment": True}).model_dump_json())  # they change no image
+    return _load(_of_images(d))
+
+
+def forget() -> None:
+    """Read everything anew from now on: between two runs that a program starts, images may have changed."""
+    _load.cache_clear()
+    _identity.cache_clear()
+
+
+def identity(d: DataSettings) -> dict[str, Any]:
+    """data.identity of the dataset that `load` returns."""
+    return _identity(_of_images(d))
+
+
+def _of_images(d: DataSettings) -> str:
+    """The section, with fixed values for what changes no image."""
+    return d.model_copy(update={"batch_size": 1, "augment": True}).model_dump_json()
+
+
+@functools.lru_cache(maxsize=1)
+def _identity(section: str) -> dict[str, Any]:
+    return data.identity(_load(section))
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,7 +19,10 @@ from utils import files
 from utils.config import blame
 from utils.errors import UserError
 from utils.runs import tensor_file
+from utils.runs.folder import differences
 
+LOCATION = ("root", "workers", "on_error", "cache", "batch_size", "augment", "val_fraction")
+"""Keys of the data section with any value of which the test images are the same."""
 EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
 """Functions that write a single file, by its suffix. A path with any other name is a folder for quant.export."""
 
@@ -63,6 +66,8 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
     target = prepare_target(Path(settings.export)) if settings.export else None
     dataset = datasets.load_test(d)
     data.check_classes(dataset.classes, state["classes"])
+    if (notice := other_test_images(dataset, state, d, trained.data)) is not None:
+        print(notice)
     make = datasets.batch_maker(d, state["mean"], state["std"])
     test = make(dataset.test, data.evaluation_batch(d.image_size))
     measured = quant.measure(model.eval(), settings.engines, test, trained.ends_in_float, d.image_size)
@@ -76,6 +81,20 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
         sensitivity_table.write(found, f"{trained.model.name} on {d.name}, {trained.quant.method}", folder)
     if target and quant.is_prepared(model):
         export(model, target, export_info(state, trained, isinstance(dataset.test, data.Files)))
+
+
+def other_test_images(
+    dataset: data.Dataset, state: dict[str, Any], here: data.DataSettings, trained: data.DataSettings
+) -> str | None:
+    """A line if the test images are not those that the run had, although the settings ask for the same.
+
+    here: the section that the dataset was loaded by. trained: that of the run.
+    """
+    read = (state.get("inputs") or {}).get("data") or {}
+    if "test" not in read or differences(trained.model_dump(mode="json"), here.model_dump(mode="json"), LOCATION):
+        return None
+    found = differences(read["test"], data.identity(dataset)["test"])
+    return f"data.root: not the test images of the run: {'; '.join(found[:3])}" if found else None
 
 
 def check_possible(settings: EvaluateSettings, trained: TrainSettings, prepared: bool) -> None:

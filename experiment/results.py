@@ -20,14 +20,16 @@ from utils.runs.log import RunLog
 from utils.sections import FLOAT_BITS
 
 
-def save_final(model: nn.Module, settings: TrainSettings, dataset: data.Dataset, log: RunLog) -> None:
+def save_final(
+    model: nn.Module, settings: TrainSettings, dataset: data.Dataset, log: RunLog, inputs: dict | None
+) -> None:
     """Save the finished model over best.pt, and over last.pt if the model changed after the last epoch.
 
     It did if it was quantized, averaged, or its batch norm statistics were measured again after training.
     """
     q, epochs = quant.resolve(settings.quant), settings.run.epochs
     training = {"log": log.state()}
-    final = checkpoint.pack(model, settings.model_dump(), dataset, quant.is_prepared(model), epochs, training)
+    final = checkpoint.pack(model, settings.model_dump(), dataset, quant.is_prepared(model), epochs, training, inputs)
     changed = settings.ends_in_float or (log.best is None and (settings.optim.average or q.bn_reestimation_images))
     if changed:
         tensor_file.save(log.folder / LAST, final)

@@ -9,15 +9,14 @@ from utils.runs import folder as run_files
 from utils.runs.folder import RunFolder, Start, effective_resume
 
 
-def run_folder(settings: TrainSettings) -> RunFolder:
-    """The folder of a run with these checked settings."""
-    sources = (settings.model.weights, settings.quant.teacher)
+def run_folder(settings: TrainSettings, inputs: dict | None = None) -> RunFolder:
+    """The folder of a run with these checked settings. inputs: what it reads (experiment/inputs.py)."""
     return RunFolder(
         path=settings.run.folder,
         settings=settings.model_dump(mode="json"),
         epochs=settings.run.epochs,
         resume=effective_resume(settings.run.resume),
-        sources=tuple(source for source in sources if source),
+        inputs=inputs,
         filled_in=("quant.layers",) if settings.quant.layers == "auto" else (),
         migrate=stored_values,
     )
@@ -36,6 +35,7 @@ def open_folder(folder: RunFolder, settings: TrainSettings) -> Start:
     folder.copy_checkpoint()
     (folder.path / run_files.SUMMARY).unlink(missing_ok=True)  # this run is not finished
     write_settings(folder.path, settings)
+    files.write_json(folder.path / run_files.INPUTS, folder.inputs)
     files.write_json(folder.path / "environment.json", environment() | {"engine": settings.quant.engine})
     return start
 

@@ -14,7 +14,7 @@ from experiment.run_folder import write_settings
 from experiment.settings import TrainSettings
 from experiment.teacher import load_teacher
 from quant.methods import gradboost
-from utils import config, distributed, seed
+from utils import config, seed
 from utils.complexity import complexity
 from utils.console import say, tracked
 from utils.distributed import Processes
@@ -33,25 +33,31 @@ MANY_MACS = 1e12
 class Session:
     """One training run, from a checkpoint or from the start. `run` does all steps in order.
 
-    settings: checked settings (experiment/check.py). folder: where the run writes, which exists.
-    state: the checkpoint to continue from, or None.
+    settings: checked settings (experiment/check.py). folder: where the run writes, which exists. dataset, inputs: what
+    it reads (experiment/inputs.py). state: the checkpoint to continue from, or None.
     All processes of a run have a Session each; the first alone writes, converts and measures.
     """
 
-    dataset: data.Dataset
-    """Set by load_dataset."""
     model: nn.Module
     """Set by build_model; each later step leaves it as trained or quantized so far."""
 
-    def __init__(self, settings: TrainSettings, folder: Path, processes: Processes, state: dict | None = None):
+    def __init__(
+        self,
+        settings: TrainSettings,
+        folder: Path,
+        processes: Processes,
+        dataset: data.Dataset,
+        inputs: dict | None = None,
+        state: dict | None = None,
+    ):
         self.settings, self.folder, self.processes, self.state = settings, folder, processes, state
+        self.dataset, self.inputs = dataset, inputs
         self.log = RunLog(folder, settings.run.epochs, processes.is_main, settings.run.tensorboard)
         self.size: dict[str, float] = {}
         """{"params", "macs"} of the float model, and "integer_macs_percent", the share that runs in integers."""
 
     def run(self) -> None:
         seed.seed_all(self.settings.run.seed, self.settings.run.deterministic)
-        self.load_dataset()
         self.build_model()
         self.restore_chosen_layers()
         if not self.settings.ends_in_float:
@@ -67,14 +73,6 @@ class Session:
     def quant_spec(self) -> quant.ResolvedQuant:
         """The resolved quant section."""
         return quant.resolve(self.settings.quant)
-
-    def load_dataset(self) -> None:
-        """Load the images; the first process of each machine before the others, since it may have to download them."""
-        if distributed.local_rank() > 0:
-            self.processes.barrier()
-        self.dataset = datasets.load(self.settings.data)
-        if distributed.local_rank() == 0:
-            self.processes.barrier()
 
     def batches(self, images: data.Images | data.Files, batch_size: int | None = None, draw: data.Draw | None = None):
         """Batches of these images, as the dataset normalizes them. batch_size: None takes that of evaluation."""
@@ -135,8 +133,6 @@ class Session:
     def fit(self) -> None:
         """Train: float epochs, then fake-quantized ones. Leaves the best epoch's model, or the last epoch's."""
         settings, processes = self.settings, self.processes
-        if settings.run.epochs > 0:
-            data.check_training(len(self.dataset.training), settings.data.batch_size, processes.world_size)
         self.model = self.model.to(processes.device).to(memory_format=torch.channels_last)
         trainer = self.trainer()
         if self.state and self.state["prepared"]:
@@ -242,7 +238,8 @@ class Session:
     def pack(self, arithmetic: Precision, model: nn.Module, epoch: int, training: dict) -> dict:
         """The contents of a checkpoint during training."""
         training, prepared = training | {"precision": arithmetic}, quant.is_prepared(model)
-        return checkpoint.pack(model, self.settings.model_dump(), self.dataset, prepared, epoch, training)
+        values = self.settings.model_dump()
+        return checkpoint.pack(model, values, self.dataset, prepared, epoch, training, self.inputs)
 
     def quantize_after_training(self) -> None:
         """Post-training quantization of a model that trained in float: calibrate it on training images.
@@ -263,7 +260,7 @@ class Session:
 
     def finish(self) -> None:
         """Save the final model, measure it on the test images and report."""
-        results.save_final(self.model, self.settings, self.dataset, self.log)
+        results.save_final(self.model, self.settings, self.dataset, self.log, self.inputs)
         results.measure(self.model, self.settings, self.batches(self.dataset.test), self.log, self.size)
         say(f"{len(self.dataset.test):,} test images; layers.txt and more in {self.folder}")
         reached = time_to_accuracy(self.log.rows)

@@ -5,6 +5,7 @@
 columns; cells that differ only in run.seed are reported as mean and standard deviation.
 """
 
+import functools
 import itertools
 import json
 import traceback
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiment import inputs
 from experiment.report.sweep_table import SEED, Row, write_tables
 from experiment.run_folder import run_folder
 from experiment.settings import TrainSettings
@@ -128,9 +130,9 @@ def run(
     rows: list[Row] = []
     reference = baseline() if processes.is_main else None
     for i, (cell, settings) in enumerate(planned):
-        done = processes.broadcast_object(is_finished(settings))
-        say(f"\n[{i + 1}/{len(planned)}] {cell.name}" + (": finished before" if done else ""))
         try:
+            done = processes.from_main(functools.partial(is_finished, settings))
+            say(f"\n[{i + 1}/{len(planned)}] {cell.name}" + (": finished before" if done else ""))
             if not done:
                 train(settings, processes)
         except Exception as error:  # whatever it is, the other cells are to run
@@ -151,8 +153,8 @@ def run(
 
 def is_finished(settings: TrainSettings) -> bool:
     """Whether the folder of a cell holds its results, and run.resume does not ask for another run."""
-    folder = run_folder(settings)
-    return folder.resume != "never" and folder.is_finished()
+    asks_for_another = run_folder(settings).resume == "never"
+    return not asks_for_another and run_folder(settings, inputs.read(settings)).is_finished()
 
 
 def report_failure(folder: Path, error: Exception) -> str:

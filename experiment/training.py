@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-from experiment import cli, sweep
+from experiment import cli, datasets, inputs, sweep
 from experiment.check import check
 from experiment.report.accuracy_table import accuracy_table
 from experiment.results import float_score
@@ -21,6 +21,7 @@ from utils.runs.interrupt import default_message, handle_signals
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
     """Run train.py with this command line."""
+    datasets.forget()
     cli.main(arguments, description, "setting/train.json", TrainSettings, plan, sweep.find_conflict)
 
 
@@ -61,14 +62,16 @@ def train_all(runs: list[tuple[sweep.Cell, TrainSettings]], name: str, processes
 def train(settings: TrainSettings, processes: Processes) -> None:
     """Train one run, from where its folder says it stands.
 
-    Only the first process writes into the folder; a lock keeps other programs out.
+    What it reads is opened before the folder is touched. Only the first process writes there; a lock keeps other
+    programs out.
     """
-    folder = run_folder(settings)
+    dataset, found = inputs.load(settings, processes)
+    folder = run_folder(settings, found)
     with contextlib.ExitStack() as stack:
         stack.enter_context(default_message(f"stopped; {resume_hint(folder.path, settings.run.resume)}"))
         start = processes.from_main(lambda: _open(folder, settings, stack))
         if not start.finished:
-            Session(settings, folder.path, processes, start.state).run()
+            Session(settings, folder.path, processes, dataset, found, start.state).run()
             return
         say(f"{folder.path} is finished; run.resume=never trains it again\n")
         if processes.is_main:

@@ -31,7 +31,7 @@ def settings(**sections) -> TrainSettings:
 def test_the_final_model_is_saved_where_checkpoints_hold_another(sections, best, expected, tmp_path):
     log = RunLog(tmp_path, 2)
     log.best = best
-    results.save_final(torch.nn.Linear(2, 2), settings(run={"epochs": 2}, **sections), DATASET, log)
+    results.save_final(torch.nn.Linear(2, 2), settings(run={"epochs": 2}, **sections), DATASET, log, None)
     assert {path.name for path in tmp_path.iterdir()} == expected
 
 

@@ -16,9 +16,9 @@ def settings(tmp_path, **sections) -> TrainSettings:
 
 def test_it_is_made_from_the_settings(tmp_path):
     found = run_folder(settings(tmp_path))
-    assert (found.path, found.epochs, found.sources, found.filled_in) == (tmp_path / "mine", 2, (), ())
+    assert (found.path, found.epochs, found.inputs, found.filled_in) == (tmp_path / "mine", 2, None, ())
     chosen = settings(tmp_path, model={"weights": "a.pt"}, quant={"method": "ptq", "layers": "auto", "target_mb": 1})
-    assert run_folder(chosen).sources == ("a.pt",)
+    assert run_folder(chosen, {"model.weights": "digest"}).inputs == {"model.weights": "digest"}
     assert run_folder(chosen).filled_in == ("quant.layers",)
 
 

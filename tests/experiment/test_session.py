@@ -6,7 +6,7 @@ import torch
 
 import models
 import quant
-from experiment import session
+from experiment import datasets, session
 from experiment.check import check
 from experiment.session import Session, start_from_weights, worth_compiling
 from experiment.settings import TrainSettings
@@ -19,7 +19,7 @@ SMALL = {"data": {"image_size": 16, "limit": 128, "batch_size": 64}, "model": {"
 
 def a_session(folder, state: dict | None = None, **sections) -> Session:
     found = check(TrainSettings.model_validate(SMALL | sections), "mine")
-    return Session(found, folder, ALONE, state)
+    return Session(found, folder, ALONE, datasets.load(found.data), state=state)
 
 
 def test_long_quantized_trainings_are_compiled():
@@ -39,7 +39,6 @@ def test_long_quantized_trainings_are_compiled():
 
 def test_a_session_loads_builds_and_trains_step_by_step(tmp_path):
     run = a_session(tmp_path, run={"epochs": 1}, quant={"method": "lsq", "weight_bits": 4, "act_bits": 4})
-    run.load_dataset()
     run.build_model()
     assert run.size["params"] == sum(p.numel() for p in run.model.parameters())
     assert not run.settings.ends_in_float
@@ -65,7 +64,6 @@ def test_layers_chosen_before_an_interruption_are_kept(tmp_path):
     keys = {"quant": {"method": "ptq", "layers": "auto", "target_mb": 0.01}, "run": {"epochs": 1}}
     before = {"settings": {"quant": {"layers": {"0": {"weight_bits": 4}}}}}
     run = a_session(tmp_path, before, **keys)
-    run.load_dataset()
     run.restore_chosen_layers()
     assert json.loads((tmp_path / "config.json").read_text())["quant"]["layers"]["0"]["weight_bits"] == 4
     assert run.quant_spec.layers["0"].weight_bits == 4
@@ -75,7 +73,6 @@ def test_a_run_continues_in_the_precision_that_it_began_with(tmp_path, monkeypat
     monkeypatch.setattr(session.precision, "faster", lambda *_: "fp32")
     for state, expected in ((None, "fp32"), ({"training": {"precision": "bf16"}}, "bf16")):
         run = a_session(tmp_path, state, run={"precision": "auto"})
-        run.load_dataset()
         run.build_model()
         assert run.choose_precision() == expected
 

@@ -4,6 +4,7 @@
                 methods)
     settings    the resolved settings, as JSON-able values
     prepared    whether `model` is the state of a prepared (fake-quantized) model, or of the float one
+    inputs      what the run reads, to compare (experiment/inputs.py); None in those of older versions
     classes, mean, std
     epoch       how many are done
     model       the state dict, with the quantizers' ranges and flags
@@ -43,11 +44,20 @@ class CheckpointHeader(Section):
     epoch: NonNegativeInt
 
 
-def pack(model: nn.Module, settings: dict, dataset, prepared: bool, epoch: int, training: dict | None = None) -> dict:
-    """The contents of a checkpoint. `dataset` gives class names, mean and std; `settings` are JSON-able values."""
+def pack(
+    model: nn.Module,
+    settings: dict,
+    dataset,
+    prepared: bool,
+    epoch: int,
+    training: dict | None = None,
+    inputs: dict | None = None,
+) -> dict:
+    """The contents of a checkpoint. `dataset` gives class names, mean and std; settings and inputs are JSON-able."""
     return {
         "format": FORMAT,
         "settings": settings,
+        "inputs": inputs,
         "prepared": prepared,
         "classes": list(dataset.classes),
         "mean": list(dataset.mean),
@@ -84,12 +94,12 @@ def load(path: str) -> dict:
 def _check_contents(path: str, state: dict) -> None:
     """Raise UserError if something other than the tensors is missing or has the wrong type."""
     validate(CheckpointHeader, {key: state.get(key) for key in CheckpointHeader.model_fields}, path)
-    types = {"settings": dict, "model": dict, "training": dict | None}
+    types = {"settings": dict, "model": dict, "training": dict | None, "inputs": dict | None}
     for key, expected in types.items():
         if not isinstance(state.get(key), expected):
             raise UserError(f"{path}: not a checkpoint of train.py: {key} is a {type(state.get(key)).__name__}")
     try:
-        json.dumps(state["settings"])
+        json.dumps([state["settings"], state.get("inputs")])
     except (TypeError, ValueError) as error:  # a tensor, for example
         raise UserError(f"{path}: not plain values: {error}") from None
 

@@ -21,13 +21,15 @@ from utils.files import write_atomically
 from utils.runs import checkpoint
 
 LAST, PREVIOUS, BEST = "last.pt", "last.prev.pt", "best.pt"
-SUMMARY, SETTING = "summary.json", "config.json"
+SUMMARY, SETTING, INPUTS = "summary.json", "config.json", "inputs.json"
 IGNORED_ON_RESUME = (
     *("note", "run.dir", "run.name", "run.resume", "run.checkpoint_minutes", "run.tensorboard"),
     *("data.workers", "data.on_error"),
 )
 """Keys that may differ between a run and its continuation: the trained weights do not depend on them, or (on_error)
 only where training would have failed."""
+LOCATIONS = ("data.root", "model.weights", "quant.teacher")
+"""Keys that say where inputs are, which may have moved."""
 MEASUREMENT_KEYS = ("run.engines",)
 """Keys of the final measurement: a finished run with other values of these is measured again, not trained again."""
 OLD_NAMES = {"fake_quant": "simulated"}
@@ -48,7 +50,8 @@ class RunFolder:
 
     path: the folder. settings: the run's settings as JSON-able values. epochs: how many it trains.
     resume: "auto", "never", or the path of a checkpoint to continue from.
-    sources: checkpoints that the run reads (initial weights, a teacher); if one is newer, a summary is out of date.
+    inputs: what the run reads, as JSON-able values: its images, and digests of its checkpoints (experiment/inputs.py);
+        compared with those of the run that is there, unless an older version wrote it, which kept none.
     filled_in: keys that the run itself fills in, so that they may differ from the settings it was started with.
     migrate: (settings, path of the file with them) -> the settings as this version writes them, or UserError.
     """
@@ -57,7 +60,7 @@ class RunFolder:
     settings: dict
     epochs: int
     resume: str = "auto"
-    sources: tuple[str, ...] = ()
+    inputs: dict | None = None
     filled_in: tuple[str, ...] = ()
     migrate: Callable[[dict, str], dict] = lambda settings, path: settings
 
@@ -83,26 +86,43 @@ class RunFolder:
         else:
             state, source = _first_readable([self.path / LAST, self.path / PREVIOUS]), self.path
         stored = self.migrate(state["settings"], str(source))
-        found = differences(stored, self.settings, self._ignored(MEASUREMENT_KEYS))
+        found = self._differences(stored, state.get("inputs"), MEASUREMENT_KEYS)
         if found:
             raise UserError(
-                f"run.resume: {source} has other settings ({'; '.join(found[:3])}{'; ...' if found[3:] else ''}): "
+                f"run.resume: {source} has {found}: "
                 "run.name=... starts another run, in another folder; run.resume=never starts from scratch, in this one"
             )
         return Start(state=state)
 
     def is_finished(self, ignored: tuple[str, ...] = ()) -> bool:
-        """Whether the folder holds the summary of a run with these settings that read these very checkpoints.
+        """Whether the folder holds the summary of a run with these settings that read these very inputs.
 
         ignored: further keys in which the settings may differ.
         """
+        return (self.path / SUMMARY).is_file() and self._difference_there(ignored) == ""
+
+    def _difference_there(self, ignored: tuple[str, ...] = ()) -> str | None:
+        """How the run in the folder differs from this one; None if its files do not tell."""
         try:
-            there = self.migrate(json.loads((self.path / SETTING).read_text()), SETTING)
-            newest = max((Path(source).stat().st_mtime for source in self.sources), default=0)
-            same = not differences(there, self.settings, self._ignored(ignored))
-            return same and (self.path / SUMMARY).stat().st_mtime > newest
+            there = self.migrate(json.loads((self.path / SETTING).read_text(encoding="utf-8")), SETTING)
+            inputs = self.path / INPUTS
+            read = json.loads(inputs.read_text(encoding="utf-8")) if inputs.is_file() else None
+            return self._differences(there, read, ignored)
         except (OSError, ValueError, UserError):
-            return False
+            return None
+
+    def _differences(self, settings: dict, inputs: dict | None, ignored: tuple[str, ...]) -> str:
+        """How the run with these settings and inputs differs from this one, in one line; "" if it does not.
+
+        Where a file lies does not matter if it is known what is in it.
+        """
+        read: list[str] = []
+        if inputs is not None and self.inputs is not None:
+            ignored, read = (*ignored, *LOCATIONS), differences(inputs, self.inputs)
+        set_otherwise = differences(settings, self.settings, self._ignored(ignored))
+        found, kinds = [*set_otherwise, *read], {"settings": set_otherwise, "inputs": read}
+        what = " and ".join(kind for kind, some in kinds.items() if some)
+        return f"other {what} ({'; '.join(found[:3])}{'; ...' if found[3:] else ''})" if found else ""
 
     def _is_interrupted(self) -> bool:
         """Whether the folder holds a training to continue, or a finished one that is to be measured again."""
@@ -123,8 +143,9 @@ class RunFolder:
         if any((self.path / name).is_file() for name in (LAST, PREVIOUS, BEST, SUMMARY)):
             names = (self.path.with_name(f"{self.path.name}.{i}") for i in itertools.count(1))
             free = next(path for path in names if not path.exists())
+            difference = self._difference_there()
             self.path.rename(free)
-            say(f"the run that was in {self.path} is in {free} now")
+            say(f"the run that was in {self.path} is in {free} now" + (f": it has {difference}" if difference else ""))
 
     def copy_checkpoint(self) -> None:
         """Copy the checkpoint that run.resume names, and the best.pt next to it, into the folder."""

@@ -48,13 +48,23 @@ def test_keys_that_a_run_fills_in_may_differ(finished):
     assert RunFolder(finished, auto, 3, filled_in=("quant.layers",)).is_finished()
 
 
-def test_a_checkpoint_that_is_newer_than_the_summary_makes_it_out_of_date(finished, tmp_path):
-    source = tmp_path / "weights.pt"
-    source.write_bytes(b"")
-    written = (finished / "summary.json").stat().st_mtime
-    for seconds, up_to_date in ((-10, True), (10, False)):
-        os.utime(source, (written + seconds, written + seconds))
-        assert RunFolder(finished, SETTINGS, 3, sources=(str(source),)).is_finished() == up_to_date
+def test_a_run_that_read_something_else_is_another_run_whatever_the_times_of_files(finished, capsys):
+    read = {"data": {"classes": {"0": "cat", "1": "dog"}}, "model.weights": "one"}
+    assert RunFolder(finished, SETTINGS, 3, inputs=read).is_finished(), "an older version kept no inputs"
+    (finished / "inputs.json").write_text(json.dumps(read))
+    os.utime(finished / "summary.json", (0, 0))
+    assert RunFolder(finished, SETTINGS, 3, inputs=read).is_finished()
+    exchanged = RunFolder(finished, SETTINGS, 3, inputs=read | {"data": {"classes": {"0": "dog", "1": "cat"}}})
+    assert not exchanged.is_finished()
+    exchanged.move_aside()
+    assert 'it has other inputs (data.classes.0: "cat" there, "dog" here; ' in capsys.readouterr().out
+
+
+def test_where_the_inputs_lie_does_not_matter_if_it_is_known_what_they_are(finished):
+    moved = SETTINGS | {"model": {"weights": "elsewhere/a.pt"}}
+    assert not RunFolder(finished, moved, 3, inputs={}).is_finished()
+    (finished / "inputs.json").write_text("{}")
+    assert RunFolder(finished, moved, 3, inputs={}).is_finished()
 
 
 def test_a_folder_is_moved_aside_under_the_next_free_number(finished):
