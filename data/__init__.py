@@ -2,9 +2,10 @@
 
 from data.batches import Draw, batches, check_training, evaluation_batch, evaluation_side
 from data.external import check_trusted
+from data.folders import looks_like_imagefolder
 from data.identity import identity
 from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
-from data.registry import DATASETS, SECTIONS, check, load, with_overrides
+from data.registry import DATASETS, SECTIONS, check, load, named_anew, with_overrides
 from data.settings import DataSettings
 
 __all__ = ["DATASETS", "SECTIONS", "DataSettings", "Dataset", "Draw", "Files", "Images", "batches", "check"]
@@ -17,4 +18,4 @@ __all__ += [
     "first",
     "identity",
 ]
-__all__ += ["load", "renormalized", "split", "with_overrides"]
+__all__ += ["load", "looks_like_imagefolder", "named_anew", "renormalized", "split", "with_overrides"]

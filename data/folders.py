@@ -66,6 +66,12 @@ def imagefolder(
     return Dataset(parts[0] if train else None, parts[-1], classes, IMAGENET_MEAN, IMAGENET_STD, flip=True)
 
 
+def looks_like_imagefolder(root: str) -> bool:
+    """Whether a folder is laid out as imagefolder reads it: train/ with folders in it, and test/ or val/."""
+    training, *held_out = (Path(root).expanduser() / part for part in ("train", "test", "val"))
+    return any(part.is_dir() for part in held_out) and training.is_dir() and any(map(Path.is_dir, training.iterdir()))
+
+
 def imagenet(
     image_size: int,
     limit: int | None,

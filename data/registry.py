@@ -1,8 +1,11 @@
-"""The table of datasets. A new one is a loader, its options and a row in DATASETS."""
+"""The table of datasets. A new one is a loader, its options, its usual image size and a row in DATASETS."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import create_model
 
 from data import external
 from data.folders import FileOptions, FolderOptions, imagefolder, imagenet
@@ -10,29 +13,40 @@ from data.images import Dataset
 from data.settings import DataSettings
 from data.sources import NoOptions, Root, cifar10, cifar100, digits, fake, fashion_mnist, svhn
 from utils.config import validate_section
-from utils.sections import OWN, Section, part, variants
+from utils.sections import NO_SOURCE, OWN, Section, part, variants
 
 
 @dataclass(frozen=True)
 class Row:
-    """load(image_size, limit, train, **options) -> Dataset, and the keys of the data section that it reads."""
+    """load(image_size, limit, train, **options) -> Dataset, the keys of the data section that it reads, and the default
+    of data.image_size: the size that its images have or are usually brought to."""
 
     load: Callable[..., Dataset]
     options: type[Section]
+    image_size: int = 32
 
 
 DATASETS = {
-    "digits": Row(digits, NoOptions),
-    "cifar10": Row(cifar10, Root),
-    "cifar100": Row(cifar100, Root),
-    "svhn": Row(svhn, Root),
-    "fashion_mnist": Row(fashion_mnist, Root),
-    "imagenet": Row(imagenet, FileOptions),
-    "imagefolder": Row(imagefolder, FolderOptions),
-    "fake": Row(fake, NoOptions),
+    "digits": Row(digits, NoOptions, 16),
+    "cifar10": Row(cifar10, Root, 32),
+    "cifar100": Row(cifar100, Root, 32),
+    "svhn": Row(svhn, Root, 32),
+    "fashion_mnist": Row(fashion_mnist, Root, 28),
+    "imagenet": Row(imagenet, FileOptions, 224),
+    "imagefolder": Row(imagefolder, FolderOptions, 224),
+    "fake": Row(fake, NoOptions, 32),
 }
 
-_OPTIONS = {name: row.options for name, row in DATASETS.items()} | {OWN: external.Options}
+
+def _options(row: Row) -> type[Section]:
+    """The dataset's options, among them the image size with its own default."""
+    size = copy.copy(DataSettings.model_fields["image_size"])
+    size.default = row.image_size
+    keys: dict[str, Any] = {"image_size": (int, size)}
+    return create_model(row.options.__name__, __base__=row.options, __cls_kwargs__=NO_SOURCE, **keys)
+
+
+_OPTIONS = {name: _options(row) for name, row in DATASETS.items()} | {OWN: external.Options}
 SECTIONS = variants("name", DataSettings, _OPTIONS, "digits")
 """The data section for each dataset: the common keys and the dataset's options."""
 
@@ -50,6 +64,16 @@ def load(section: DataSettings, train: bool = True) -> Dataset:
     row = DATASETS[section.name]
     own = part(section, row.options).model_dump()
     return row.load(section.image_size, section.limit, train, **own)
+
+
+def named_anew(values: dict[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
+    """(the values of a data section for the dataset of another name, the keys that were the first one's alone).
+
+    Those are the keys that the other does not read, and image_size.
+    """
+    kind = SECTIONS.kinds.get(SECTIONS.name({"name": name}))
+    own = [key for key in values if key == "image_size" or (kind is not None and key not in kind.model_fields)]
+    return {key: value for key, value in values.items() if key not in own} | {"name": name}, own
 
 
 def with_overrides(section: DataSettings, values: dict[str, Any]) -> DataSettings:

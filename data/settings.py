@@ -11,7 +11,7 @@ class DataSettings(Section):
     name: str = "digits"
     """The dataset: a row of data.DATASETS, or package.module:function, whose arguments further keys are."""
     image_size: int = Field(32, ge=8, le=1024)
-    """Side of the square images that the model sees, in pixels."""
+    """Side of the square images that the model sees, in pixels. Its default is that of the dataset."""
     batch_size: int = Field(128, ge=1, le=2**20)
     """Images a training step, of all processes together. Evaluation takes its own batches."""
     augment: bool = True

@@ -7,13 +7,16 @@ images suffice for measuring.
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data import idx
 from data.images import Dataset, Images, first, statistics
 from utils.errors import UserError, first_line
 from utils.sections import PathText, Section
@@ -95,23 +98,46 @@ def svhn(image_size: int, limit: int | None, train: bool = True, root: str = ROO
 
 
 def fashion_mnist(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
-    """Fashion-MNIST: 60,000 and 10,000 grey images of 28 x 28, shown to the model as RGB."""
+    """Fashion-MNIST: 60,000 and 10,000 grey images of 28 x 28, shown to the model as RGB.
+
+    Its four files are read where they lie in `root`, packed or not, as Debian's dataset-fashion-mnist has them.
+    """
     from torchvision.datasets import FashionMNIST
 
-    where = f"unpack train- and t10k-images-idx3-ubyte.gz and -labels-idx1-ubyte.gz into {root}/FashionMNIST/raw"
-    parts = _torchvision_parts(FashionMNIST, train, root, "Fashion-MNIST", where)
-    images = [_images(part.data[..., None].expand(-1, -1, -1, 3), part.targets, image_size, limit) for part in parts]
-    return _dataset(images, train, parts[0].classes, (0.286,) * 3, (0.353,) * 3, flip=True)
+    cure = f"put train- and t10k-images-idx3-ubyte.gz and -labels-idx1-ubyte.gz into {root}"
+    parts = idx.parts(Path(root), train) or [
+        (part.data, part.targets) for part in _torchvision_parts(FashionMNIST, train, root, "Fashion-MNIST", cure)
+    ]
+    images = [_images(grey[..., None].expand(-1, -1, -1, 3), labels, image_size, limit) for grey, labels in parts]
+    return _dataset(images, train, FashionMNIST.classes, (0.286,) * 3, (0.353,) * 3, flip=True)
 
 
 def _torchvision_parts(load: Callable, train: bool, root: str, name: str, cure: str) -> list[Any]:
     """torchvision's dataset, training part (if asked for) and test part: found in `root`, else downloaded into it."""
+    made = _missing(Path(root))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return [load(root=root, train=part, download=True) for part in ([True] if train else []) + [False]]
     except (RuntimeError, OSError, EOFError) as error:
+        _remove_empty_folders(made())
         reason = first_line(error)
         raise UserError(f"data.root: {name} is not in {root} and could not be downloaded ({reason}); {cure}") from None
+
+
+def _missing(root: Path) -> Callable[[], list[Path]]:
+    """A function that returns what has been made in `root`, or the first folder above it that was made."""
+    if root.is_dir():
+        before = {*root.iterdir()}
+        return lambda: [path for path in root.iterdir() if path not in before]
+    first = [folder for folder in (root, *root.parents) if not folder.exists()][-1]
+    return lambda: [first]
+
+
+def _remove_empty_folders(made: list[Path]) -> None:
+    """Remove what a download that failed has made and left empty."""
+    for folder, _, _ in [found for path in made for found in os.walk(path, topdown=False)]:
+        with contextlib.suppress(OSError):  # it is not empty
+            os.rmdir(folder)
 
 
 def _dataset(images: list[Images], train: bool, classes: list[str], mean, std, flip: bool) -> Dataset:

@@ -6,14 +6,16 @@ them, and brings settings of earlier versions up to date.
 """
 
 import copy
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, create_model
 
 import quant
+from data import DATASETS, DataSettings, looks_like_imagefolder, named_anew
 from data import SECTIONS as data_sections
-from data import DataSettings
 from quant import SECTIONS as quant_sections
 from quant import QuantSettings
 from quant.methods import gradboost
@@ -22,6 +24,7 @@ from utils.sections import NO_SOURCE, PathText, RunName, Section, variants
 from utils.training import optim
 from utils.training.optim import OptimSettings
 
+NOT_OF_FOLDERS = [name for name in DATASETS if name not in ("imagefolder", "imagenet")]
 RENAMED = {
     "quant.equalize": "quant.cross_layer_equalization",
     "quant.correct": "quant.bias_correction",
@@ -128,6 +131,31 @@ class TrainSettings(Section):
             groups = [group for axis in sweep.values() if isinstance(axis, dict) for group in axis.values()]
             tables += [sweep, *(group for group in groups if isinstance(group, dict))]
         return list(dict.fromkeys(notice for table in tables for notice in rename(table, RENAMED)))
+
+    @classmethod
+    def make_way(cls, values: dict, overrides: Mapping[str, Any]) -> list[str]:
+        """Another dataset on the command line takes none of the keys that are the file's dataset's, nor its note.
+
+        A data.root alone that holds folders of classes asks for imagefolder.
+        """
+        section = values.get("data", {})
+        there = section.get("name", data_sections.default) if isinstance(section, dict) else None
+        name, root = overrides.get("data.name", there), overrides.get("data.root")
+        notices = []
+        if (
+            "data.name" not in overrides
+            and there in NOT_OF_FOLDERS
+            and isinstance(root, str)
+            and looks_like_imagefolder(root)
+        ):
+            name = "imagefolder"
+            notices = [f"data.root={root} holds folders of classes: data.name=imagefolder"]
+        if there is None or name == there or not isinstance(name, str):
+            return notices
+        values["data"], dropped = named_anew(section, name)
+        values.pop("note", None)
+        dropped = [f"data.{key}={json.dumps(section[key])}" for key in dropped if f"data.{key}" not in overrides]
+        return [*notices, f"{' and '.join(dropped)} of the file: for {there}, not taken over"] if dropped else notices
 
 
 class EvaluateSettings(Section):

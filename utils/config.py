@@ -49,6 +49,8 @@ def load(kind: type[S], path: str, texts: list[str]) -> S:
     for notice in kind.rename(values):
         print(f"{path}: {notice}", file=sys.stderr)
     given = overrides(kind, texts, notify=True)
+    for notice in kind.make_way(values, given):
+        print(f"command line: {notice}", file=sys.stderr)
     for key, value in given.items():
         _set(values, key.split("."), value, f"command line: {key}")
     return validate(kind, values, path, set(given))

@@ -54,6 +54,11 @@ class Section(BaseModel):
         """Replace the old names of keys by the current ones, in place. Returns a notice for each."""
         return []
 
+    @classmethod
+    def make_way(cls, values: dict, overrides: Mapping[str, Any]) -> list[str]:
+        """Remove from a file's values, in place, what overrides (by dotted key) make meaningless. Returns notices."""
+        return []
+
 
 NO_SOURCE: dict[str, Any] = {"use_attribute_docstrings": False}
 """Class keywords of sections that are built by create_model, whose bases have described all keys. Without them pydantic

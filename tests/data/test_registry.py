@@ -47,3 +47,23 @@ def test_other_values_override_those_of_a_section(folder):
     assert not hasattr(other, "root"), "a key that fake does not read"
     with pytest.raises(UserError, match=r"data.wrkers: unknown key, did you mean workers\?"):
         data.with_overrides(trained, {"wrkers": 2})
+
+
+SIZES = {"digits": 16, "cifar10": 32, "cifar100": 32, "svhn": 32, "fashion_mnist": 28, "fake": 32}
+SIZES |= {"imagenet": 224, "imagefolder": 224}
+
+
+@pytest.mark.parametrize("name", list(data.DATASETS))
+def test_each_dataset_has_an_image_size_of_its_own(name):
+    assert section(name=name).image_size == SIZES[name]
+    assert section(name=name, image_size=40).image_size == 40
+
+
+def test_a_section_that_is_named_anew_keeps_what_the_other_reads():
+    values = {"name": "imagefolder", "root": "here", "cache": "never", "image_size": 24, "batch_size": 5}
+    assert data.named_anew(values, "svhn") == (
+        {"name": "svhn", "root": "here", "batch_size": 5},
+        ["cache", "image_size"],
+    )
+    assert data.named_anew(values, "digits") == ({"name": "digits", "batch_size": 5}, ["root", "cache", "image_size"])
+    assert data.named_anew(values, "mine:images")[0] == {"name": "mine:images", "batch_size": 5}

@@ -1,5 +1,6 @@
 """Datasets in their own file formats: a few small images written as each of them stores its own."""
 
+import gzip
 import pickle
 
 import numpy
@@ -82,8 +83,30 @@ def test_without_the_files_one_line_says_which_goes_where(name, tmp_path, monkey
         raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", fail)
-    with pytest.raises(UserError, match=rf"could not be downloaded .*; \w+ [^\n]* into {tmp_path}"):
-        data.DATASETS[name].load(32, None, root=str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    for root in (tmp_path, tmp_path / "not" / "there"):
+        with pytest.raises(UserError, match=rf"could not be downloaded .*; \w+ [^\n]* into {root}"):
+            data.DATASETS[name].load(32, None, root=str(root))
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"], "nothing new is left behind"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_files_of_fashion_mnist_are_read_where_they_lie(packed, tmp_path, monkeypatch):
+    """As Debian's package has them, in a folder that nobody can write to."""
+    write_fashion_mnist(tmp_path, monkeypatch)
+    (tmp_path / "FashionMNIST" / "raw").rename(tmp_path / "mine")
+    for path in [*(tmp_path / "mine").iterdir()] if packed else []:
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    before = sorted(tmp_path.rglob("*"))
+    dataset = data.DATASETS["fashion_mnist"].load(28, None, root=str(tmp_path / "mine"))
+    assert numpy.array_equal(dataset.train.pixels.numpy(), pixels(True, 28, 28, 1).repeat(3, axis=3))
+    assert dataset.test.labels.tolist() == list(range(COUNT[False]))
+    assert sorted(tmp_path.rglob("*")) == before
+    damaged = next((tmp_path / "mine").glob("train-images*"))
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.raises(UserError, match=rf"data.root: {damaged} is not a readable IDX file"):
+        data.DATASETS["fashion_mnist"].load(28, None, root=str(tmp_path / "mine"))
 
 
 WNIDS = ["n01440764", "n01443537", "n02112018"]

@@ -105,3 +105,35 @@ def test_a_mistake_on_the_command_line_is_named_as_such(capsys):
         training.main(["quant.step_init=mse", "--print-config"])
     with pytest.raises(UserError, match=r"^command line: quant.method: unknown 'lqs'; .* \(nearest: lsq\)$"):
         training.main(["quant.method=lqs", "--print-config"])
+
+
+def loaded(tmp_path, file: dict, *overrides: str) -> TrainSettings:
+    (tmp_path / "mine.json").write_text(json.dumps(file))
+    return config.load(TrainSettings, str(tmp_path / "mine.json"), list(overrides))
+
+
+DIGITS = {"note": "of digits", "data": {"name": "digits", "image_size": 24, "batch_size": 8}}
+
+
+def test_another_dataset_on_the_command_line_takes_its_own_image_size(tmp_path, capsys):
+    found = loaded(tmp_path, DIGITS, "data.name=fashion_mnist")
+    assert (found.data.image_size, found.data.batch_size, found.note) == (28, 8, "")
+    assert "data.image_size=24 of the file: for digits, not taken over" in capsys.readouterr().err
+    assert loaded(tmp_path, DIGITS, "data.name=fashion_mnist", "data.image_size=40").data.image_size == 40
+    assert loaded(tmp_path, DIGITS, "data.name=digits").data.image_size == 24
+    assert capsys.readouterr().err == "", "as asked for, or as in the file"
+
+
+def test_a_root_alone_that_holds_folders_of_classes_means_imagefolder(tmp_path, capsys):
+    for part in ("train", "val"):
+        (tmp_path / "photos" / part / "cat").mkdir(parents=True)
+    root = f"data.root={tmp_path / 'photos'}"
+    found = loaded(tmp_path, DIGITS, root).data
+    assert (found.name, found.image_size, found.root) == ("imagefolder", 224, str(tmp_path / "photos"))
+    assert f"{root} holds folders of classes: data.name=imagefolder" in capsys.readouterr().err
+    cifar = {"data": {"name": "cifar10", "root": "there"}}
+    assert loaded(tmp_path, cifar, root).data.name == "imagefolder"
+    assert loaded(tmp_path, cifar, f"data.root={tmp_path}").data.name == "cifar10", "it holds none"
+    assert loaded(tmp_path, {"data": {"name": "imagenet"}}, root).data.name == "imagenet"
+    with pytest.raises(UserError, match=r"data.root is read by cifar10, .*; data.name is digits"):
+        loaded(tmp_path, DIGITS, f"data.root={tmp_path}")
