@@ -50,6 +50,7 @@ values = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(info["m
 prepare = v2.Compose([v2.CenterCrop(info["image_size"]), v2.ToImage(), values])
 with open(sys.argv[1], "rb") as file:
     image = prepare(resize_and_crop(upright_rgb(Image.open(file)), info["resize"]))
+sys.stdout.reconfigure(encoding="utf-8")
 with torch.inference_mode():
     print(info["classes"][int(model(image[None]).argmax())])
 """

@@ -202,3 +202,13 @@ def test_files_that_are_no_images_are_counted_in_one_line_a_part(folder, capsys)
     assert capsys.readouterr().out == f"{folder / 'test'}: not images: 1 .mov in class dog\n"
     imagefolder(folder)
     assert f"{folder / 'train'}: not images: 3 .txt in class cat; 1 .mov in class dog\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_with_a_hostile_name_is_named_in_one_printable_line(folder, workers):
+    (folder / "test" / "cat" / "a\n\x1b[2J\udce9.png").write_bytes(b"not an image")
+    dataset = imagefolder(folder, cache="never", workers=workers)
+    with pytest.raises(UserError) as refused:
+        list(data.batches(dataset.test, 8, dataset.mean, dataset.std, 32))
+    path = folder / "test" / "cat" / r"a\x0a\x1b[2J\xe9.png"
+    assert str(refused.value) == f"{path}: not a readable image (of no format that Pillow knows)"

@@ -1,10 +1,13 @@
 """The table of datasets: a section names a row, and is loaded with the keys that the row reads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import data
 from data import registry
+from data.sources import NoOptions
 from utils.config import validate_section
 from utils.errors import UserError
 
@@ -47,3 +50,11 @@ def test_other_values_override_those_of_a_section(folder):
     assert not hasattr(other, "root"), "a key that fake does not read"
     with pytest.raises(UserError, match=r"data.wrkers: unknown key, did you mean workers\?"):
         data.with_overrides(trained, {"wrkers": 2})
+
+
+def test_class_names_are_loaded_in_the_form_in_which_they_are_saved(monkeypatch):
+    dataset = replace(registry.DATASETS["digits"].load(8, 20), classes=["caf\udce9", r"caf\xe9", "a\nb", 3])
+    monkeypatch.setitem(registry.DATASETS, "digits", registry.Row(lambda *_: dataset, NoOptions))
+    loaded = data.load(section(image_size=8))
+    assert loaded.classes == [r"caf\xe9", r"caf\\xe9", r"a\x0ab", "3"]
+    assert data.split(loaded, 0.5).classes == loaded.classes

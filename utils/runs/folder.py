@@ -97,7 +97,7 @@ class RunFolder:
         ignored: further keys in which the settings may differ.
         """
         try:
-            there = self.migrate(json.loads((self.path / SETTING).read_text()), SETTING)
+            there = self.migrate(json.loads((self.path / SETTING).read_text(encoding="utf-8")), SETTING)
             newest = max((Path(source).stat().st_mtime for source in self.sources), default=0)
             same = not differences(there, self.settings, self._ignored(ignored))
             return same and (self.path / SUMMARY).stat().st_mtime > newest
