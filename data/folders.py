@@ -1,19 +1,30 @@
 """Images in folders, one folder a class. data/sources.py says what a loader is."""
 
 import csv
+import io
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy
 import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from data.image_files import by_name, find, formats, is_folder, leftovers, quiet_pillow, trusted_suffixes
+from data.image_files import (
+    PNG,
+    by_name,
+    find,
+    formats,
+    is_folder,
+    leftovers,
+    quiet_pillow,
+    trusted_suffixes,
+    without_metadata,
+)
 from data.images import IMAGENET_MEAN, IMAGENET_STD, WORKERS, Dataset, Files, Images, first, statistics
 from data.sources import ROOT
 from utils.console import say, tracked
@@ -108,19 +119,37 @@ def imagenet(
 def open_image(path: Path) -> Image.Image:
     """An image file as RGB, as people see it. Raises UserError, which names it, if it is none or too large."""
     try:
-        # by its name, Pillow would not turn an uncompressed TIFF, which it then maps into memory
-        with quiet_pillow(), open(path, "rb") as file, Image.open(file, formats=formats()) as image:
-            if image.width * image.height > MEGAPIXELS * 1e6:
-                raise Image.DecompressionBombError
-            keep_only_orientation(image)
-            _check_brightness(image)
-            return upright_rgb(image)
+        # opened by its name, an uncompressed TIFF would not be turned: Pillow maps it into memory
+        with quiet_pillow(), open(path, "rb") as file:
+            return _read(file)
     except UnidentifiedImageError:
         raise UserError(f"{path}: not a readable image (of no format that Pillow knows)") from None
     except Image.DecompressionBombError:
         raise UserError(f"{path}: not a readable image (more than {MEGAPIXELS} megapixels: make it smaller)") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by its format
         raise UserError(f"{path}: not a readable image ({joined_lines(error)})") from None
+
+
+def _read(file: BinaryIO) -> Image.Image:
+    try:
+        return _shown(file)
+    except Image.DecompressionBombError:
+        raise
+    except Exception:
+        file.seek(0)
+        content = file.read()
+        if not content.startswith(PNG):
+            raise
+    return _shown(io.BytesIO(without_metadata(content)))
+
+
+def _shown(file: BinaryIO) -> Image.Image:
+    with Image.open(file, formats=formats()) as image:
+        if image.width * image.height > MEGAPIXELS * 1e6:
+            raise Image.DecompressionBombError
+        keep_only_orientation(image)
+        _check_brightness(image)
+        return upright_rgb(image)
 
 
 def _check_brightness(image: Image.Image) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ COMMON = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF"
 """Formats whose suffixes are trusted. Files of any other suffix are opened to see what they are."""
 NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow only recognizes or, for EPS, that it has another program run."""
+PNG = b"\x89PNG\r\n\x1a\n"
+"""The first bytes of a PNG."""
 SHOWN = 5
 """Classes, and endings of a class, that a message names."""
 
@@ -121,7 +124,29 @@ def _is_identified(entry: os.DirEntry) -> bool:
     except Image.DecompressionBombError:  # an image, which is refused when it is to be read
         return True
     except Exception:  # Pillow raises anything
-        return False
+        return _starts_as_png(entry.path)
+
+
+def _starts_as_png(path: str) -> bool:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read(len(PNG)) == PNG
+    return False
+
+
+def without_metadata(content: bytes) -> bytes:
+    """The chunks of a PNG that are needed to show it, and its EXIF data if they are sound.
+
+    Pillow refuses a PNG of which any chunk is damaged, or has much text.
+    """
+    kept, at = [PNG], len(PNG)
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        kind, code = content[at + 4 : at + 8], int.from_bytes(content[end - 4 : end], "big")
+        is_sound_exif = kind == b"eXIf" and zlib.crc32(content[at + 4 : end - 4]) == code
+        if not kind[:1].islower() or kind == b"tRNS" or is_sound_exif:  # in capitals: not to be left out
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _ending(name: str) -> str:

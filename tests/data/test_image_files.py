@@ -3,6 +3,7 @@
 import os
 import shutil
 import struct
+import zlib
 
 import numpy
 import pytest
@@ -113,6 +114,28 @@ def test_an_image_with_damaged_metadata_is_read_and_turned_by_its_orientation_al
     image = Image.effect_noise((16, 8), 60).convert("RGB")
     image.save(tmp_path / "0", kind, exif=b"Exif\0\0" + data)
     assert open_image(tmp_path / "0").size == ((8, 16) if turned else (16, 8))
+
+
+@pytest.mark.parametrize("name", ["0.png", "without ending"])
+@pytest.mark.parametrize(
+    ("kind", "body", "is_damaged"),
+    [
+        (b"tEXt", b"Comment\0taken in May", True),
+        (b"zTXt", b"XML\0\0" + zlib.compress(bytes(2**21)), False),  # more text than Pillow reads
+        (b"pHYs", b"\0", False),
+        (b"eXIf", exif(TURNED), True),
+        (b"fcTL", b"film", False),
+    ],
+)
+def test_a_png_with_damaged_metadata_is_read(kind, body, is_damaged, name, tmp_path):
+    picture(tmp_path / name, "PNG")
+    content, code = (tmp_path / name).read_bytes(), zlib.crc32(kind + body) ^ is_damaged
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", code)
+    turned = struct.pack(">I", len(exif(TURNED))) + b"eXIf" + exif(TURNED)
+    turned += struct.pack(">I", zlib.crc32(turned[4:]))
+    (tmp_path / name).write_bytes(content[:33] + turned + chunk + content[33:])
+    assert names(tmp_path) == [name]
+    assert numpy.array_equal(numpy.asarray(open_image(tmp_path / name)), numpy.full((8, 6, 3), 90))
 
 
 def tiff(bits: int, values: bytes, *tags: bytes) -> bytes:
