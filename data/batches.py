@@ -135,8 +135,12 @@ class FileBatches(Batches):
                     self._report_unreadable(unreadable)
                     yield images.contiguous(memory_format=torch.channels_last), labels
                 return
-            except UserError as error:  # a worker's, wrapped in its traceback
-                raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.UserError: ")) from None
+            except UserError as error:
+                if not self.workers:
+                    raise
+                # a worker's: text of its traceback, whose last line is the message
+                last_line = error.args[0].strip().splitlines()[-1]
+                raise UserError(last_line.removeprefix("utils.errors.UserError: ")) from None
             except (RuntimeError, OSError, EOFError) as error:  # the last two: its socket is gone
                 own = isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")
                 if own or not self.workers:

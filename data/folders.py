@@ -1,32 +1,49 @@
 """Images in folders, one folder a class. data/sources.py says what a loader is."""
 
 import csv
+import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
+from data.image_files import (
+    PNG,
+    by_name,
+    find,
+    formats,
+    is_folder,
+    leftovers,
+    quiet_pillow,
+    trusted_suffixes,
+    without_metadata,
+)
 from data.images import IMAGENET_MEAN, IMAGENET_STD, WORKERS, Dataset, Files, Images, first, statistics
 from data.sources import ROOT
 from utils.console import say, tracked
-from utils.errors import UserError
-from utils.image_input import resize_and_crop, upright_rgb
+from utils.errors import UserError, joined_lines, nearest
+from utils.image_input import keep_only_orientation, resize_and_crop, upright_rgb
+from utils.names import printable
 from utils.sections import PathText, Section
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".gif", ".tif", ".tiff"}
 MEMORY_BYTES = 2**31
+MEGAPIXELS = 100
+"""The largest image that is read."""
+NEARLY_BLACK = 4095
+"""Grey images of 16 bits in which nothing is brighter would be shown in at most 16 of 256 greys."""
 
 
 class FileOptions(Section):
     root: PathText = ROOT
-    """Folder of the files. imagefolder: the one that holds train/ and val/ or test/."""
+    """Folder of the files. imagefolder: the one that holds train/ and test/ or val/; where there are both, val/ chooses
+    best.pt."""
     workers: int = Field(WORKERS, ge=0)
     """Threads (images kept in memory) or processes (large images) that decode image files."""
     on_error: Literal["fail", "skip"] = "fail"
@@ -48,22 +65,28 @@ def imagefolder(
     on_error: str = "fail",
     cache: str = "auto",
 ) -> Dataset:
-    """One's own images: root/train/<class>/* and root/test/<class>/* (or val/).
+    """One's own images: root/train/<class>/** and root/test/<class>/**, and, to choose best.pt by, root/val/<class>/**.
 
-    Kept in memory (cache auto: when all fit in 2 GB at image_size), or decoded a batch at a time.
+    Without test/, those of val/ are the test images. Kept in memory (cache auto: when all fit in 2 GB at image_size),
+    or decoded a batch at a time.
     """
-    training, held_out = Path(root) / "train", _held_out(Path(root))
-    classes = class_names(training if train or training.is_dir() else held_out)
-    found = [_files(part, classes, part == training) for part in (training, held_out) if part.is_dir()]
-    every = [replace(part, workers=workers, on_error=on_error) for part in found]
-    fits = sum(map(len, every)) * 3 * image_size**2 <= MEMORY_BYTES  # decided alike whatever part or limit is asked for
+    folders = _parts(Path(root), train)
+    classes = class_names(next(iter(folders.values())))
+    used = folders if train else {"test": folders["test"]}
+    found = {part: _files(folder, classes, part == "train", part in used) for part, folder in folders.items()}
+    fits = (
+        sum(map(len, found.values())) * 3 * image_size**2 <= MEMORY_BYTES
+    )  # alike whatever part or limit is asked for
     kept = fits if cache == "auto" else cache == "always"
-    parts = [first(part, limit) for part in (every if train else every[-1:])]
-    if kept:
-        decoded = [_decode(part, image_size) for part in parts]
-        mean, std = statistics(decoded[0].pixels)
-        return Dataset(decoded[0] if train else None, decoded[-1], classes, mean, std, flip=True)
-    return Dataset(parts[0] if train else None, parts[-1], classes, IMAGENET_MEAN, IMAGENET_STD, flip=True)
+    files = {part: first(replace(found[part], workers=workers, on_error=on_error), limit) for part in used}
+    if not kept:
+        return _dataset(files, classes, IMAGENET_MEAN, IMAGENET_STD)
+    decoded = {part: _decode(images, image_size) for part, images in files.items()}
+    return _dataset(decoded, classes, *statistics(next(iter(decoded.values())).pixels))
+
+
+def _dataset(parts: Mapping[str, Images | Files], classes: list[str], mean: tuple, std: tuple) -> Dataset:
+    return Dataset(parts.get("train"), parts["test"], classes, mean, std, flip=True, val=parts.get("val"))
 
 
 def looks_like_imagefolder(root: str) -> bool:
@@ -94,55 +117,108 @@ def imagenet(
     in_folders = any(path.is_dir() for path in held_out.iterdir())
     wnids = class_names(training if train or training.is_dir() or not in_folders else held_out)
     test = _files(held_out, wnids) if in_folders else _labelled(held_out, _solutions(top), wnids)
-    every = [*([_files(training, wnids, True)] if train else []), test]
-    parts = [first(replace(part, workers=workers, on_error=on_error), limit) for part in every]
-    return Dataset(parts[0] if train else None, parts[-1], _named(top, wnids), IMAGENET_MEAN, IMAGENET_STD, flip=True)
+    every = ({"train": _files(training, wnids, True)} if train else {}) | {"test": test}
+    parts = {name: first(replace(part, workers=workers, on_error=on_error), limit) for name, part in every.items()}
+    return _dataset(parts, _named(top, wnids), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image file as RGB, as people see it."""
+    """An image file as RGB, as people see it. Raises UserError, which names it, if it is none or too large."""
     try:
-        with Image.open(path) as image:
-            return upright_rgb(image)
-    except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, DecompressionBombError, ... by its format
-        raise UserError(f"{path}: not a readable image ({error})") from None
+        # opened by its name, an uncompressed TIFF would not be turned: Pillow maps it into memory
+        with quiet_pillow(), open(path, "rb") as file:
+            return _read(file)
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not a readable image (of no format that Pillow knows)") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: not a readable image (more than {MEGAPIXELS} megapixels: make it smaller)") from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by its format
+        raise UserError(f"{path}: not a readable image ({joined_lines(error)})") from None
+
+
+def _read(file: BinaryIO) -> Image.Image:
+    try:
+        return _shown(file)
+    except Image.DecompressionBombError:
+        raise
+    except Exception:
+        file.seek(0)
+        content = file.read()
+        if not content.startswith(PNG):
+            raise
+    return _shown(io.BytesIO(without_metadata(content)))
+
+
+def _shown(file: BinaryIO) -> Image.Image:
+    with Image.open(file, formats=formats()) as image:
+        if image.width * image.height > MEGAPIXELS * 1e6:
+            raise Image.DecompressionBombError
+        keep_only_orientation(image)
+        _check_brightness(image)
+        return upright_rgb(image)
+
+
+def _check_brightness(image: Image.Image) -> None:
+    """Raise ValueError for numbers of 12 bits, say, in an image of 16: nearly black, where 65535 is white."""
+    if image.mode[0] == "I" and tuple(getattr(image, "tag_v2", {}).get(258, ())) != (12,):
+        most = int(numpy.asarray(image).max())
+        if 0 < most <= NEARLY_BLACK:
+            raise ValueError(
+                f"no number in its {image.mode[2:4] or 32} bits is above {most}, and 65535 is white: scale it"
+            )
 
 
 def class_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f"data.root: no folder {folder}; expected {folder}/<class>/<image>")
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = [entry.name for entry in by_name(folder) if is_folder(entry)]
     if not classes:
         raise UserError(f"data.root: {folder} holds no class folders; expected {folder}/<class>/<image>")
     return classes
 
 
-def _held_out(root: Path) -> Path:
+def _parts(root: Path, train: bool) -> dict[str, Path]:
+    """The folders of train, val and test images; val/ is the test images where there is no test/."""
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}; expected {root}/train/<class>/<image> and {root}/test/ or val/")
-    for name in ("test", "val"):
-        if (root / name).is_dir():
-            return root / name
-    raise UserError(f"data.root: {root} has no test/ and no val/ folder beside train/")
+    found = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    if "test" not in found:
+        if "val" not in found:
+            raise UserError(f"data.root: {root} has no test/ and no val/ folder beside train/")
+        found["test"] = found.pop("val")
+    return ({"train": root / "train"} if train else {}) | found
 
 
-def _files(folder: Path, classes: list[str], of_all: bool = False) -> Files:
-    """The images of a part; of_all: of each class there have to be some."""
-    unknown = sorted({p.name for p in folder.iterdir() if p.is_dir() and p.name[0] != "."} - set(classes))
+def _files(folder: Path, classes: list[str], of_all: bool = False, report: bool = True) -> Files:
+    """The images of a part. of_all: of each class there have to be some. report: say which classes and files are not
+    used."""
+    _check_known(folder, classes)
+    found = {name: find(folder / name) for name in classes if (folder / name).is_dir()}
+    left = leftovers({name: part.others for name, part in found.items()})
+    empty = [name for name in classes if name not in found or not found[name].images]
+    if len(empty) == len(classes) or (of_all and empty):
+        where = folder if len(empty) == len(classes) else folder / empty[0]
+        looked_for = f"looked for {', '.join(sorted(trusted_suffixes()))} and whatever else Pillow reads"
+        raise UserError(f"data.root: no images under {where} ({looked_for}{left and f'; not images: {left}'})")
+    if report and left:
+        say(f"{folder}: not images: {left}")
+    if report and empty:
+        say(f"{folder}: no images of {len(empty)} of {len(classes)} classes: {_listed(empty)}")
+    labels = [label for label, name in enumerate(classes) if name in found for _ in found[name].images]
+    return Files([path for part in found.values() for path in part.images], torch.tensor(labels))
+
+
+def _check_known(folder: Path, classes: list[str]) -> None:
+    """Raise UserError for folders that are no classes of train/."""
+    unknown = [entry.name for entry in by_name(folder) if is_folder(entry) and entry.name not in {*classes}]
     if unknown:
-        raise UserError(f"data.root: {folder} has classes that train/ has not: {', '.join(unknown[:5])}")
-    found = [
-        (path, label)
-        for label, name in enumerate(classes)
-        if (folder / name).is_dir()
-        for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in SUFFIXES and path.name[0] != "."
-    ]
-    empty = sorted({*range(len(classes))} - {label for _, label in found}) if of_all or not found else []
-    if empty:
-        where = folder / classes[empty[0]] if found else folder
-        raise UserError(f"data.root: no images under {where} (looked for {', '.join(sorted(SUFFIXES))})")
-    return Files([path for path, _ in found], torch.tensor([label for _, label in found]))
+        near = nearest(unknown[0], classes)
+        hint = f" (nearest to {unknown[0]}: {near})" if near else ""
+        raise UserError(f"data.root: {folder} has classes that train/ has not: {_listed(unknown)}{hint}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join([*map(printable, names[:5]), *(["..."] if len(names) > 5 else [])])
 
 
 def _labelled(folder: Path, solutions: dict[str, str], wnids: list[str]) -> Files:
@@ -194,7 +270,7 @@ def _decode(files: Files, image_size: int) -> Images:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(max(files.workers, 1)) as pool:
+    with quiet_pillow(), ThreadPoolExecutor(max(files.workers, 1)) as pool:
         done = pool.map(fill, range(len(files)))
         unreadable = {i: line for i, line in enumerate(tracked(done, len(files), "decoding", "images")) if line}
     for line in unreadable.values():

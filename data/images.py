@@ -90,9 +90,14 @@ def first(images, limit: int | None, after: int = 0):
 
 
 def split(dataset: Dataset, fraction: float) -> Dataset:
-    """Hold out a fixed random share of the training images as the validation set."""
+    """Hold out a fixed random share of the training images as the validation set.
+
+    Raises UserError if the dataset has validation images of its own.
+    """
     if fraction == 0:
         return dataset
+    if dataset.val is not None:
+        raise UserError("data.val_fraction: the dataset has validation images of its own (val/): leave it at 0")
     images = dataset.training
     held = max(1, round(len(images) * fraction))
     if held >= len(images):

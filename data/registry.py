@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import create_model
@@ -13,6 +13,7 @@ from data.images import Dataset
 from data.settings import DataSettings
 from data.sources import NoOptions, Root, cifar10, cifar100, digits, fake, fashion_mnist, svhn
 from utils.config import validate_section
+from utils.names import plain_name
 from utils.sections import NO_SOURCE, OWN, Section, part, variants
 
 
@@ -58,7 +59,15 @@ def check(section: DataSettings) -> None:
 
 
 def load(section: DataSettings, train: bool = True) -> Dataset:
-    """The dataset of a section; without its training images, unless train. Raises UserError if it cannot be had."""
+    """The dataset of a section; without its training images, unless train. Raises UserError if it cannot be had.
+
+    Its class names are in the form in which they are saved (utils/names.py).
+    """
+    found = _load(section, train)
+    return replace(found, classes=[plain_name(str(name)) for name in found.classes])
+
+
+def _load(section: DataSettings, train: bool) -> Dataset:
     if section.name not in DATASETS:
         return external.load(section.name, section.image_size, section.limit, train, section.model_extra or {})
     row = DATASETS[section.name]

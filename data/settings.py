@@ -17,6 +17,7 @@ class DataSettings(Section):
     augment: bool = True
     """Random crop and, where the dataset allows it, horizontal flip of the training images."""
     limit: int | None = Field(None, ge=1)
-    """Take only this many images (of a fixed shuffle) of the training and of the test set, for trials."""
+    """Take only this many images (of a fixed shuffle) of each part, training, validation and test, for trials."""
     val_fraction: float = Field(0.0, ge=0.0, lt=1.0)
-    """Share of the training images held out to choose best.pt by. 0: no best.pt; the test set never chooses."""
+    """Share of the training images held out to choose best.pt by, for datasets without validation images of their own.
+    0: none, and no best.pt; the test set never chooses."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from experiment.registries import TABLES
-from utils import config, memory
+from utils import config, memory, utf8
 from utils.errors import UserError, run
 from utils.sections import Section
 
@@ -15,6 +15,7 @@ S = TypeVar("S", bound=Section)
 
 def start(command: Callable[..., None], description: str | None) -> None:
     """Run a script: command(arguments, description) with the process's arguments, its errors as one-line messages."""
+    utf8.ensure()
     memory.keep_freed()
     run(functools.partial(command, description=description))
 

@@ -17,6 +17,7 @@ from experiment.report.accuracy_table import accuracy_table
 from experiment.settings import EvaluateSettings, TrainSettings
 from utils import files
 from utils.config import blame
+from utils.console import say
 from utils.errors import UserError
 from utils.runs import tensor_file
 from utils.runs.folder import differences
@@ -73,11 +74,11 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
     measured = quant.measure(model.eval(), settings.engines, test, trained.ends_in_float, d.image_size)
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | measured.result)
     files.write_text(folder / "evaluation_layers.txt", measured.layers)
-    print(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")
-    print(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
+    say(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")
+    say(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
     if settings.sensitivity and quant.is_prepared(model):
         found = quant.sensitivity(model, test)
-        print(f"\n{sensitivity_table.text(found)}\n\nsensitivity.csv and sensitivity.png in {folder}")
+        say(f"\n{sensitivity_table.text(found)}\n\nsensitivity.csv and sensitivity.png in {folder}")
         sensitivity_table.write(found, f"{trained.model.name} on {d.name}, {trained.quant.method}", folder)
     if target and quant.is_prepared(model):
         export(model, target, export_info(state, trained, isinstance(dataset.test, data.Files)))
@@ -138,10 +139,8 @@ def export(model: fx.GraphModule, target: Path, info: dict) -> None:
     size = info["image_size"]
     if target.suffix in EXPORTERS:
         EXPORTERS[target.suffix](model, target, size, info)
-        print(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [N, 3, {size}, {size}] -> logits")
+        say(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [N, 3, {size}, {size}] -> logits")
         return
     quant.export(model, target, size, info)
     megabytes = (target / "model.pt2").stat().st_size / 1e6
-    print(
-        f"{target}: model.pt2 ({megabytes:.2f} MB), integer_ops.py, model.json and example.py: python example.py IMAGE"
-    )
+    say(f"{target}: model.pt2 ({megabytes:.2f} MB), integer_ops.py, model.json and example.py: python example.py IMAGE")

@@ -25,6 +25,7 @@ from utils.config import validate
 from utils.console import say
 from utils.environment import environment
 from utils.errors import UserError
+from utils.names import printable
 from utils.runs import checkpoint, tensor_file
 from utils.runs.folder import LAST, SUMMARY, read_summary
 
@@ -98,7 +99,7 @@ def measure_all(settings: LatencySettings) -> None:
     with tqdm(total=calls, unit="run", leave=False, disable=None) as bar:
         for entry in settings.models:
             subject = build(entry, settings.image_size, settings.num_classes, settings.trust)
-            bar.set_description(subject.label)
+            bar.set_description(printable(subject.label))
             gc.collect()  # graphs are reference cycles: the previous model's still hold its weights
             rows += measure(
                 subject,

@@ -145,7 +145,7 @@ def run(
             rows.append((cell.labels, read_summary(folder / cell.name)))
             write_tables(folder, rows, reference, title)
     if rows:
-        say("\n" + (folder / "table.md").read_text())
+        say("\n" + (folder / "table.md").read_text(encoding="utf-8"))
     if failed:
         name, why = next(iter(failed.items()))
         raise UserError(f"{len(failed)} of {len(planned)} cells failed; {name}: {why}")

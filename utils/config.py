@@ -18,6 +18,7 @@ from pydantic import ValidationError, create_model
 
 from utils.errors import UserError, nearest
 from utils.mistakes import one_line
+from utils.names import printable
 from utils.sections import NO_SOURCE, Section, Variants
 
 S = TypeVar("S", bound=Section)
@@ -47,7 +48,7 @@ def load(kind: type[S], path: str, texts: list[str]) -> S:
     """
     values = _read(path)
     for notice in kind.rename(values):
-        print(f"{path}: {notice}", file=sys.stderr)
+        print(printable(f"{path}: {notice}"), file=sys.stderr)
     given = overrides(kind, texts, notify=True)
     for notice in kind.make_way(values, given):
         print(f"command line: {notice}", file=sys.stderr)
@@ -64,6 +65,8 @@ def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> di
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
+        if re.search(r"[\ud800-\udfff]", text):  # what stands for other bytes
+            raise UserError(f"command line: {text} is not UTF-8")
         if not equals:
             raise UserError(f"command line: {text!r} is not of the form section.key=value")
         one = {key: _json_or_text(value)}

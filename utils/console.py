@@ -8,6 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils.names import printable
+
 PROGRESS_SECONDS = 30.0
 """Seconds between progress messages if there is no terminal to show a progress bar."""
 
@@ -26,8 +28,12 @@ _log.addHandler(_Terminal())
 
 
 def say(text: str) -> None:
-    """Print a message; within `log_to`, also append it to the log file."""
-    _log.info(text)
+    """Print a message; within `log_to`, also append it to the log file.
+
+    Nothing that names in it hold reaches a terminal as a command. Its lines are its own: a name that may hold an end of
+    a line is to be made printable before it becomes part of a message, as UserError does.
+    """
+    _log.info(printable(text, keep="\n"))
 
 
 def quiet() -> None:
@@ -52,7 +58,8 @@ def log_to(path: Path) -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as ended:
-        handler.handle(logging.makeLogRecord({"msg": f"ended: {ended or type(ended).__name__}"}))
+        reason = printable(str(ended)) or type(ended).__name__
+        handler.handle(logging.makeLogRecord({"msg": f"ended: {reason}"}))
         raise
     finally:
         _log.removeHandler(handler)

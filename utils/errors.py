@@ -9,12 +9,20 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO, TypeVar
 
+from utils.names import printable
+
 T = TypeVar("T")
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
-    """An error that the user can correct. Its one-line message says where, what is wrong, and what would be right."""
+    """An error that the user can correct. Its one-line message says where, what is wrong, and what would be right.
+
+    As text it is one line, whatever the names in it hold.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def first_line(error: Exception, length: int | None = None) -> str:
@@ -80,5 +88,6 @@ def _has_reader(stream: TextIO) -> bool:
 
 def _exit(line: str, code: int) -> None:
     rank = int(os.environ.get("RANK", 0))
+    line = printable(line)
     print(f"process {rank}: {line}" if rank else line, file=sys.stderr)
     sys.exit(code)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+from utils.names import printable
 
 
 def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | None = None) -> None:
@@ -71,7 +72,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write UTF-8. What cannot be written so, such as a file name's bytes that are not, becomes an escape."""
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -79,13 +81,27 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Write rows as CSV. The header has the keys of all rows; a missing value is left empty."""
+    """Write rows as CSV. The header has the keys of all rows; a missing value is left empty.
+
+    Text is made printable. If a spreadsheet would compute it, an apostrophe goes before it, so that it is shown.
+    """
     buffer = io.StringIO()
     header = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(buffer, fieldnames=header, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(map(_cell, header))
+    writer.writerows([_cell(row.get(key, "")) for key in header] for row in rows)
     write_text(path, buffer.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    """A value of a table as it is written: numbers as they are, also those that are text."""
+    if not isinstance(value, str):
+        return value
+    with contextlib.suppress(ValueError):
+        float(value)
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def make_folder(path: Path, key: str) -> Path:

@@ -7,11 +7,41 @@ import numpy
 from PIL import Image, ImageOps
 
 
+def keep_only_orientation(image: Image.Image) -> None:
+    """Forget the EXIF data of an opened image but for its orientation (tag 0x0112): damage elsewhere says nothing."""
+    if image.format != "TIFF":  # Pillow turns a TIFF while it loads it, by all of its tags
+        image.load()
+    try:
+        known = image.getexif().get(0x0112) in range(1, 9)
+    except Exception:  # damaged data makes Pillow raise anything
+        known = False
+    exif = image.getexif()  # after an exception, what could be read
+    for tag in list(exif):
+        if tag != 0x0112 or not known:
+            del exif[tag]
+
+
+def in_8_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits scaled to 8. White is 65535, or 4095 in a TIFF of 12 bits; of floats 1, or 255 if one is
+    larger than 1. Raises ValueError for numbers beyond that: what is white is not known."""
+    values = numpy.asarray(image)
+    least, most = float(values.min()), float(values.max())
+    if image.mode == "F":
+        white, rounded = 1.0 if most <= 1 else 255.0, numpy.rint if most <= 1 else numpy.trunc
+    else:
+        tags = getattr(image, "tag_v2", {})
+        white, rounded = 4095.0 if tuple(tags.get(258, ())) == (12,) else 65535.0, numpy.trunc
+    if not 0 <= least <= most <= white:
+        raise ValueError(f"numbers from {least:g} to {most:g}, of which 0 to {white:g} can be shown: scale them")
+    return Image.fromarray(rounded(values.astype(numpy.float64) * 255 / white).astype(numpy.uint8))
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB: rotated as its EXIF data says, 16-bit grey scaled to 8 bits, transparency over white."""
+    """The image in RGB: rotated as its EXIF data says, more than 8 bits scaled to 8, transparency over white."""
+    keep_only_orientation(image)
     ImageOps.exif_transpose(image, in_place=True)  # without in_place it copies every image
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = Image.fromarray((numpy.asarray(image).clip(0, 65535) // 257).astype(numpy.uint8))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = in_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from utils.names import printable
+
 FLOAT_BITS = 32
 """The number of bits that stands for float: not quantized."""
 
@@ -40,7 +42,15 @@ def _run_name(value: str) -> str:
 
 
 RunName = Annotated[str, AfterValidator(_run_name)]
-PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+
+
+def _path(value: str) -> str:
+    if value != printable(value):
+        raise ValueError("a path without control characters")
+    return os.path.expanduser(value)
+
+
+PathText = Annotated[str, AfterValidator(_path)]
 """A file or folder; ~ is the user's own."""
 
 

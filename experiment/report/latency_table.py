@@ -4,6 +4,7 @@ from pathlib import Path
 
 from experiment.report import plot
 from utils import files
+from utils.console import say
 from utils.table import markdown_table, text_table
 
 HEADER = ["model", "params", "FLOPs", "@32", "MB", "MB INT8", "in INT8", "float, eager", "float, compiled"]
@@ -36,7 +37,7 @@ def report(rows: list[dict], repeats: int, machine: dict, folder: Path) -> None:
     if any(row["int8_top1"] is not None for row in rows):
         plot.accuracy_against_cost(rows, head, folder / "accuracy.png")
         pictures += " and accuracy.png"
-    print(f"{head}\n\n{text_table(header, cells)}\n\n{caption}\nlatency.json, .csv, .md, {pictures} in {folder}")
+    say(f"{head}\n\n{text_table(header, cells)}\n\n{caption}\nlatency.json, .csv, .md, {pictures} in {folder}")
 
 
 def _by_model(rows: list[dict]) -> tuple[list[str], list[list[str]]]:

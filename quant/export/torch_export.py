@@ -21,7 +21,7 @@ from quant.export import integer_ops
 from quant.export.batch_check import check_batches
 from quant.graph import operator_row
 from utils.files import write_atomically, write_json, write_text
-from utils.image_input import resize_and_crop, upright_rgb
+from utils.image_input import in_8_bits, keep_only_orientation, resize_and_crop, upright_rgb
 
 EXAMPLE = '''\
 """python example.py image.jpg"""
@@ -38,15 +38,19 @@ from torchvision.transforms import v2
 
 
 '''
-EXAMPLE += f"{inspect.getsource(upright_rgb)}\n\n{inspect.getsource(resize_and_crop)}"
+EXAMPLE += "\n\n".join(
+    inspect.getsource(function) for function in (keep_only_orientation, in_8_bits, upright_rgb, resize_and_crop)
+)
 EXAMPLE += """
 
 here = Path(__file__).parent
-info = json.loads((here / "model.json").read_text())
+info = json.loads((here / "model.json").read_text(encoding="utf-8"))
 model = torch.export.load(here / "model.pt2").module()
 values = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(info["mean"], info["std"])])
 prepare = v2.Compose([v2.CenterCrop(info["image_size"]), v2.ToImage(), values])
-image = prepare(resize_and_crop(upright_rgb(Image.open(sys.argv[1])), info["resize"]))
+with open(sys.argv[1], "rb") as file:
+    image = prepare(resize_and_crop(upright_rgb(Image.open(file)), info["resize"]))
+sys.stdout.reconfigure(encoding="utf-8")
 with torch.inference_mode():
     print(info["classes"][int(model(image[None]).argmax())])
 """

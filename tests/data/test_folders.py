@@ -142,3 +142,73 @@ def test_the_way_of_reading_a_folder_does_not_depend_on_the_part_or_the_limit(fo
     for dataset in (imagefolder(folder), few, test_alone):
         assert isinstance(dataset.test, data.Files)
         assert dataset.classes == ["cat", "dog"]
+
+
+def add_part(folder, name: str, count: int) -> None:
+    for label, kind in enumerate(("cat", "dog")):
+        (folder / name / kind).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (40, 40), (label, i, 9)).save(folder / name / kind / f"{i}.png")
+
+
+@pytest.mark.parametrize("cache", ["always", "never"])
+def test_where_there_are_three_parts_val_is_held_out_and_test_is_measured(folder, cache):
+    alone = imagefolder(folder, cache=cache)
+    add_part(folder, "val", 3)
+    dataset = imagefolder(folder, cache=cache)
+    assert alone.val is None
+    assert (len(dataset.train), len(dataset.val), len(dataset.test)) == (12, 6, 4)
+    assert dataset.val.labels.tolist() == [0] * 3 + [1] * 3
+    assert dataset.mean == alone.mean
+    measured = data.DATASETS["imagefolder"].load(32, None, train=False, root=str(folder), cache=cache)
+    assert (measured.train, measured.val, len(measured.test)) == (None, None, 4)
+
+
+def test_val_is_the_test_images_where_there_are_no_others(folder):
+    (folder / "test").rename(folder / "val")
+    dataset = imagefolder(folder)
+    assert (len(dataset.test), dataset.val) == (4, None)
+
+
+def test_images_of_val_exclude_a_share_of_the_training_images(folder):
+    add_part(folder, "val", 1)
+    assert len(data.split(imagefolder(folder), 0).val) == 2
+    with pytest.raises(UserError, match=r"data\.val_fraction: the dataset has validation images of its own"):
+        data.split(imagefolder(folder), 0.5)
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_class_that_a_part_lacks_is_named_and_the_others_keep_their_labels(folder, emptied, capsys):
+    for path in (folder / "test" / "cat").iterdir():
+        path.unlink()
+    if not emptied:
+        (folder / "test" / "cat").rmdir()
+    assert imagefolder(folder).test.labels.tolist() == [1, 1]
+    assert f"{folder / 'test'}: no images of 1 of 2 classes: cat\n" in capsys.readouterr().out
+
+
+def test_a_class_that_a_part_has_alone_is_named_with_the_nearest(folder):
+    (folder / "test" / "dogs").mkdir()
+    with pytest.raises(UserError, match=r"has classes that train/ has not: dogs \(nearest to dogs: dog\)"):
+        imagefolder(folder)
+
+
+def test_files_that_are_no_images_are_counted_in_one_line_a_part(folder, capsys):
+    for i in range(3):
+        (folder / "train" / "cat" / f"{i}.txt").write_text("a cat")
+    (folder / "train" / "dog" / "film.mov").write_bytes(bytes(50))
+    (folder / "test" / "dog" / "film.mov").write_bytes(bytes(50))
+    data.DATASETS["imagefolder"].load(32, None, train=False, root=str(folder))
+    assert capsys.readouterr().out == f"{folder / 'test'}: not images: 1 .mov in class dog\n"
+    imagefolder(folder)
+    assert f"{folder / 'train'}: not images: 3 .txt in class cat; 1 .mov in class dog\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_with_a_hostile_name_is_named_in_one_printable_line(folder, workers):
+    (folder / "test" / "cat" / "a\n\x1b[2J\udce9.png").write_bytes(b"not an image")
+    dataset = imagefolder(folder, cache="never", workers=workers)
+    with pytest.raises(UserError) as refused:
+        list(data.batches(dataset.test, 8, dataset.mean, dataset.std, 32))
+    path = folder / "test" / "cat" / r"a\x0a\x1b[2J\xe9.png"
+    assert str(refused.value) == f"{path}: not a readable image (of no format that Pillow knows)"

@@ -1,10 +1,13 @@
 """The table of datasets: a section names a row, and is loaded with the keys that the row reads."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import data
 from data import registry
+from data.sources import NoOptions
 from utils.config import validate_section
 from utils.errors import UserError
 
@@ -67,3 +70,11 @@ def test_a_section_that_is_named_anew_keeps_what_the_other_reads():
     )
     assert data.named_anew(values, "digits") == ({"name": "digits", "batch_size": 5}, ["root", "cache", "image_size"])
     assert data.named_anew(values, "mine:images")[0] == {"name": "mine:images", "batch_size": 5}
+
+
+def test_class_names_are_loaded_in_the_form_in_which_they_are_saved(monkeypatch):
+    dataset = replace(registry.DATASETS["digits"].load(8, 20), classes=["caf\udce9", r"caf\xe9", "a\nb", 3])
+    monkeypatch.setitem(registry.DATASETS, "digits", registry.Row(lambda *_: dataset, NoOptions))
+    loaded = data.load(section(image_size=8))
+    assert loaded.classes == [r"caf\xe9", r"caf\\xe9", r"a\x0ab", "3"]
+    assert data.split(loaded, 0.5).classes == loaded.classes

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from utils import console
+from utils.errors import UserError
 
 
 def test_without_a_terminal_long_work_prints_a_line_now_and_then(monkeypatch, capsys):
@@ -27,3 +28,16 @@ def test_messages_and_the_reason_of_an_early_end_are_kept_in_a_file(tmp_path, ca
     console.say("three")
     assert [line.split("  ", 1)[1] for line in file.read_text().splitlines()] == ["one", "ended: two"]
     assert capsys.readouterr().out == "one\nthree\n"
+
+
+def test_what_names_hold_reaches_neither_the_terminal_nor_the_file(tmp_path, capsys):
+    def work() -> None:
+        with console.log_to(tmp_path / "run.log"):
+            console.say("two\nlines of a\x1b[2J and \udce9")
+            raise UserError("b\n\x1b[2J")
+
+    with pytest.raises(UserError):
+        work()
+    assert capsys.readouterr().out == "two\nlines of a\\x1b[2J and \\xe9\n"
+    assert "lines of a\\x1b[2J and \\xe9\n" in (tmp_path / "run.log").read_text()
+    assert (tmp_path / "run.log").read_text().endswith("ended: b\\x0a\\x1b[2J\n")

@@ -47,6 +47,7 @@ def test_nothing_is_printed_where_nothing_is_wrong(capfd):
     ("error", "code", "line"),
     [
         (UserError("a.json: key: wrong"), 2, "a.json: key: wrong"),
+        (UserError("a\n\x1b[2J\udce9.png: wrong"), 2, r"a\x0a\x1b[2J\xe9.png: wrong"),
         (OSError(errno.ENOSPC, "No space left on device", "last.pt"), 2, "last.pt: No space left on device"),
         (KeyboardInterrupt(), 128 + signal.SIGINT, "interrupted"),
     ],

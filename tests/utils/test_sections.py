@@ -71,6 +71,12 @@ def test_a_tilde_is_expanded(monkeypatch):
     assert Values(file="~/a.pt").file == "/home/mine/a.pt"
 
 
+@pytest.mark.parametrize("path", ["a\nb.pt", "\x1b[2J"])
+def test_a_path_is_printable(path):
+    with pytest.raises(pydantic.ValidationError, match="a path without control characters"):
+        Values(file=path)
+
+
 def test_a_section_is_frozen():
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         Values().bits = 4

@@ -16,13 +16,14 @@ An integer model is rebuilt from its checkpoint for any engine, so an upgrade of
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 
 from utils.config import blame, validate
 from utils.errors import UserError, joined_lines
+from utils.names import plain_name, printable
 from utils.runs import tensor_file
 from utils.runs.misfit import explain
 from utils.runs.weights import Reading, new_head, read, state_dicts
@@ -92,7 +93,12 @@ def load(path: str) -> dict:
 
 
 def _check_contents(path: str, state: dict) -> None:
-    """Raise UserError if something other than the tensors is missing or has the wrong type."""
+    """Raise UserError if something other than the tensors is missing or has the wrong type.
+
+    Class names that are not printable, as other programs and earlier versions saved them, are written as this one does.
+    """
+    if isinstance(state.get("classes"), list):
+        state["classes"] = [printable_class(name) for name in state["classes"]]
     validate(CheckpointHeader, {key: state.get(key) for key in CheckpointHeader.model_fields}, path)
     types = {"settings": dict, "model": dict, "training": dict | None, "inputs": dict | None}
     for key, expected in types.items():
@@ -102,6 +108,11 @@ def _check_contents(path: str, state: dict) -> None:
         json.dumps([state["settings"], state.get("inputs")])
     except (TypeError, ValueError) as error:  # a tensor, for example
         raise UserError(f"{path}: not plain values: {error}") from None
+
+
+def printable_class(name: Any) -> Any:
+    """A class name of a checkpoint, printable; anything else as it is."""
+    return plain_name(name) if isinstance(name, str) and name != printable(name) else name
 
 
 @dataclass(frozen=True)

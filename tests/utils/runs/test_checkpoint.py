@@ -35,6 +35,11 @@ def test_what_is_packed_is_loaded(tmp_path, packed):
     assert all(torch.equal(value, packed["model"][name]) for name, value in model.state_dict().items())
 
 
+def test_class_names_that_are_not_printable_are_read_as_they_would_be_saved_now(tmp_path, packed):
+    state = checkpoint.load(saved(tmp_path, packed | {"classes": ["caf\udce9", "a\x1b[2J", r"b\xe9"]}))
+    assert state["classes"] == [r"caf\xe9", r"a\x1b[2J", r"b\xe9"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
