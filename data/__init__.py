@@ -5,7 +5,8 @@ from data.external import check_trusted
 from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
 from data.registry import DATASETS, SECTIONS, check, load, with_overrides
 from data.settings import DataSettings
+from data.sources import ROOT
 
-__all__ = ["DATASETS", "SECTIONS", "DataSettings", "Dataset", "Draw", "Files", "Images", "batches", "check"]
+__all__ = ["DATASETS", "ROOT", "SECTIONS", "DataSettings", "Dataset", "Draw", "Files", "Images", "batches", "check"]
 __all__ += ["check_classes", "check_training", "check_trusted", "evaluation_batch", "evaluation_side", "first"]
 __all__ += ["load", "renormalized", "split", "with_overrides"]

@@ -15,18 +15,22 @@ from utils.sections import OWN, Section, part, variants
 
 @dataclass(frozen=True)
 class Row:
-    """load(image_size, limit, train, **options) -> Dataset, and the keys of the data section that it reads."""
+    """load(image_size, limit, train, **options) -> Dataset, and the keys of the data section that it reads.
+
+    downloads: whether it takes `download`, too, and without it writes what it lacks into its root.
+    """
 
     load: Callable[..., Dataset]
     options: type[Section]
+    downloads: bool = False
 
 
 DATASETS = {
     "digits": Row(digits, NoOptions),
-    "cifar10": Row(cifar10, Root),
-    "cifar100": Row(cifar100, Root),
-    "svhn": Row(svhn, Root),
-    "fashion_mnist": Row(fashion_mnist, Root),
+    "cifar10": Row(cifar10, Root, downloads=True),
+    "cifar100": Row(cifar100, Root, downloads=True),
+    "svhn": Row(svhn, Root, downloads=True),
+    "fashion_mnist": Row(fashion_mnist, Root, downloads=True),
     "imagenet": Row(imagenet, FileOptions),
     "imagefolder": Row(imagefolder, FolderOptions),
     "fake": Row(fake, NoOptions),
@@ -43,12 +47,15 @@ def check(section: DataSettings) -> None:
         external.function(section.name)
 
 
-def load(section: DataSettings, train: bool = True) -> Dataset:
-    """The dataset of a section; without its training images, unless train. Raises UserError if it cannot be had."""
+def load(section: DataSettings, train: bool = True, download: bool = True) -> Dataset:
+    """The dataset of a section; without its training images, unless train. Raises UserError if it cannot be had.
+
+    download: whether it may write into its root what it does not find there.
+    """
     if section.name not in DATASETS:
         return external.load(section.name, section.image_size, section.limit, train, section.model_extra or {})
     row = DATASETS[section.name]
-    own = part(section, row.options).model_dump()
+    own = part(section, row.options).model_dump() | ({"download": download} if row.downloads else {})
     return row.load(section.image_size, section.limit, train, **own)
 
 

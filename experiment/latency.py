@@ -123,7 +123,7 @@ def top1_of(entry: Entry) -> dict[str, float]:
     return {name: score["top1"] for name, score in summary["accuracy"].items()}
 
 
-def build(entry: Entry, image_size: int, num_classes: int, trust: bool) -> Subject:
+def build(entry: Entry, image_size: int, num_classes: int, trust: bool | str) -> Subject:
     """The model of an entry.
 
     A run brings its weights, method and image size. A model by name has random weights and 8 bits, with batch norm

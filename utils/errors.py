@@ -1,7 +1,6 @@
 """Errors: a user's mistake gives a one-line message and exit code 2; a bug keeps its traceback."""
 
 import difflib
-import errno
 import os
 import select
 import signal
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TextIO, TypeVar
 
 T = TypeVar("T")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -25,6 +23,11 @@ def first_line(error: Exception, length: int | None = None) -> str:
 def joined_lines(error: Exception, length: int | None = None) -> str:
     """An exception's message with its lines joined, up to a length; the name of its type if it has no message."""
     return (" ".join(str(error).split()) or type(error).__name__)[:length]
+
+
+def printable(text: str) -> str:
+    """Text of a file as one line without control characters, which a terminal would obey."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
@@ -48,8 +51,9 @@ def choose(table: Mapping[str, T], name: str, where: str, others: str = "") -> T
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call main(sys.argv[1:]). Turn a UserError or a full disk into a one-line message on stderr and exit code 2.
+    """Call main(sys.argv[1:]). Turn a UserError into a one-line message on stderr and exit code 2.
 
+    So are errors of the operating system, which have a number: a full disk, a name too long, no permission.
     After an interruption by a signal, exit with 128 + its number, as shells expect.
     """
     try:
@@ -63,7 +67,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout):  # `--list models | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
-        if error.errno not in DISK_FULL:
+        if error.errno is None:
             raise
         _exit(f"{error.filename or 'output'}: {error.strerror}", 2)
 
@@ -80,5 +84,6 @@ def _has_reader(stream: TextIO) -> bool:
 
 def _exit(line: str, code: int) -> None:
     rank = int(os.environ.get("RANK", 0))
+    line = printable(line)
     print(f"process {rank}: {line}" if rank else line, file=sys.stderr)
     sys.exit(code)
