@@ -88,6 +88,10 @@ MISCHIEF = {
     "'output'": lambda m, a: m.pop("output"),
     "uint8 values end before": lambda m, a: a.update(uint8=a["uint8"][:-1]),
     "float32": lambda m, a: a.pop("float32"),
+    "values end before ": lambda m, a: m["nodes"].append(m["nodes"][1]),
+    "scale of a grid must be positive": lambda m, a: a["float32"].fill(0),
+    "scale of a grid must be positive and finite": lambda m, a: a["float32"].fill(float("inf")),
+    "a number is NaN": lambda m, a: a["float32"].fill(float("nan")),
     "bytes for": lambda m, a: m["nodes"][1][1]["IntegerLayer"][0]["integers"].__setitem__(1, 7),
 }
 
@@ -108,7 +112,7 @@ def test_names_in_a_file_are_not_executed(tmp_path):
     exported(prepared_net("plain", {}, EVERY_METHOD[0]), file)
     code = f"x=__import__('pathlib').Path({str(proof)!r}).touch(), y"
     changed(file, lambda m, a: m["nodes"][0].__setitem__(3, {"dict": [[code, 1]]}))
-    with pytest.raises((UserError, TypeError)):
+    with pytest.raises(UserError):
         quant.load_packed(str(file))(photos(1, 32))
     assert not proof.exists()
 
