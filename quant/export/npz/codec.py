@@ -100,8 +100,8 @@ class Decoder:
             raise ValueError("a number is NaN")
         self.nodes = nodes
         checked: dict[str, Callable[..., Any]] = {"Grid": _grid, "Call": _call}
-        own = {"tensor": self._tensor, "scalar": self._scalar, "node": self._node}
-        self.kinds = BUILTINS | KINDS | own | checked
+        own: dict[str, Callable[..., Any]] = {"tensor": self._tensor, "scalar": self._scalar, "node": self._node}
+        self.kinds: dict[str, Callable[..., Any]] = BUILTINS | KINDS | own | checked
 
     def decode(self, plain: Any) -> Any:
         """The value. Raises ValueError for an unknown kind, and whatever the constructors of KINDS raise."""
