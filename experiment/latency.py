@@ -85,6 +85,8 @@ def checkpoint_of(run: str) -> str:
 def summary_of(folder: Path) -> dict[str, Any]:
     """summary.json of a run. For an unfinished run, or one older than the key `checkpoint`: its defaults."""
     found = read_summary(folder) if (folder / SUMMARY).is_file() else {}
+    if not isinstance(found.get("checkpoint", LAST), str):
+        raise UserError(f"{folder / SUMMARY}: not what train.py writes there")
     return {"checkpoint": LAST, "accuracy": {}} | found
 
 
