@@ -49,7 +49,8 @@ def tensors(like: torch.Tensor, choose: random.Random) -> torch.Tensor:
 
 def changed(value, choose: random.Random):
     """Something else for a value."""
-    if isinstance(value, torch.Tensor) and choose.random() < 0.8:
+    changeable = isinstance(value, torch.Tensor) and value.layout is torch.strided and not value.is_meta
+    if changeable and choose.random() < 0.8:
         return tensors(value, choose)
     deep: list = []
     for _ in range(choose.choice([90, 500])):

@@ -31,7 +31,10 @@ class PackedModel(nn.Module):
         """Float logits [N, classes] of normalized float images [N, 3, H, W]. Raises UserError if there are none."""
         # not a GraphModule: that would generate Python code with strings of the file in it, and execute it
         try:
-            return fx.Interpreter(self, graph=self.graph, garbage_collect_values=True).run(images)
+            logits = fx.Interpreter(self, graph=self.graph).run(images)
+            if not isinstance(logits, Tensor):
+                raise TypeError(f"it computes a {type(logits).__name__}")
+            return logits
         except Exception as error:  # the file may ask for anything
             raise UserError(f"the packed model cannot run on {list(images.shape)}: {first_line(error, 100)}") from error
 
