@@ -50,11 +50,11 @@ def _check_pixels(pixels: Tensor, image_size: int, name: str) -> None:
 
 
 def check_trusted(
-    name: str, trust: bool, remedy: str = "set trust=true if you trust its origin", checkpoint: str | None = None
+    name: str, trust: bool | str, remedy: str = "set trust=true if you trust its origin", checkpoint: str | None = None
 ) -> None:
     """Raise UserError where a checkpoint names a function as its dataset that utils/importing.py does not trust.
 
-    checkpoint: its path. `trust` skips the check.
+    checkpoint: its path. trust: True, or this very name, skips the check.
     """
-    if not trust and importing.is_external(name):
-        importing.check_may_call(name, "its dataset", "data", checkpoint, remedy)
+    if trust not in (True, name) and importing.is_external(name):
+        importing.check_may_call(name, "its dataset", checkpoint, remedy)

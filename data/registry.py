@@ -19,20 +19,24 @@ from utils.sections import NO_SOURCE, OWN, Section, part, variants
 
 @dataclass(frozen=True)
 class Row:
-    """load(image_size, limit, train, **options) -> Dataset, the keys of the data section that it reads, and the default
-    of data.image_size: the size that its images have or are usually brought to."""
+    """load(image_size, limit, train, **options) -> Dataset, and the keys of the data section that it reads.
+
+    image_size: the default of data.image_size, which its images have or are usually brought to. downloads: whether it
+    takes `download`, too, and without it writes what it lacks into its root.
+    """
 
     load: Callable[..., Dataset]
     options: type[Section]
     image_size: int = 32
+    downloads: bool = False
 
 
 DATASETS = {
     "digits": Row(digits, NoOptions, 16),
-    "cifar10": Row(cifar10, Root, 32),
-    "cifar100": Row(cifar100, Root, 32),
-    "svhn": Row(svhn, Root, 32),
-    "fashion_mnist": Row(fashion_mnist, Root, 28),
+    "cifar10": Row(cifar10, Root, 32, downloads=True),
+    "cifar100": Row(cifar100, Root, 32, downloads=True),
+    "svhn": Row(svhn, Root, 32, downloads=True),
+    "fashion_mnist": Row(fashion_mnist, Root, 28, downloads=True),
     "imagenet": Row(imagenet, FileOptions, 224),
     "imagefolder": Row(imagefolder, FolderOptions, 224),
     "fake": Row(fake, NoOptions, 32),
@@ -58,20 +62,21 @@ def check(section: DataSettings) -> None:
         external.function(section.name)
 
 
-def load(section: DataSettings, train: bool = True) -> Dataset:
+def load(section: DataSettings, train: bool = True, download: bool = True) -> Dataset:
     """The dataset of a section; without its training images, unless train. Raises UserError if it cannot be had.
 
-    Its class names are in the form in which they are saved (utils/names.py).
+    download: whether it may write into its root what it does not find there. Its class names are in the form in which
+    they are saved (utils/names.py).
     """
-    found = _load(section, train)
+    found = _load(section, train, download)
     return replace(found, classes=[plain_name(str(name)) for name in found.classes])
 
 
-def _load(section: DataSettings, train: bool) -> Dataset:
+def _load(section: DataSettings, train: bool, download: bool) -> Dataset:
     if section.name not in DATASETS:
         return external.load(section.name, section.image_size, section.limit, train, section.model_extra or {})
     row = DATASETS[section.name]
-    own = part(section, row.options).model_dump()
+    own = part(section, row.options).model_dump() | ({"download": download} if row.downloads else {})
     return row.load(section.image_size, section.limit, train, **own)
 
 

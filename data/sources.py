@@ -2,7 +2,7 @@
 
 A loader takes (image_size, limit, train, **the dataset's own options) and returns a Dataset. limit: take only
 this many images, the first of a fixed shuffle; None: all. train=False does not load the training images, since the test
-images suffice for measuring.
+images suffice for measuring. Those that download their files do not if download=False: then they only read.
 """
 
 import contextlib
@@ -66,38 +66,44 @@ def fake(image_size: int, limit: int | None, train: bool = True) -> Dataset:
     return Dataset(training if train else None, test, classes, (0.5,) * 3, (0.25,) * 3, flip=True)
 
 
-def cifar10(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
+def cifar10(image_size: int, limit: int | None, train: bool = True, root: str = ROOT, download: bool = True) -> Dataset:
     """CIFAR-10: 50,000 and 10,000 images of 32 x 32."""
     from torchvision.datasets import CIFAR10  # here: seconds to import, and only this needs it
 
-    parts = _torchvision_parts(CIFAR10, train, root, "CIFAR-10", f"put cifar-10-python.tar.gz into {root}")
+    parts = _torchvision_parts(CIFAR10, train, root, download, "CIFAR-10", f"put cifar-10-python.tar.gz into {root}")
     images = [_images(part.data, part.targets, image_size, limit) for part in parts]
     return _dataset(images, train, parts[0].classes, (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616), flip=True)
 
 
-def cifar100(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
+def cifar100(
+    image_size: int, limit: int | None, train: bool = True, root: str = ROOT, download: bool = True
+) -> Dataset:
     """CIFAR-100: as CIFAR-10, with 100 classes."""
     from torchvision.datasets import CIFAR100
 
-    parts = _torchvision_parts(CIFAR100, train, root, "CIFAR-100", f"put cifar-100-python.tar.gz into {root}")
+    parts = _torchvision_parts(CIFAR100, train, root, download, "CIFAR-100", f"put cifar-100-python.tar.gz into {root}")
     images = [_images(part.data, part.targets, image_size, limit) for part in parts]
     return _dataset(images, train, parts[0].classes, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), flip=True)
 
 
-def svhn(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
+def svhn(image_size: int, limit: int | None, train: bool = True, root: str = ROOT, download: bool = True) -> Dataset:
     """Street View House Numbers, cropped: 73,257 and 26,032 digits of 32 x 32. Not mirrored: digits are not."""
     from torchvision.datasets import SVHN
 
     def load(root: str, train: bool, download: bool) -> SVHN:
         return SVHN(root, split="train" if train else "test", download=download)
 
-    parts = _torchvision_parts(load, train, root, "SVHN", f"put train_32x32.mat and test_32x32.mat into {root}")
+    parts = _torchvision_parts(
+        load, train, root, download, "SVHN", f"put train_32x32.mat and test_32x32.mat into {root}"
+    )
     images = [_images(part.data.transpose(0, 2, 3, 1), part.labels, image_size, limit) for part in parts]
     classes = [str(i) for i in range(10)]
     return _dataset(images, train, classes, (0.4377, 0.4438, 0.4728), (0.198, 0.201, 0.197), flip=False)
 
 
-def fashion_mnist(image_size: int, limit: int | None, train: bool = True, root: str = ROOT) -> Dataset:
+def fashion_mnist(
+    image_size: int, limit: int | None, train: bool = True, root: str = ROOT, download: bool = True
+) -> Dataset:
     """Fashion-MNIST: 60,000 and 10,000 grey images of 28 x 28, shown to the model as RGB.
 
     Its four files are read where they lie in `root`, packed or not, as Debian's dataset-fashion-mnist has them.
@@ -106,21 +112,25 @@ def fashion_mnist(image_size: int, limit: int | None, train: bool = True, root: 
 
     cure = f"put train- and t10k-images-idx3-ubyte.gz and -labels-idx1-ubyte.gz into {root}"
     parts = idx.parts(Path(root), train) or [
-        (part.data, part.targets) for part in _torchvision_parts(FashionMNIST, train, root, "Fashion-MNIST", cure)
+        (part.data, part.targets)
+        for part in _torchvision_parts(FashionMNIST, train, root, download, "Fashion-MNIST", cure)
     ]
     images = [_images(grey[..., None].expand(-1, -1, -1, 3), labels, image_size, limit) for grey, labels in parts]
     return _dataset(images, train, FashionMNIST.classes, (0.286,) * 3, (0.353,) * 3, flip=True)
 
 
-def _torchvision_parts(load: Callable, train: bool, root: str, name: str, cure: str) -> list[Any]:
+def _torchvision_parts(load: Callable, train: bool, root: str, download: bool, name: str, cure: str) -> list[Any]:
     """torchvision's dataset, training part (if asked for) and test part: found in `root`, else downloaded into it."""
     made = _missing(Path(root))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            return [load(root=root, train=part, download=True) for part in ([True] if train else []) + [False]]
+            return [load(root=root, train=part, download=download) for part in ([True] if train else []) + [False]]
     except (RuntimeError, OSError, EOFError) as error:
         _remove_empty_folders(made())
         reason = first_line(error)
+        if not download:
+            asked = "which only the checkpoint names, so that nothing is written there; set data.root yourself"
+            raise UserError(f"data.root: {name} is not in {root}, {asked}") from None
         raise UserError(f"data.root: {name} is not in {root} and could not be downloaded ({reason}); {cure}") from None
 
 

@@ -44,9 +44,9 @@ def _load(section: str) -> data.Dataset:
     return data.split(data.load(d), d.val_fraction)
 
 
-def load_test(d: DataSettings) -> data.Dataset:
-    """The dataset without its training images."""
-    return data.load(d, train=False)
+def load_test(d: DataSettings, download: bool = True) -> data.Dataset:
+    """The dataset without its training images. download: whether it may write into its root what is not there."""
+    return data.load(d, train=False, download=download)
 
 
 def batch_maker(d: DataSettings, mean: Sequence[float], std: Sequence[float]) -> Callable:

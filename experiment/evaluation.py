@@ -1,5 +1,6 @@
 """What evaluate.py does: rebuild the model of a checkpoint and measure it, float, simulated and on every engine."""
 
+import difflib
 import functools
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from utils.runs.folder import differences
 LOCATION = ("root", "workers", "on_error", "cache", "batch_size", "augment", "val_fraction")
 """Keys of the data section with any value of which the test images are the same."""
 EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
-"""Functions that write a single file, by its suffix. A path with any other name is a folder for quant.export."""
+"""Functions that write a single file, by its suffix. A path without a suffix is a folder for quant.export."""
 
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
@@ -38,9 +39,25 @@ def plan(settings: EvaluateSettings, setting_file: str) -> cli.Job:
     check_engines(settings.engines, "engines")
     check_overrides(settings.data)
     tensor_file.check_exists(settings.checkpoint)
-    if settings.export and Path(settings.export).suffix == ".onnx":
-        quant.check_onnx("export")
+    if settings.export:
+        check_suffix(settings.export)
     return cli.Job(settings, functools.partial(evaluate, settings, setting_file))
+
+
+def check_suffix(target: str) -> None:
+    """Raise UserError if an export has an ending that is written by nothing here, or by a package that is missing.
+
+    A folder has no ending, a number for one (v1.2), or a / after it.
+    """
+    suffix = "" if target.endswith("/") else Path(target).suffix
+    if suffix[1:2].isalpha() and suffix not in EXPORTERS:
+        near_first = sorted(EXPORTERS, key=lambda known: -difflib.SequenceMatcher(None, known, suffix.lower()).ratio())
+        raise UserError(
+            f"export: {target}: no {suffix} files are written here, but {', '.join(near_first)} or, under a name "
+            "without ending, a folder for torch.export"
+        )
+    if suffix == ".onnx":
+        quant.check_onnx("export")
 
 
 def check_overrides(values: dict[str, Any]) -> None:
@@ -65,16 +82,16 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
     models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     target = prepare_target(Path(settings.export)) if settings.export else None
-    dataset = datasets.load_test(d)
+    dataset = datasets.load_test(d, download=is_ours(d, settings.data))
     data.check_classes(dataset.classes, state["classes"])
     if (notice := other_test_images(dataset, state, d, trained.data)) is not None:
-        print(notice)
+        say(notice)
     make = datasets.batch_maker(d, state["mean"], state["std"])
     test = make(dataset.test, data.evaluation_batch(d.image_size))
     measured = quant.measure(model.eval(), settings.engines, test, trained.ends_in_float, d.image_size)
+    say(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | measured.result)
     files.write_text(folder / "evaluation_layers.txt", measured.layers)
-    say(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")
     say(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
     if settings.sensitivity and quant.is_prepared(model):
         found = quant.sensitivity(model, test)
@@ -96,6 +113,14 @@ def other_test_images(
         return None
     found = differences(read["test"], data.identity(dataset)["test"])
     return f"data.root: not the test images of the run: {'; '.join(found[:3])}" if found else None
+
+
+def is_ours(d: data.DataSettings, given: dict[str, Any]) -> bool:
+    """Whether the root of a dataset is the user's, to be written to: given by them, or the usual one.
+
+    Else the checkpoint names it, which may be a stranger's.
+    """
+    return "root" in given or getattr(d, "root", data.ROOT) == data.ROOT
 
 
 def check_possible(settings: EvaluateSettings, trained: TrainSettings, prepared: bool) -> None:

@@ -86,6 +86,8 @@ def checkpoint_of(run: str) -> str:
 def summary_of(folder: Path) -> dict[str, Any]:
     """summary.json of a run. For an unfinished run, or one older than the key `checkpoint`: its defaults."""
     found = read_summary(folder) if (folder / SUMMARY).is_file() else {}
+    if not isinstance(found.get("checkpoint", LAST), str):
+        raise UserError(f"{folder / SUMMARY}: not what train.py writes there")
     return {"checkpoint": LAST, "accuracy": {}} | found
 
 
@@ -124,7 +126,7 @@ def top1_of(entry: Entry) -> dict[str, float]:
     return {name: score["top1"] for name, score in summary["accuracy"].items()}
 
 
-def build(entry: Entry, image_size: int, num_classes: int, trust: bool) -> Subject:
+def build(entry: Entry, image_size: int, num_classes: int, trust: bool | str) -> Subject:
     """The model of an entry.
 
     A run brings its weights, method and image size. A model by name has random weights and 8 bits, with batch norm

@@ -47,12 +47,14 @@ def measure(
     folder = log.folder
     measured = quant.measure(model, settings.engines, test_batches, settings.ends_in_float, settings.data.image_size)
     title = f"{settings.model.name} on {settings.data.name}, {settings.quant.method}"
-    files.write_text(folder / "layers.txt", measured.layers)
-    plot.curves(log.rows, title, folder / "curves.png")
+    say(f"\n{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
+    with files.if_possible(folder / "layers.txt"):
+        files.write_text(folder / "layers.txt", measured.layers)
+    with files.if_possible(folder / "curves.png"):
+        plot.curves(log.rows, title, folder / "curves.png")
     summary = summarize(settings, quant.is_prepared(model), log, size) | measured.result
     files.write_json(folder / SUMMARY, summary)  # written last: it marks the run as finished
     (folder / PREVIOUS).unlink(missing_ok=True)
-    say(f"\n{accuracy_table(measured.result)}\n\n{measured.in_float}")
 
 
 def summarize(settings: TrainSettings, prepared: bool, log: RunLog, size: dict[str, float]) -> dict:

@@ -34,6 +34,10 @@ RENAMED = {
 """Keys of earlier versions, and what they are called now."""
 
 
+Trust = bool | Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+"""Whose code a checkpoint may call beyond what utils/importing.py says: nobody's, anybody's, or one function's."""
+
+
 def _boosted(plain: type[Section]) -> type[Section]:
     """The options of an optimizer with GradBoost: its own and GradBoost's."""
     return create_model(f"Boosted {plain.__name__}", __base__=(gradboost.Options, plain), __cls_kwargs__=NO_SOURCE)
@@ -177,8 +181,9 @@ class EvaluateSettings(Section):
     data: dict[str, Any] = Field({})
     """Keys of the data section that override the run's own, to measure on other images. Where they name another
     dataset, keys of the run's that it does not read are left out."""
-    trust: bool = False
-    """Let the checkpoint call functions that are not your own, which it names as its model's factory or its dataset."""
+    trust: Trust = False
+    """Let the checkpoint call functions that are not your own, which it names as its model's factory or its dataset:
+    true, or the name of the one function, `package.module:function`."""
 
 
 class LatencySettings(Section):
@@ -204,8 +209,9 @@ class LatencySettings(Section):
     """Timed calls of each model."""
     dir: PathText = "runs/latency"
     """Folder of the tables and the picture."""
-    trust: bool = False
-    """Let a checkpoint call a function that is not your own, which it names as its model's factory."""
+    trust: Trust = False
+    """Let a checkpoint call a function that is not your own, which it names as its model's factory: true, or its
+    name, `package.module:function`."""
 
 
 def resolved(settings: TrainSettings) -> TrainSettings:

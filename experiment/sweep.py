@@ -143,8 +143,9 @@ def run(
         if processes.is_main:
             (folder / cell.name / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
             rows.append((cell.labels, read_summary(folder / cell.name)))
-            write_tables(folder, rows, reference, title)
-    if rows:
+            with files.if_possible(folder / "table.md"):
+                write_tables(folder, rows, reference, title)
+    if rows and (folder / "table.md").is_file():
         say("\n" + (folder / "table.md").read_text(encoding="utf-8"))
     if failed:
         name, why = next(iter(failed.items()))
@@ -160,7 +161,9 @@ def is_finished(settings: TrainSettings) -> bool:
 def report_failure(folder: Path, error: Exception) -> str:
     """Print why a cell failed and write the current traceback to its error.txt. Returns the reason in one line."""
     reason = joined_lines(error)
-    files.write_text(files.make_folder(folder, "run.dir") / "error.txt", traceback.format_exc())
+    trace = traceback.format_exc()
+    with files.if_possible(folder / "error.txt"):
+        files.write_text(folder / "error.txt", trace)
     say(f"failed: {reason}")
     return reason
 

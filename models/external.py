@@ -30,15 +30,16 @@ def factory(name: str) -> Callable[..., nn.Module]:
 
 
 def check_trusted(
-    name: str, trust: bool, remedy: str = "set trust=true if you trust its origin", checkpoint: str | None = None
+    name: str, trust: bool | str, remedy: str = "set trust=true if you trust its origin", checkpoint: str | None = None
 ) -> None:
     """Raise UserError if `name`, read from a checkpoint, denotes a function that is not safe to call.
 
     It would be called, with any arguments, before its result turns out not to be a model. Safe are the models of the
-    table, of torchvision and timm, and what utils/importing.py says. checkpoint: its path. `trust` skips the check.
+    table, of torchvision and timm, and what utils/importing.py says. checkpoint: its path. trust: True, or this very
+    name, skips the check.
     """
-    if not trust and is_external(name) and name.partition(":")[0] not in SOURCES:
-        importing.check_may_call(name, "its model's factory", "models", checkpoint, remedy)
+    if trust not in (True, name) and is_external(name) and name.partition(":")[0] not in SOURCES:
+        importing.check_may_call(name, "its model's factory", checkpoint, remedy)
 
 
 def build_external(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
@@ -96,7 +97,15 @@ def _timm(member: str) -> Callable[..., nn.Module]:
     if not timm.is_model(member):
         hint = nearest(member, timm.list_models())
         raise UserError(f"model.name: timm has no {member!r}" + (f", did you mean {hint}?" if hint else ""))
-    return lambda **options: timm.create_model(member, pretrained=False, **options)
+    return lambda **options: timm.create_model(member, pretrained=False, **_without_files(options))
+
+
+def _without_files(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a model of timm. Raises UserError for those that name files, which a stranger may have chosen."""
+    for key in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+        if key in options:
+            raise UserError(f"model.{key}: files are not timm's to read here; model.weights names trained weights")
+    return options
 
 
 SOURCES = {"torchvision": _torchvision, "timm": _timm}

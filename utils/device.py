@@ -20,12 +20,16 @@ def find(name: str) -> torch.device:
             torch.empty(0, device=found).cpu()
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"run.device: {name!r} is not available here ({first_line(error)})") from None
-    if found.type == "cpu" or found.index is not None or torch.accelerator.device_count() < 2:
+    if found.type == "cpu":
         return found
-    number = distributed.local_rank()
-    if number >= torch.accelerator.device_count():
+    count = 1 if found.index is not None else torch.accelerator.device_count()
+    number, processes = distributed.local_rank(), distributed.local_processes()
+    if max(processes, number + 1) > count:
         raise UserError(
-            f"run.device: process {number} has no accelerator: this machine has {torch.accelerator.device_count()}"
+            f"run.device: {processes} processes on this machine, and {count} of {found.type} for them: start as many "
+            "processes (torchrun --nproc-per-node), or set run.device=cpu"
         )
+    if found.index is not None or count < 2:
+        return found
     torch.accelerator.set_device_index(number)
     return torch.device(found.type, number)

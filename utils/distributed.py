@@ -140,6 +140,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def local_processes() -> int:
+    """The number of processes on this machine, as torchrun sets it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def rank() -> int:
     """The rank of this process among all, as torchrun sets it."""
     return int(os.environ.get("RANK", 0))

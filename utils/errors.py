@@ -1,7 +1,6 @@
 """Errors: a user's mistake gives a one-line message and exit code 2; a bug keeps its traceback."""
 
 import difflib
-import errno
 import os
 import select
 import signal
@@ -12,7 +11,6 @@ from typing import TextIO, TypeVar
 from utils.names import printable
 
 T = TypeVar("T")
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -56,8 +54,9 @@ def choose(table: Mapping[str, T], name: str, where: str, others: str = "") -> T
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Call main(sys.argv[1:]). Turn a UserError or a full disk into a one-line message on stderr and exit code 2.
+    """Call main(sys.argv[1:]). Turn a UserError into a one-line message on stderr and exit code 2.
 
+    So are errors of the operating system, which have a number: a full disk, a name too long, no permission.
     After an interruption by a signal, exit with 128 + its number, as shells expect.
     """
     try:
@@ -71,7 +70,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         if isinstance(error, BrokenPipeError) and not _has_reader(sys.stdout):  # `--list models | head -1`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(128 + signal.SIGPIPE)
-        if error.errno not in DISK_FULL:
+        if error.errno is None:
             raise
         _exit(f"{error.filename or 'output'}: {error.strerror}", 2)
 

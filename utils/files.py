@@ -1,4 +1,4 @@
-"""Files and folders that survive crashes and other programs: atomic writes, a lock on a folder, making a folder."""
+"""Files and folders that survive crashes, full disks and other programs: atomic writes, locks, making a folder."""
 
 import contextlib
 import csv
@@ -6,12 +6,14 @@ import io
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from utils.errors import UserError
+from utils.console import say
+from utils.errors import UserError, first_line
 from utils.names import printable
 
 
@@ -54,7 +56,7 @@ def remove_temporary_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a folder against other train.py processes. Raises UserError if one of them has locked it.
+    """Lock a folder against other train.py processes, under each of its names. Raises UserError if one has locked it.
 
     The operating system releases the lock when the process ends, even if it is killed. Does nothing on Windows.
     """
@@ -63,12 +65,37 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by data workers
-        except OSError:
-            raise UserError(f"run.name: another train.py is writing to {folder}; choose another name") from None
+    with contextlib.ExitStack() as stack:
+        # where a link leads, too, so that two names of one folder are one; and the link, which may be renamed
+        for name in {folder.resolve(), folder.parent.resolve() / folder.name}:
+            file = stack.enter_context(_lock_file(name.with_name(f".{name.name}.lock")))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by data workers
+            except OSError:
+                raise UserError(f"run.name: another train.py is writing to {folder}; choose another name") from None
         yield
+
+
+def _lock_file(path: Path) -> IO[bytes]:
+    """The file, opened to be locked: never a link's target, never emptied. Raises UserError for what is no file."""
+    try:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe would wait for a reader
+        file = os.fdopen(os.open(path, flags, 0o666), "ab")
+    except OSError as error:
+        raise UserError(f"run.name: cannot lock the folder with {path} ({error.strerror})") from None
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise UserError(f"run.name: cannot lock the folder with {path} (not a file)")
+
+
+@contextlib.contextmanager
+def if_possible(path: Path) -> Iterator[None]:
+    """Do without a file that cannot be written because the disk is full, say: a line says so, and what follows runs."""
+    try:
+        yield
+    except OSError as error:
+        say(f"{path} could not be written ({error.strerror or first_line(error)}); going on without it")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,12 +3,13 @@
 Whose code runs: what the user names, on the command line or in a setting file, is imported from wherever Python finds
 it, in the working directory first. What a checkpoint names, whose setting may be a stranger's, is called if it is
 
-- a model or dataset of the tables, of torchvision or of timm, or a function of a file in models/ or data/; or
+- a model or dataset of the tables, of torchvision or of timm; or
 - defined in a module of the user's: in the working directory, or where else they let Python look (PYTHONPATH). Not the
   user's are Python's modules, installed packages, this program, and what may have come with the checkpoint: a module
   beside it, or a package that it lies in.
 
-`trust=true`, or naming the function in one's own setting, lifts this. `check_may_call` is the one check.
+`trust=true`, `trust=package.module:function`, or naming the function in one's own setting, lifts this.
+`check_may_call` is the one check. docs/security.md says it to users.
 """
 
 import functools
@@ -63,7 +64,7 @@ def call(function: Function, arguments: dict[str, Any], where: str) -> Any:
         raise UserError(f"{where} cannot be called with {_shown(arguments)}: {first_line(error, 200)}") from error
 
 
-def check_may_call(name: str, use: str, allowed_package: str, checkpoint: str | None, remedy: str) -> None:
+def check_may_call(name: str, use: str, checkpoint: str | None, remedy: str) -> None:
     """Raise UserError if the rule of this module's docstring lets no checkpoint call the function of that name.
 
     use: what the checkpoint calls it as. checkpoint: its path. remedy: how to call the function all the same.
@@ -72,21 +73,19 @@ def check_may_call(name: str, use: str, allowed_package: str, checkpoint: str | 
     package = source.partition(".")[0]
     if package.isidentifier() and package not in sys.stdlib_module_names and not _find(package):
         raise UserError(f"the checkpoint calls {name} as {use}: no module {package} here; start where {package} is")
-    own = is_own(source, allowed_package)
+    own = is_own(source)
     if own and checkpoint and _came_with(source, checkpoint):
         raise UserError(f"the checkpoint would call {name} as {use}, of a file that came with it; {remedy}")
-    if not own or not _is_defined_in_own(member(source, attribute, "the checkpoint"), source, allowed_package):
+    if not own or not _is_defined_in_own(member(source, attribute, "the checkpoint"), source):
         raise UserError(f"the checkpoint would call {name} as {use}; {remedy}")
 
 
-def is_own(source: str, allowed_package: str) -> bool:
-    """Whether a module is the user's: not Python's, not an installed package's, and of this program's packages only
-    `allowed_package`, without what calls functions by name.
-    """
+def is_own(source: str) -> bool:
+    """Whether a module is the user's: not Python's, not an installed package's, and not this program's."""
     package = source.partition(".")[0]
-    places = _places(package)
+    places = [place.resolve() for place in _places(package)]
     if package in PROJECT and any(place.parent == ROOT for place in places):
-        return package == allowed_package and source not in (package, f"{package}.external")
+        return False
     installed = any("-packages" in part for place in places for part in place.parts)
     return bool(places) and not installed and not any(place.is_relative_to(STANDARD_LIBRARY) for place in places)
 
@@ -105,21 +104,26 @@ def _places(package: str) -> list[Path]:
     found = _find(package) if package.isidentifier() and package not in sys.stdlib_module_names else None
     if found is None or not (found.has_location or found.submodule_search_locations):
         return []
-    return [Path(place).resolve() for place in (found.submodule_search_locations or [found.origin or "/"])]
+    return [Path(place).absolute() for place in (found.submodule_search_locations or [found.origin or "/"])]
 
 
 def _came_with(source: str, checkpoint: str) -> bool:
-    """Whether a module may have come with a checkpoint: it lies beside it, or in a package that this is in."""
-    folder = Path(checkpoint).resolve().parent
-    return any(folder == place.parent or folder.is_relative_to(place) for place in _places(source.partition(".")[0]))
+    """Whether a module may have come with a checkpoint: it lies beside it, or in a package that this is in.
+
+    Either may be a link, which may have come too: where it lies counts, and where it leads.
+    """
+    folders = [Path(checkpoint).resolve().parent, Path(checkpoint).parent.resolve()]
+    found = _places(source.partition(".")[0])
+    places = [place.resolve() for place in found] + [place.parent.resolve() / place.name for place in found]
+    return any(folder == place.parent or folder.is_relative_to(place) for folder in folders for place in places)
 
 
-def _is_defined_in_own(function: Function, source: str, allowed_package: str) -> bool:
+def _is_defined_in_own(function: Function, source: str) -> bool:
     """Whether the module, which may only have imported the function, defines it, or another one that may be called."""
     while isinstance(function, functools.partial):
         function = function.func
     home = getattr(function, "__module__", None) or ""
-    return home == source or home.startswith(LIBRARIES) or is_own(home, allowed_package)
+    return home == source or home.startswith(LIBRARIES) or is_own(home)
 
 
 def _find_modules_in_current_folder() -> None:

@@ -27,6 +27,7 @@ def report(rows: list[dict], repeats: int, machine: dict, folder: Path) -> None:
     head = f"{machine['cpu']} ({flags}), torch {machine['torch']}, batch {first['batch_size']}"
     caption = CAPTION.format(repeats=repeats, threads=first["threads"])
     header, cells = _by_model(rows)
+    say(f"{head}\n\n{text_table(header, cells)}\n\n{caption}")  # first: the disk may be full
     files.write_json(folder / "latency.json", rows)
     files.write_json(folder / "environment.json", machine)
     files.write_csv(folder / "latency.csv", rows)
@@ -37,7 +38,7 @@ def report(rows: list[dict], repeats: int, machine: dict, folder: Path) -> None:
     if any(row["int8_top1"] is not None for row in rows):
         plot.accuracy_against_cost(rows, head, folder / "accuracy.png")
         pictures += " and accuracy.png"
-    say(f"{head}\n\n{text_table(header, cells)}\n\n{caption}\nlatency.json, .csv, .md, {pictures} in {folder}")
+    say(f"latency.json, .csv, .md, {pictures} in {folder}")
 
 
 def _by_model(rows: list[dict]) -> tuple[list[str], list[list[str]]]:

@@ -52,13 +52,15 @@ class RuntimeModel(IntegerModel):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        session = self.compile_for(images)
         with _one_line(self.engine.name):
-            return session(images)
+            return self._session(images.shape, torch.get_num_threads())(images)
 
     def compile_for(self, images: Tensor) -> Session:
+        """The session for such images. It has run once: what compiles may still not run."""
         with _one_line(self.engine.name):
-            return self._session(images.shape, torch.get_num_threads())
+            session = self._session(images.shape, torch.get_num_threads())
+            session(images)
+            return session
 
     def _session(self, shape: torch.Size, threads: int) -> Session:
         if (shape, threads) not in self.sessions:

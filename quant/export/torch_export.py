@@ -7,6 +7,7 @@ example.py       classifies an image file
 """
 
 import inspect
+import io
 import shutil
 from pathlib import Path
 
@@ -123,7 +124,9 @@ def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict) 
     check_batches(model, program.module(), image_size, FLOAT_ERROR, str(folder / "model.pt2"))
     for node in program.graph.nodes:  # paths of this machine's source files, and half the size of the file
         node.meta.pop("stack_trace", None)
-    write_atomically(folder / "model.pt2", lambda part: torch.export.save(program, part))
+    buffer = io.BytesIO()  # so that a full disk raises OSError rather than an error of torch's
+    torch.export.save(program, buffer)
+    write_atomically(folder / "model.pt2", lambda part: part.write_bytes(buffer.getbuffer()))
     write_atomically(folder / "integer_ops.py", lambda part: shutil.copyfile(integer_ops.__file__, part))
     write_json(folder / "model.json", info)
     write_text(folder / "example.py", EXAMPLE)

@@ -94,6 +94,9 @@ def test_a_checkpoint_calls_a_function_only_if_it_is_the_users(own):
     data.check_trusted("digits", trust=False)
     data.check_trusted("my_data:nothing", trust=False)
     data.check_trusted("os:system", trust=True)
+    data.check_trusted("os:system", trust="os:system")
+    with pytest.raises(UserError, match="the checkpoint would call os:system as its dataset"):
+        data.check_trusted("os:system", trust="os:popen")
     for name in ("os:system", "torch.hub:load", "utils.files:locked"):
         with pytest.raises(UserError, match=rf"^the checkpoint would call {name} as its dataset; set trust=true"):
             data.check_trusted(name, trust=False)

@@ -109,6 +109,18 @@ def test_files_of_fashion_mnist_are_read_where_they_lie(packed, tmp_path, monkey
         data.DATASETS["fashion_mnist"].load(28, None, root=str(tmp_path / "mine"))
 
 
+@pytest.mark.parametrize("name", [name for name, row in data.DATASETS.items() if row.downloads])
+def test_without_download_a_root_is_only_read(name, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("downloads")
+
+    monkeypatch.setattr("urllib.request.urlopen", fail)
+    root = tmp_path / "theirs"
+    with pytest.raises(UserError, match=rf"^data.root: .* is not in {root}, which only the checkpoint names"):
+        data.DATASETS[name].load(32, None, root=str(root), download=False)
+    assert not root.exists()
+
+
 WNIDS = ["n01440764", "n01443537", "n02112018"]
 
 

@@ -5,9 +5,13 @@ import sys
 
 import pytest
 
+import data
+import models
+import quant
 from experiment import evaluation, latency, training
 from experiment.settings import EvaluateSettings, TrainSettings, resolved
 from utils.errors import UserError
+from utils.runs import checkpoint, tensor_file
 
 
 def evaluate(**keys) -> EvaluateSettings:
@@ -43,6 +47,45 @@ def test_the_folder_to_export_to_is_made(tmp_path):
     (tmp_path / "c.onnx").mkdir()
     with pytest.raises(UserError, match=r"^export: .*c.onnx is a folder, but .onnx is the suffix of a file"):
         evaluation.prepare_target(tmp_path / "c.onnx")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("x.tflite", ".npz, .onnx"), ("x.onx", ".onnx, .npz"), ("a/x.npy", ".npz, .onnx"), ("x.ONNX", ".onnx, .npz")],
+)
+def test_an_export_of_an_unknown_ending_is_refused_and_makes_no_folder(name, nearest, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=rf"^export: {name}: no \.\w+ files are written here, but {nearest} or, under"):
+        evaluation.plan(evaluate(export=name), "evaluate.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("name", ["my_model", "models/v1.2", "x.tflite/", "m.npz", ".."])
+def test_an_export_is_a_folder_or_of_a_known_ending(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.pt").write_bytes(b"")
+    evaluation.plan(evaluate(export=name), "evaluate.json")
+
+
+@pytest.mark.parametrize(
+    ("root", "given", "ours"),
+    [("datasets", {}, True), ("/theirs", {}, False), ("/theirs", {"root": "/theirs"}, True)],
+)
+def test_the_root_that_a_checkpoint_names_is_only_read(root, given, ours):
+    section = data.with_overrides(TrainSettings().data, {"name": "cifar10", "root": root})
+    assert evaluation.is_ours(section, given) == ours
+    assert evaluation.is_ours(TrainSettings().data, {}), "digits have no root"
+
+
+def test_nothing_is_downloaded_to_where_a_checkpoint_says(tmp_path, monkeypatch):
+    settings = resolved(TrainSettings.model_validate({"data": {"name": "cifar10", "root": str(tmp_path / "theirs")}}))
+    model = quant.prepare(models.build("resnet20", 10, 32, {}), quant.resolve(settings.quant))
+    seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
+    tensor_file.save(tmp_path / "last.pt", checkpoint.pack(model, settings.model_dump(), seen, True, 1))
+    with pytest.raises(UserError, match=r"^data.root: CIFAR-10 is not in .*theirs, which only the checkpoint names"):
+        evaluation.main([f"checkpoint={tmp_path / 'last.pt'}", 'engines=["reference"]'])
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_images_from_files_are_resized_before_they_are_cropped():

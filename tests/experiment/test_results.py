@@ -1,5 +1,6 @@
 """What a finished run leaves, and which float accuracy a sweep is compared with."""
 
+import errno
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 import models
 from experiment import results
 from experiment.settings import TrainSettings, resolved
+from utils import files
 from utils.runs.log import RunLog
 
 DATASET = SimpleNamespace(classes=["a", "b"], mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -56,3 +58,20 @@ def test_runs_are_compared_with_the_float_weights_that_all_start_from(tmp_path):
     assert results.float_score([settings(**lsq, **seven)]) is None, "of other classes"
     trained_on = settings(quant={"method": "float"}, run={"epochs": 1}, **ten)
     assert results.float_score([same, trained_on]) is None, "one trains the float net further"
+
+
+def test_a_full_disk_costs_no_finished_work(tmp_path, monkeypatch, capsys):
+    """The table is on the screen, and what can still be written is."""
+    measured = SimpleNamespace(result={}, layers="layers", in_float="all in integers")
+    monkeypatch.setattr(results.quant, "measure", lambda *_: measured)
+    monkeypatch.setattr(results, "accuracy_table", lambda _: "the table")
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        results.measure(torch.nn.Linear(2, 2), settings(), [], RunLog(tmp_path, 2), {})
+    said = capsys.readouterr().out
+    assert "the table" in said
+    assert f"{tmp_path}/layers.txt could not be written (No space left on device); going on without it" in said

@@ -102,3 +102,18 @@ def test_a_model_of_timm_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"^model\.name: timm is not installed; pip install timm$"):
         models.check("timm:resnet18", {}, 32)
+
+
+@pytest.mark.parametrize("name", ["os:system", "models.resnet:resnet20", "models.external:factory"])
+def test_a_checkpoint_calls_a_factory_that_is_not_of_the_table_if_it_is_named(name):
+    with pytest.raises(UserError, match=f"^the checkpoint would call {name} as its model's factory; set trust=true"):
+        models.check_trusted(name, trust=False)
+    models.check_trusted(name, trust=name)
+    for safe in ("resnet20", "torchvision:resnet18", "timm:resnet18", "my_nets:small"):
+        models.check_trusted(safe, trust=False)
+
+
+def test_a_model_of_timm_reads_no_file_that_a_stranger_chose():
+    pytest.importorskip("timm")
+    with pytest.raises(UserError, match=r"^model\.checkpoint_path: files are not timm's to read here; model\.weights"):
+        models.build("timm:resnet18", 7, 64, {"checkpoint_path": "evil.pth"})

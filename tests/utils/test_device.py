@@ -32,9 +32,19 @@ def test_each_process_has_a_separate_accelerator(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert device.find("auto") == torch.device("cuda", 1)
     assert chosen == [1]
-    monkeypatch.setenv("LOCAL_RANK", "2")
-    with pytest.raises(UserError, match="process 2 has no accelerator: this machine has 2"):
+
+
+@pytest.mark.parametrize(("processes", "count"), [(2, 1), (3, 2), (8, 4)])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_more_processes_than_accelerators_are_refused_in_each_of_them(rank, processes, count, monkeypatch):
+    """The first would wait for the others, for hours."""
+    chosen = accelerators(monkeypatch, count)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    with pytest.raises(UserError, match=rf"^run.device: {processes} processes on .*, and {count} of cuda for"):
         device.find("auto")
+    assert chosen == []
+    assert device.find("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["cpuu", "", "meta"])

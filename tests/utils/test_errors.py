@@ -49,6 +49,9 @@ def test_nothing_is_printed_where_nothing_is_wrong(capfd):
         (UserError("a.json: key: wrong"), 2, "a.json: key: wrong"),
         (UserError("a\n\x1b[2J\udce9.png: wrong"), 2, r"a\x0a\x1b[2J\xe9.png: wrong"),
         (OSError(errno.ENOSPC, "No space left on device", "last.pt"), 2, "last.pt: No space left on device"),
+        (OSError(errno.EACCES, "Permission denied", "last.pt"), 2, "last.pt: Permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a.csv"), 2, "a.csv: File name too long"),
+        (UserError("classes: a\nb\x1b[2J, é"), 2, r"classes: a\nb\x1b[2J, é"),
         (KeyboardInterrupt(), 128 + signal.SIGINT, "interrupted"),
     ],
 )
@@ -66,7 +69,7 @@ def test_a_line_names_its_process(monkeypatch, capsys):
     assert capsys.readouterr().err == "process 3: wrong\n"
 
 
-@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError(errno.EACCES, "Permission denied", "last.pt")])
+@pytest.mark.parametrize("bug", [ValueError("a bug"), OSError("a library's")])
 def test_a_bug_keeps_its_traceback(bug):
     with pytest.raises(type(bug)):
         errors.run(raising(bug))

@@ -56,11 +56,9 @@ def test_a_users_mistake_passes_unchanged():
 def test_only_a_users_modules_are_their_own(tmp_path, monkeypatch):
     (tmp_path / "mine_of_importing.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for source in ("os", "subprocess", "torch.hub", "quant.core", ""):
-        assert not importing.is_own(source, "tests"), source
-    assert importing.is_own("mine_of_importing", "tests")
-    assert importing.is_own("tests.nets", "tests")
-    assert not importing.is_own("tests.nets", "models")
+    for source in ("os", "subprocess", "torch.hub", "quant.core", "models.resnet", "data.sources", "tests.nets", ""):
+        assert not importing.is_own(source), source
+    assert importing.is_own("mine_of_importing")
 
 
 HOSTILE = [
@@ -84,6 +82,8 @@ HOSTILE = [
     "models.external:build_external",
     "models.external:_torchvision",
     "models.resnet:no_such",
+    "models.resnet:resnet20",
+    "data.folders:imagefolder",
     "data:load",
     "mine_of_importing:run",
     "mine_of_importing:shell",
@@ -104,7 +104,7 @@ shell = functools.partial(os.system, "touch code_was_run")
 
 
 def may_call(name: str, checkpoint: Path | None = None) -> None:
-    importing.check_may_call(name, "its model's factory", "models", checkpoint and str(checkpoint), "set trust=true")
+    importing.check_may_call(name, "its model's factory", checkpoint and str(checkpoint), "set trust=true")
 
 
 @pytest.fixture
@@ -153,6 +153,20 @@ def test_a_module_that_may_have_come_with_the_checkpoint_is_not_imported(name, c
     with pytest.raises(UserError, match="as its model's factory, of a file that came with it; set trust=true"):
         may_call(name, working_directory / checkpoint)
     assert name.partition(":")[0] not in sys.modules
+
+
+@pytest.mark.parametrize("linked", ["checkpoint", "module"])
+def test_a_link_hides_not_what_came_together(linked, working_directory):
+    """A folder may come with links in it: to a checkpoint that lies elsewhere, or to a module."""
+    elsewhere = working_directory / "elsewhere"
+    elsewhere.mkdir()
+    if linked == "checkpoint":
+        (working_directory / "last.pt").symlink_to(elsewhere / "last.pt")
+    else:
+        (working_directory / "mine_of_importing.py").rename(elsewhere / "mine.py")
+        (working_directory / "mine_of_importing.py").symlink_to(elsewhere / "mine.py")
+    with pytest.raises(UserError, match="as its model's factory, of a file that came with it; set trust=true"):
+        may_call("mine_of_importing:net", working_directory / "last.pt")
 
 
 def test_a_module_beside_the_checkpoint_is_not_found_from_elsewhere(working_directory):

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from utils import memory
+
 PROGRAM = """
 import resource, sys, torch
 from utils import memory
@@ -29,3 +31,8 @@ def test_pages_are_mapped_once():
     if faults["given back"] < 1000:
         pytest.skip("this C library keeps it by itself")
     assert faults["kept"] < 0.1 * faults["given back"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_some_of_the_memory_is_free():
+    assert 2**20 < memory.available() < 2**50

@@ -18,8 +18,9 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveFloat
-from torch import nn
+from torch import Tensor, nn
 
 from utils.config import blame, validate
 from utils.errors import UserError, joined_lines
@@ -135,6 +136,7 @@ def load_weights(model: nn.Module, path: str, allow_new_head: bool = False) -> L
     if reading.misfits and not head:
         raise _not_of_this_model(path, reading, model, found)
     kept = {name: value for name, value in reading.tensors.items() if name.rpartition(".")[0] not in head}
+    _check_numbers(kept, path)
     model.load_state_dict(kept, strict=not head)
     return Loaded(tuple(head), reading.done)
 
@@ -147,6 +149,16 @@ def check_weights(model: nn.Module, path: str, model_name: str | None = None) ->
     reading, found = _read_weights(model, path, model_name)
     if reading.misfits and not new_head(reading, model):
         raise _not_of_this_model(path, reading, model, found)
+    _check_numbers(reading.tensors, path)
+
+
+def _check_numbers(tensors: dict[str, Tensor], path: str) -> None:
+    """Raise UserError for tensors that no model computes with: not finite, or a variance below zero."""
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise UserError(f"{path}: {name} is not finite: its training diverged; take a checkpoint from before")
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise UserError(f"{path}: {name} is negative, which no variance is")
 
 
 def _read_weights(model: nn.Module, path: str, model_name: str | None = None) -> tuple[Reading, dict]:
@@ -177,3 +189,4 @@ def restore(model: nn.Module, state: dict, path: str) -> None:
         model.load_state_dict(state["model"])
     except Exception as error:  # names, shapes, and anything else that a file may contain
         raise UserError(f"{path}: does not fit the model it names ({joined_lines(error, 160)})") from None
+    _check_numbers(state["model"], path)

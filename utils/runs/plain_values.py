@@ -31,6 +31,8 @@ DTYPES = {
 }
 """NumPy's names of what a number is."""
 MAX_DEPTH = 100
+FEW, MOST = 1000, 10**7
+"""Values that any file may have, and that none has: seconds to read."""
 
 
 class Dtype:
@@ -129,16 +131,31 @@ ALLOWED: list[Callable | tuple[Callable, str]] = [(function, name) for name, fun
 ALLOWED += [(function, f"numpy.{core}.{name}") for core in ("core", "_core") for name, function in _NUMPY.items()]
 
 
-def plain(value: Any, depth: int = 0) -> Any:
-    """The same value of dicts, lists, tuples and tensors. Raises ValueError if it is nested without end."""
-    if depth > MAX_DEPTH:
-        raise ValueError("values nested too deeply")
-    if isinstance(value, Record):
-        value = vars(value)
-    if isinstance(value, Array):
-        return value.value
-    if type(value) in (dict, OrderedDict, Counter):
-        return {key: plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-        return type(value)(plain(item, depth + 1) for item in value)
-    return None if isinstance(value, Opaque | Dtype) else value
+def plain(value: Any, most: int) -> Any:
+    """The same value of dicts, lists, tuples and tensors. most: how many values it can have, one a byte of its file.
+
+    Raises ValueError if it is nested without end, or has more: lists that hold one list many times, which holds another
+    many times, become more than there is memory for when they are written out.
+    """
+    return _Plain(min(max(most, FEW), MOST)).of(value, 0)
+
+
+class _Plain:
+    """Makes values plain, and counts them."""
+
+    def __init__(self, most: int):
+        self.most = most
+
+    def of(self, value: Any, depth: int) -> Any:
+        self.most -= 1
+        if depth > MAX_DEPTH or self.most < 0:
+            raise ValueError("values nested too deeply" if depth > MAX_DEPTH else "more values than it has bytes")
+        if isinstance(value, Record):
+            value = vars(value)
+        if isinstance(value, Array):
+            return value.value
+        if type(value) in (dict, OrderedDict, Counter):
+            return {self.of(key, depth + 1): self.of(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, list | tuple) and not isinstance(value, torch.Size):
+            return type(value)(self.of(item, depth + 1) for item in value)
+        return None if isinstance(value, Opaque | Dtype) else value

@@ -16,6 +16,7 @@ from torch import Tensor
 from utils.errors import UserError, first_line, nearest
 from utils.files import write_atomically
 from utils.runs.plain_values import ALLOWED, plain
+from utils.runs.unpacking import check_archive, check_depth
 
 CHECKSUM = "checksum"
 SAFETENSORS = ".safetensors"
@@ -91,8 +92,10 @@ def load(path: str) -> dict:
 
 def _read_torch(path: str) -> Any:
     try:
+        size = check_archive(path)
+        check_depth(path)
         with torch.serialization.safe_globals(ALLOWED):
-            return plain(torch.load(path, map_location="cpu", weights_only=True))
+            return plain(torch.load(path, map_location="cpu", weights_only=True), size)
     except Exception as error:  # a corrupt file makes the unpickler raise anything
         raise UserError(f"{path}: not a readable checkpoint ({_why_unreadable(path, error)})") from None
 
@@ -112,7 +115,8 @@ def _why_unreadable(path: str, error: Exception) -> str:
         )
     if "TorchScript" in str(error):
         return "an archive of TorchScript; save the state dict of the model that it was made of"
-    return first_line(error, 100)
+    unpickling = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    return unpickling[1][:100] if unpickling else first_line(error, 100)
 
 
 def _read_safetensors(path: str) -> dict:
@@ -121,6 +125,7 @@ def _read_safetensors(path: str) -> dict:
     except ImportError:
         raise UserError(f"{path}: safetensors is not installed; pip install safetensors") from None
     try:
+        check_archive(path)
         return load_file(path)
     except Exception as error:
         raise UserError(f"{path}: not a readable checkpoint ({first_line(error, 100)})") from None
@@ -129,6 +134,8 @@ def _read_safetensors(path: str) -> dict:
 def _check_sizes(path: str, value: Any) -> None:
     """Refuse tensors that claim more bytes than the file contains: a small file could claim a terabyte."""
     if isinstance(value, Tensor):
+        if value.device.type != "cpu":
+            raise UserError(f"{path}: not a checkpoint: a tensor of {tuple(value.shape)} without values")
         if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise UserError(f"{path}: not a checkpoint: a tensor of {tuple(value.shape)} in too few bytes")
     elif isinstance(value, dict | list | tuple):

@@ -14,7 +14,8 @@ import numpy
 import torch
 from torch import Tensor, fx
 
-from quant.export.npz.calls import refused
+from quant.core.grid import Grid
+from quant.export.npz.calls import Call, refused
 from quant.export.npz.operators import KINDS, Packed
 
 DTYPES = ("uint8", "int8", "int16", "int32", "float32")
@@ -74,13 +75,33 @@ class Encoder:
         return Packed("tensor", [dtype, start, list(tensor.shape)])
 
 
+def _grid(scale: Tensor, zero_point: Tensor, *rest: Any) -> Grid:
+    """The grid. Raises ValueError for a scale that is none."""
+    if not bool(((scale > 0) & (scale < math.inf)).all()):
+        raise ValueError("the scale of a grid must be positive and finite")
+    return Grid(scale, zero_point, *rest)
+
+
+def _call(name: str, args: tuple = (), *rest: Any) -> Call:
+    """The call. Raises ValueError for a batch norm whose variance is none."""
+    if name == "batch_norm" and bool((args[1] < 0).any()):
+        raise ValueError("a variance is negative")
+    return Call(name, args, *rest)
+
+
 class Decoder:
     """Decodes what an Encoder encoded. arrays: its arrays, each as one; nodes: the nodes to refer to, by name."""
 
     def __init__(self, arrays: Mapping[str, numpy.ndarray], nodes: Mapping[str, fx.Node]):
         self.tensors = {dtype: torch.from_numpy(arrays[dtype].astype(dtype).reshape(-1)) for dtype in DTYPES}
+        self.left = {dtype: len(values) for dtype, values in self.tensors.items()}
+        """How many numbers of each array no tensor has taken: each is of one tensor."""
+        if bool(self.tensors["float32"].isnan().any()):
+            raise ValueError("a number is NaN")
         self.nodes = nodes
-        self.kinds = BUILTINS | KINDS | {"tensor": self._tensor, "scalar": self._scalar, "node": self._node}
+        checked: dict[str, Callable[..., Any]] = {"Grid": _grid, "Call": _call}
+        own: dict[str, Callable[..., Any]] = {"tensor": self._tensor, "scalar": self._scalar, "node": self._node}
+        self.kinds: dict[str, Callable[..., Any]] = BUILTINS | KINDS | own | checked
 
     def decode(self, plain: Any) -> Any:
         """The value. Raises ValueError for an unknown kind, and whatever the constructors of KINDS raise."""
@@ -95,7 +116,8 @@ class Decoder:
 
     def _tensor(self, dtype: str, start: int, shape: list[int]) -> Tensor:
         end = start + math.prod(shape)
-        if not 0 <= start <= end <= len(self.tensors[dtype]):
+        self.left[dtype] -= end - start
+        if not 0 <= start <= end <= len(self.tensors[dtype]) or self.left[dtype] < 0:
             raise ValueError(f"{dtype} values end before {end}")
         return self.tensors[dtype][start:end].view(shape).clone()
 

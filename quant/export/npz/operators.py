@@ -129,9 +129,11 @@ def read_integer_layer(
     """The layer with integer weights sign(scale) * factor * weight on |scale|: batch norm flips channels.
 
     `channels` are not on their quantizer's grid (dead, or rounded again on a larger scale): their weights are
-    `replacement`. rest: geometry, x, y, lo, hi.
+    `replacement`. rest: geometry, x, y, lo, hi. Raises ValueError for a scale that is none.
     """
     geometry, *grids_and_bounds = rest
+    if not bool(scale.isfinite().all()):
+        raise ValueError("the scale of a layer must be finite")
     weight = geometry.of_maps(weight)
     weight = weight * along_channels(factor * scale.sign(), weight)
     weight[channels] = replacement.float()

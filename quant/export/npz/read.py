@@ -6,14 +6,15 @@ export/npz/operators.py and graph/op_table.py.
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 import torch
 from torch import Tensor, fx, nn
 
 from quant.export.npz.codec import DTYPES, Decoder
-from utils.errors import UserError, joined_lines
+from utils.errors import UserError, first_line, joined_lines
+from utils.runs.unpacking import check_archive
 
 FORMAT = 2
 
@@ -27,23 +28,34 @@ class PackedModel(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        """Float logits [N, classes] of normalized float images [N, 3, H, W]."""
+        """Float logits [N, classes] of normalized float images [N, 3, H, W]. Raises UserError if there are none."""
         # not a GraphModule: that would generate Python code with strings of the file in it, and execute it
-        return fx.Interpreter(self, graph=self.graph).run(images)
+        try:
+            logits = fx.Interpreter(self, graph=self.graph).run(images)
+            if not isinstance(logits, Tensor):
+                raise TypeError(f"it computes a {type(logits).__name__}")
+            return logits
+        except Exception as error:  # the file may ask for anything
+            raise UserError(f"the packed model cannot run on {list(images.shape)}: {first_line(error, 100)}") from error
 
 
 def load(path: str) -> PackedModel:
     """The model in a file. Raises UserError if it is not one that this version reads. Executes no code from it."""
     try:
+        check_archive(path)
         with open(path, "rb") as opened, numpy.load(opened, allow_pickle=False) as file:
             arrays = {dtype: file[dtype] for dtype in DTYPES}
-            model = json.loads(str(file["model"]))
+            model = json.loads(str(file["model"]), parse_constant=_refuse)
         if model["format"] != FORMAT:
             raise ValueError(f"format {model['format']}, not {FORMAT}")
         return PackedModel(model["info"], _graph(model, arrays))
     except Exception as error:  # zip, numpy and JSON raise exceptions of all kinds for damaged files
         reason = getattr(error, "strerror", None) or joined_lines(error)
         raise UserError(f"{path}: not a packed model, or a damaged one ({reason[:100]})") from None
+
+
+def _refuse(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number")
 
 
 def _graph(model: dict[str, Any], arrays: Mapping[str, numpy.ndarray]) -> fx.Graph:

@@ -123,5 +123,6 @@ def test_what_a_package_throws_becomes_a_line(fails):
 
     prepared = calibrated(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1)), photos(4, 16))
     model = convert(prepared, runtimes.Runtime("any", open_session))
-    with pytest.raises(quant.EngineFailed, match=r"^engines: any cannot run this model: no such shape$"):
-        model(torch.zeros(1, 3, 16, 16))
+    for use in (model, model.compile_for):
+        with pytest.raises(quant.EngineFailed, match=r"^engines: any cannot run this model: no such shape$"):
+            use(torch.zeros(1, 3, 16, 16))

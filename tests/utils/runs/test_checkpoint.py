@@ -106,3 +106,26 @@ def test_names_must_fit_but_those_of_quantizers_may_be_there(tmp_path, packed):
     fewer = {name: value for name, value in packed["model"].items() if name != "0.bias"}
     with pytest.raises(UserError, match=r"0.bias is missing \(1 name does not fit\)"):
         checkpoint.check_weights(net(), saved(tmp_path, fewer))
+
+
+@pytest.mark.parametrize(("name", "number"), [("1.running_var", -1e-9), ("1.running_var", float("nan"))])
+@pytest.mark.parametrize("way", ["restore", "load_weights", "check_weights"])
+def test_a_variance_that_is_none_is_refused(name, number, way, tmp_path):
+    refuses(way, nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), name, number, tmp_path)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("way", ["restore", "load_weights", "check_weights"])
+def test_weights_that_are_not_finite_are_refused(number, way, tmp_path):
+    refuses(way, net(), "0.weight", number, tmp_path)
+
+
+def refuses(way: str, model: nn.Module, name: str, number: float, tmp_path) -> None:
+    """A state with this number in it is not taken, in one line that names the tensor."""
+    state = checkpoint.pack(model, SETTINGS, DATASET, False, 1)
+    state["model"] = {key: value.clone() for key, value in state["model"].items()}
+    state["model"][name].view(-1)[0] = number
+    path = saved(tmp_path, state)
+    given = (model, path) if way != "restore" else (model, checkpoint.load(path), path)
+    with pytest.raises(UserError, match=rf"^{path}: {name} is (not finite|negative)"):
+        getattr(checkpoint, way)(*given)

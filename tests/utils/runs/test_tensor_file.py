@@ -25,3 +25,15 @@ def test_corrupt_checkpoints_are_named(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"bad.pt: not a readable checkpoint"):
         tensor_file.load(str(path))
+
+
+def test_a_tensor_without_values_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(3, device="meta")}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a.pt: not a checkpoint: a tensor of \(3,\) without values"):
+        tensor_file.load(str(tmp_path / "a.pt"))
+
+
+def test_a_number_of_many_digits_is_refused(tmp_path):
+    torch.save({"a": 10**5000}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"a.pt: not a readable checkpoint"):
+        tensor_file.load(str(tmp_path / "a.pt"))
