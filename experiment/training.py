@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable
+from logging import LogRecord
 from pathlib import Path
 
 from experiment import cli, datasets, inputs, sweep
@@ -13,7 +14,7 @@ from experiment.run_folder import open_folder, run_folder
 from experiment.session import Session
 from experiment.settings import TrainSettings
 from utils import config, device, distributed, files
-from utils.console import log_to, quiet, say
+from utils.console import log_to, quiet, remembered, say
 from utils.distributed import Processes
 from utils.runs.folder import RunFolder, Start, check_no_single_run, read_summary, resume_hint
 from utils.runs.interrupt import default_message, handle_signals
@@ -65,23 +66,26 @@ def train(settings: TrainSettings, processes: Processes) -> None:
     What it reads is opened before the folder is touched. Only the first process writes there; a lock keeps other
     programs out.
     """
-    dataset, found = inputs.load(settings, processes)
-    folder = run_folder(settings, found)
+    path = run_folder(settings).path
     with contextlib.ExitStack() as stack:
-        stack.enter_context(default_message(f"stopped; {resume_hint(folder.path, settings.run.resume)}"))
-        start = processes.from_main(lambda: _open(folder, settings, stack))
-        if not start.finished:
-            Session(settings, folder.path, processes, dataset, found, start.state).run()
-            return
-        say(f"{folder.path} is finished; run.resume=never trains it again\n")
+        stack.enter_context(default_message(f"stopped; {resume_hint(path, settings.run.resume)}"))
         if processes.is_main:
-            say(accuracy_table(read_summary(folder.path)))
+            files.make_folder(path.parent, "run.dir")
+        with remembered() as said:
+            dataset, found = inputs.load(settings, processes)
+        folder = run_folder(settings, found)
+        start = processes.from_main(lambda: _open(folder, settings, said, stack))
+        if not start.finished:
+            Session(settings, path, processes, dataset, found, start.state).run()
+            return
+        say(f"{path} is finished; run.resume=never trains it again\n")
+        if processes.is_main:
+            say(accuracy_table(read_summary(path)))
 
 
-def _open(folder: RunFolder, settings: TrainSettings, stack: contextlib.ExitStack) -> Start:
-    """Prepare the folder, lock it, and log to its run.log, until the stack is left."""
-    files.make_folder(folder.path.parent, "run.dir")
+def _open(folder: RunFolder, settings: TrainSettings, said: list[LogRecord], stack: contextlib.ExitStack) -> Start:
+    """Prepare the folder, lock it, and log to its run.log, until the stack is left. said: messages before that."""
     stack.enter_context(files.locked(folder.path))
     start = open_folder(folder, settings)
-    stack.enter_context(log_to(folder.path / "run.log"))
+    stack.enter_context(log_to(folder.path / "run.log", said))
     return start

@@ -280,7 +280,7 @@ def test_an_engine_that_this_build_lacks(monkeypatch, capsys):
 def test_an_empty_image_folder(reads, tmp_path, monkeypatch, capsys):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "test" / "cat").mkdir(parents=True)
-    arguments = ["data.name=imagefolder", f"data.root={tmp_path}", f"run.dir={tmp_path}/runs"]
+    arguments = ["data.name=imagefolder", f"data.root={tmp_path}", f"run.dir={tmp_path}/runs", "data.image_size=16"]
     assert f"data.root: no images under {tmp_path}/train" in fails(capsys, monkeypatch, "train", *arguments)
 
 

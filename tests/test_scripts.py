@@ -69,6 +69,7 @@ def test_a_run_leaves_its_files(trained):
     assert names == {
         "config.json",
         "environment.json",
+        "inputs.json",
         "metrics.csv",
         "curves.png",
         "last.pt",

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -46,15 +46,37 @@ class _MessageFile(logging.FileHandler):
         """Ignore a full disk."""
 
 
+class _Memory(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
 @contextlib.contextmanager
-def log_to(path: Path) -> Iterator[None]:
+def remembered() -> Iterator[list[logging.LogRecord]]:
+    """Yield a list to which every message is also added: for `log_to`, where the file cannot be opened yet."""
+    handler = _Memory()
+    _log.addHandler(handler)
+    try:
+        yield handler.records
+    finally:
+        _log.removeHandler(handler)
+
+
+@contextlib.contextmanager
+def log_to(path: Path, earlier: Sequence[logging.LogRecord] = ()) -> Iterator[None]:
     """Also append every message to this file, with the time. If an exception ends the block, append its message.
 
-    Errors in writing, such as a full disk, are ignored.
+    earlier: messages before the block, which come first. Errors in writing, such as a full disk, are ignored.
     """
     handler = _MessageFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     _log.addHandler(handler)
+    for record in earlier:
+        handler.handle(record)
     try:
         yield
     except (Exception, KeyboardInterrupt) as ended:

@@ -41,3 +41,14 @@ def test_what_names_hold_reaches_neither_the_terminal_nor_the_file(tmp_path, cap
     assert capsys.readouterr().out == "two\nlines of a\\x1b[2J and \\xe9\n"
     assert "lines of a\\x1b[2J and \\xe9\n" in (tmp_path / "run.log").read_text()
     assert (tmp_path / "run.log").read_text().endswith("ended: b\\x0a\\x1b[2J\n")
+
+
+def test_messages_from_before_the_file_could_be_opened_come_first_in_it(tmp_path, capsys):
+    with console.remembered() as earlier:
+        console.say("left out: a.jpg")
+    console.say("between")
+    with console.log_to(tmp_path / "run.log", earlier):
+        console.say("epoch 1")
+    written = (tmp_path / "run.log").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("  ")[2] for line in written] == ["left out: a.jpg", "epoch 1"]
+    assert capsys.readouterr().out.splitlines() == ["left out: a.jpg", "between", "epoch 1"]

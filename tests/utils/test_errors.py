@@ -51,7 +51,7 @@ def test_nothing_is_printed_where_nothing_is_wrong(capfd):
         (OSError(errno.ENOSPC, "No space left on device", "last.pt"), 2, "last.pt: No space left on device"),
         (OSError(errno.EACCES, "Permission denied", "last.pt"), 2, "last.pt: Permission denied"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "a.csv"), 2, "a.csv: File name too long"),
-        (UserError("classes: a\nb\x1b[2J, é"), 2, r"classes: a\nb\x1b[2J, é"),
+        (UserError("classes: a\nb\x1b[2J, é"), 2, r"classes: a\x0ab\x1b[2J, é"),
         (KeyboardInterrupt(), 128 + signal.SIGINT, "interrupted"),
     ],
 )
