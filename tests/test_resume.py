@@ -17,6 +17,7 @@ from experiment import training
 from utils.errors import UserError
 from utils.runs import checkpoint, checkpointing, tensor_file
 from utils.runs.folder import RunFolder, resume_hint
+from utils.training import trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["data.image_size=16", "data.batch_size=64", "data.limit=300", "run.epochs=3", 'run.engines=["reference"]']
@@ -405,3 +406,20 @@ def test_a_loss_that_is_not_finite_names_the_first_layer(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"nan in epoch 1, step 2 of 4; .*: layer2.0.conv1, whose weights are"):
         training.main(command)
     assert tensor_file.load(str(tmp_path / "run" / "last.pt"))["training"]["step"] == 1
+
+
+def test_a_run_that_diverges_in_its_last_step_keeps_what_was_saved_before(tmp_path, monkeypatch):
+    step = trainer.Trainer._step
+
+    def poisoned(self, loss):
+        step(self, loss)
+        if self.done > 1.7:  # of two epochs of four steps
+            with torch.no_grad():
+                next(self.model.parameters())[0] = torch.nan
+
+    monkeypatch.setattr(trainer.Trainer, "_step", poisoned)
+    with pytest.raises(UserError, match=r"is not finite .1 epochs are done.: .*; what was saved is from before"):
+        training.main([*SHORT, "run.epochs=2", f"run.dir={tmp_path}", "run.name=run", "quant.method=float"])
+    saved = tensor_file.load(str(tmp_path / "run" / "last.pt"))
+    assert all(bool(value.isfinite().all()) for value in saved["model"].values())
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -55,7 +55,18 @@ def pack(
     training: dict | None = None,
     inputs: dict | None = None,
 ) -> dict:
-    """The contents of a checkpoint. `dataset` gives class names, mean and std; settings and inputs are JSON-able."""
+    """The contents of a checkpoint. `dataset` gives class names, mean and std; settings and inputs are JSON-able.
+
+    Raises UserError if a tensor of the model is not finite, so that what was saved before stays.
+    """
+    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    broken = next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
+    if broken:
+        raise UserError(
+            f"{broken} is not finite ({epoch} epochs are done): the last step, the average or the calibration went "
+            "wrong; what was saved is from before: use it as model.weights of a run with another run.name and a "
+            "smaller optim.lr"
+        )
     return {
         "format": FORMAT,
         "settings": settings,
@@ -65,7 +76,7 @@ def pack(
         "mean": list(dataset.mean),
         "std": list(dataset.std),
         "epoch": epoch,
-        "model": {name: value.detach().cpu() for name, value in model.state_dict().items()},
+        "model": tensors,
         "training": training,
     }
 
