@@ -108,11 +108,15 @@ def other_test_images(
 
     here: the section that the dataset was loaded by. trained: that of the run.
     """
-    read = (state.get("inputs") or {}).get("data") or {}
-    if "test" not in read or differences(trained.model_dump(mode="json"), here.model_dump(mode="json"), LOCATION):
+    read = (state.get("inputs") or {}).get("data")
+    if not isinstance(read, dict) or "test" not in read or other_images_are_asked_for(here, trained):
         return None
-    found = differences(read["test"], data.identity(dataset)["test"])
+    found = differences({"test": read["test"]}, {"test": data.identity(dataset)["test"]})
     return f"data.root: not the test images of the run: {'; '.join(found[:3])}" if found else None
+
+
+def other_images_are_asked_for(here: data.DataSettings, trained: data.DataSettings) -> bool:
+    return bool(differences(trained.model_dump(mode="json"), here.model_dump(mode="json"), LOCATION))
 
 
 def is_ours(d: data.DataSettings, given: dict[str, Any]) -> bool:

@@ -83,6 +83,9 @@ def test_a_setting_with_any_text_anywhere(script, at, cut, new, tmp_path_factory
     outcome(script, "-c", str(file), "--print-config")
 
 
+INPUTS = {"data": {"classes": {"0": "0"}, "test": {"images": {"0 0": 4}, "digest": "0"}}, "model.weights": None}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A run's folder with the smallest of checkpoints, and files that nobody may touch."""
@@ -92,7 +95,7 @@ def folder(tmp_path_factory) -> Path:
     model = quant.prepare(models.build(own.model.name, 10, 8, {}), quant.resolve(own.quant))
     model.train()(torch.randn(4, 3, 8, 8))
     seen = data.Dataset(None, None, [str(i) for i in range(10)], (0.5,) * 3, (0.25,) * 3, False)
-    tensor_file.save(folder / "last.pt", checkpoint.pack(model, own.model_dump(), seen, True, 1))
+    tensor_file.save(folder / "last.pt", checkpoint.pack(model, own.model_dump(), seen, True, 1, inputs=INPUTS))
     (folder / "summary.json").write_text("mine")
     return folder
 

@@ -131,7 +131,7 @@ def test_evaluation_says_that_the_test_images_are_others(images, command, capsys
     next((images / "test" / "dog").iterdir()).unlink()
     evaluation.main(checkpoint)
     said = capsys.readouterr().out
-    assert "data.root: not the test images of the run: images.1 dog: 2 there, 1 here" in said
+    assert "data.root: not the test images of the run: test.images.1 dog: 2 there, 1 here" in said
 
 
 def test_the_cells_of_a_sweep_know_their_images(images, command, capsys):
