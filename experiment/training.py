@@ -13,11 +13,13 @@ from experiment.results import float_score
 from experiment.run_folder import open_folder, run_folder
 from experiment.session import Session
 from experiment.settings import TrainSettings
-from utils import config, device, distributed, files
+from utils import config, device, distributed, files, memory
 from utils.console import log_to, quiet, remembered, say
 from utils.distributed import Processes
 from utils.runs.folder import RunFolder, Start, check_no_single_run, read_summary, resume_hint
 from utils.runs.interrupt import default_message, handle_signals
+
+LESS_MEMORY = "a smaller data.batch_size takes less in training, fewer quant.calibration_images in ptq"
 
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
@@ -76,6 +78,7 @@ def train(settings: TrainSettings, processes: Processes) -> None:
         folder = run_folder(settings, found)
         start = processes.from_main(lambda: _open(folder, settings, said, stack))
         if not start.finished:
+            stack.enter_context(memory.named_if_short(LESS_MEMORY))
             Session(settings, path, processes, dataset, found, start.state).run()
             return
         say(f"{path} is finished; run.resume=never trains it again\n")

@@ -9,7 +9,12 @@ import contextlib
 import ctypes
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+
+from utils.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER = -1
@@ -29,6 +34,30 @@ def keep_freed() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         if mallopt(M_MMAP_THRESHOLD, MAX_KEPT):
             mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+@contextlib.contextmanager
+def named_if_short(cure: str) -> Iterator[None]:
+    """Turn running out of memory, of the CPU or of a GPU, into a UserError. cure: which keys take less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_shortage(error):
+            raise
+        asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
+        wanted = f" for {_readable(asked[1])} at once" if asked else ""
+        raise UserError(f"out of memory{wanted}, of which {_readable(available())} are free: {cure}") from error
+
+
+def _is_shortage(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+
+
+def _readable(count: str | float) -> str:
+    """'4.5 GB' for a number of bytes; '20.00 GiB', which GPUs' messages have, as it is."""
+    number = str(count).removesuffix(" bytes")
+    return f"{float(number) / 1e9:.1f} GB" if re.fullmatch(r"[\d.]+|inf", number) else str(count)
 
 
 def available() -> float:
