@@ -390,9 +390,10 @@ def test_a_loss_that_is_not_finite_names_the_first_layer(tmp_path, monkeypatch):
     command = [*SHORT, LARGE, "quant.method=float", f"run.dir={tmp_path}", "run.name=run"]
 
     def broken(self, at, *others):
+        message = real(self, at, *others)
         with torch.no_grad():
             named[0].weight[0] = torch.nan
-        return real(self, at, *others) if at.step < 2 else ""
+        return message
 
     real, build, named = checkpointing.CheckpointSaver.save, models.build, []
 
