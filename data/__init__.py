@@ -5,10 +5,10 @@ from data.external import check_trusted
 from data.folders import looks_like_imagefolder
 from data.identity import identity
 from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
-from data.registry import DATASETS, SECTIONS, check, load, named_anew, with_overrides
+from data.registry import DATASETS, SECTIONS, check, load, switch_dataset, with_overrides
 from data.settings import DataSettings
 from data.sources import ROOT
 
 __all__ = ["DATASETS", "ROOT", "SECTIONS", "DataSettings", "Dataset", "Draw", "Files", "Images", "batches", "check"]
 __all__ += ["check_classes", "check_training", "check_trusted", "evaluation_batch", "evaluation_side", "first"]
-__all__ += ["identity", "load", "looks_like_imagefolder", "named_anew", "renormalized", "split", "with_overrides"]
+__all__ += ["identity", "load", "looks_like_imagefolder", "renormalized", "split", "switch_dataset", "with_overrides"]

@@ -74,10 +74,8 @@ def imagefolder(
     classes = class_names(next(iter(folders.values())))
     used = folders if train else {"test": folders["test"]}
     found = {part: _files(folder, classes, part == "train", part in used) for part, folder in folders.items()}
-    fits = (
-        sum(map(len, found.values())) * 3 * image_size**2 <= MEMORY_BYTES
-    )  # alike whatever part or limit is asked for
-    kept = fits if cache == "auto" else cache == "always"
+    images = sum(map(len, found.values()))  # of all parts without a limit, so that it is decided alike for any
+    kept = images * 3 * image_size**2 <= MEMORY_BYTES if cache == "auto" else cache == "always"
     files = {part: first(replace(found[part], workers=workers, on_error=on_error), limit) for part in used}
     if not kept:
         return _dataset(files, classes, IMAGENET_MEAN, IMAGENET_STD)

@@ -80,14 +80,19 @@ def _load(section: DataSettings, train: bool, download: bool) -> Dataset:
     return row.load(section.image_size, section.limit, train, **own)
 
 
-def named_anew(values: dict[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
-    """(the values of a data section for the dataset of another name, the keys that were the first one's alone).
+def switch_dataset(values: dict[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:
+    """(the values of a data section with another dataset's name, the keys that were left out).
 
-    Those are the keys that the other does not read, and image_size.
+    Left out are the keys that the other dataset does not read, and image_size.
     """
+    kept = {key: value for key, value in _read_by(name, values).items() if key != "image_size"}
+    return kept | {"name": name}, [key for key in values if key not in kept]
+
+
+def _read_by(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of the values that the dataset of that name reads; all of them if there is no such dataset."""
     kind = SECTIONS.kinds.get(SECTIONS.name({"name": name}))
-    own = [key for key in values if key == "image_size" or (kind is not None and key not in kind.model_fields)]
-    return {key: value for key, value in values.items() if key not in own} | {"name": name}, own
+    return {key: value for key, value in values.items() if kind is None or key in kind.model_fields}
 
 
 def with_overrides(section: DataSettings, values: dict[str, Any]) -> DataSettings:
@@ -97,7 +102,7 @@ def with_overrides(section: DataSettings, values: dict[str, Any]) -> DataSetting
     values that it does not read.
     """
     found = section.model_dump()
-    kind = SECTIONS.kinds.get(SECTIONS.name(found | values))
-    if kind is not None and values.get("name", section.name) != section.name:
-        found = {key: value for key, value in found.items() if key in kind.model_fields}
+    name = values.get("name", section.name)
+    if name != section.name:
+        found = _read_by(name, found)
     return validate_section("data", SECTIONS, found | values)

@@ -58,5 +58,5 @@ def main(
     if options.print_config:
         print(job.settings.model_dump_json(indent=2))
         return
-    with memory.named_if_short("fewer images, smaller ones (image_size) or a smaller model take less"):
+    with memory.explain_out_of_memory("fewer images, smaller ones (image_size) or a smaller model take less"):
         job.run()

@@ -17,7 +17,7 @@ def load(d: DataSettings) -> data.Dataset:
     return _load(_of_images(d))
 
 
-def forget() -> None:
+def clear_cache() -> None:
     """Read everything anew from now on: between two runs that a program starts, images may have changed."""
     _load.cache_clear()
     _identity.cache_clear()

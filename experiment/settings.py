@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, create_model
 
 import quant
-from data import DATASETS, DataSettings, looks_like_imagefolder, named_anew
+from data import DATASETS, DataSettings, looks_like_imagefolder, switch_dataset
 from data import SECTIONS as data_sections
 from quant import SECTIONS as quant_sections
 from quant import QuantSettings
@@ -25,6 +25,7 @@ from utils.training import optim
 from utils.training.optim import OptimSettings
 
 NOT_OF_FOLDERS = [name for name in DATASETS if name not in ("imagefolder", "imagenet")]
+"""Datasets whose root holds no folders of classes."""
 RENAMED = {
     "quant.equalize": "quant.cross_layer_equalization",
     "quant.correct": "quant.bias_correction",
@@ -137,29 +138,30 @@ class TrainSettings(Section):
         return list(dict.fromkeys(notice for table in tables for notice in rename(table, RENAMED)))
 
     @classmethod
-    def make_way(cls, values: dict, overrides: Mapping[str, Any]) -> list[str]:
+    def adapt_to_overrides(cls, values: dict, overrides: Mapping[str, Any]) -> list[str]:
         """Another dataset on the command line takes none of the keys that are the file's dataset's, nor its note.
 
         A data.root alone that holds folders of classes asks for imagefolder.
         """
         section = values.get("data", {})
-        there = section.get("name", data_sections.default) if isinstance(section, dict) else None
-        name, root = overrides.get("data.name", there), overrides.get("data.root")
-        notices = []
-        if (
-            "data.name" not in overrides
-            and there in NOT_OF_FOLDERS
-            and isinstance(root, str)
-            and looks_like_imagefolder(root)
-        ):
+        if not isinstance(section, dict):
+            return []
+        there, notices = section.get("name", data_sections.default), []
+        name = overrides.get("data.name", there)
+        if "data.name" not in overrides and there in NOT_OF_FOLDERS and _asks_for_folders(overrides):
             name = "imagefolder"
-            notices = [f"data.root={root} holds folders of classes: data.name=imagefolder"]
-        if there is None or name == there or not isinstance(name, str):
+            notices = [f"data.root={overrides['data.root']} holds folders of classes: data.name=imagefolder"]
+        if name == there or not isinstance(name, str):
             return notices
-        values["data"], dropped = named_anew(section, name)
+        values["data"], left_out = switch_dataset(section, name)
         values.pop("note", None)
-        dropped = [f"data.{key}={json.dumps(section[key])}" for key in dropped if f"data.{key}" not in overrides]
-        return [*notices, f"{' and '.join(dropped)} of the file: for {there}, not taken over"] if dropped else notices
+        lines = [f"data.{key}={json.dumps(section[key])}" for key in left_out if f"data.{key}" not in overrides]
+        return [*notices, f"{' and '.join(lines)} of the file: for {there}, not taken over"] if lines else notices
+
+
+def _asks_for_folders(overrides: Mapping[str, Any]) -> bool:
+    root = overrides.get("data.root")
+    return isinstance(root, str) and looks_like_imagefolder(root)
 
 
 class EvaluateSettings(Section):

@@ -14,7 +14,7 @@ from experiment.run_folder import open_folder, run_folder
 from experiment.session import Session
 from experiment.settings import TrainSettings
 from utils import config, device, distributed, files, memory
-from utils.console import log_to, quiet, remembered, say
+from utils.console import captured_messages, log_to, quiet, say
 from utils.distributed import Processes
 from utils.runs.folder import RunFolder, Start, check_no_single_run, read_summary, resume_hint
 from utils.runs.interrupt import default_message, handle_signals
@@ -24,7 +24,7 @@ LESS_MEMORY = "a smaller data.batch_size takes less in training, fewer quant.cal
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
     """Run train.py with this command line."""
-    datasets.forget()
+    datasets.clear_cache()
     cli.main(arguments, description, "setting/train.json", TrainSettings, plan, sweep.find_conflict)
 
 
@@ -73,12 +73,12 @@ def train(settings: TrainSettings, processes: Processes) -> None:
         stack.enter_context(default_message(f"stopped; {resume_hint(path, settings.run.resume)}"))
         if processes.is_main:
             files.make_folder(path.parent, "run.dir")
-        with remembered() as said:
+        with captured_messages() as said:
             dataset, found = inputs.load(settings, processes)
         folder = run_folder(settings, found)
         start = processes.from_main(lambda: _open(folder, settings, said, stack))
         if not start.finished:
-            stack.enter_context(memory.named_if_short(LESS_MEMORY))
+            stack.enter_context(memory.explain_out_of_memory(LESS_MEMORY))
             Session(settings, path, processes, dataset, found, start.state).run()
             return
         say(f"{path} is finished; run.resume=never trains it again\n")

@@ -48,13 +48,17 @@ def load(kind: type[S], path: str, texts: list[str]) -> S:
     """
     values = _read(path)
     for notice in kind.rename(values):
-        print(printable(f"{path}: {notice}"), file=sys.stderr)
+        _notify(f"{path}: {notice}")
     given = overrides(kind, texts, notify=True)
-    for notice in kind.make_way(values, given):
-        print(f"command line: {notice}", file=sys.stderr)
+    for notice in kind.adapt_to_overrides(values, given):
+        _notify(f"command line: {notice}")
     for key, value in given.items():
         _set(values, key.split("."), value, f"command line: {key}")
     return validate(kind, values, path, set(given))
+
+
+def _notify(text: str) -> None:
+    print(printable(text), file=sys.stderr)
 
 
 def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> di
         one = {key: _json_or_text(value)}
         for notice in kind.rename(one):
             if notify:
-                print(f"command line: {notice}", file=sys.stderr)
+                _notify(f"command line: {notice}")
         for name in one:
             found.pop(name, None)  # the last one counts, and is set last
         found |= one

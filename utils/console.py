@@ -56,7 +56,7 @@ class _Memory(logging.Handler):
 
 
 @contextlib.contextmanager
-def remembered() -> Iterator[list[logging.LogRecord]]:
+def captured_messages() -> Iterator[list[logging.LogRecord]]:
     """Yield a list to which every message is also added: for `log_to`, where the file cannot be opened yet."""
     handler = _Memory()
     _log.addHandler(handler)

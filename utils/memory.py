@@ -37,7 +37,7 @@ def keep_freed() -> None:
 
 
 @contextlib.contextmanager
-def named_if_short(cure: str) -> Iterator[None]:
+def explain_out_of_memory(cure: str) -> Iterator[None]:
     """Turn running out of memory, of the CPU or of a GPU, into a UserError. cure: which keys take less."""
     try:
         yield

@@ -65,7 +65,7 @@ class Section(BaseModel):
         return []
 
     @classmethod
-    def make_way(cls, values: dict, overrides: Mapping[str, Any]) -> list[str]:
+    def adapt_to_overrides(cls, values: dict, overrides: Mapping[str, Any]) -> list[str]:
         """Remove from a file's values, in place, what overrides (by dotted key) make meaningless. Returns notices."""
         return []
 

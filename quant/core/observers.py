@@ -76,7 +76,7 @@ class Sampled(MinMax):
         if low.ndim:  # a weight: each batch is the whole of it
             self.sample = [x.clone()]
         else:
-            self.sample.append(_at(x, self._drawn_from(x.numel(), SAMPLE // 4)))
+            self.sample.append(_taken(x, self._drawn_from(x.numel(), SAMPLE // 4)))
         return self.range
 
     def finish(self, error_of: Callable) -> Range | None:
@@ -99,7 +99,7 @@ class Sampled(MinMax):
         raise NotImplementedError
 
 
-def _at(x: Tensor, positions: Tensor | slice) -> Tensor:
+def _taken(x: Tensor, positions: Tensor | slice) -> Tensor:
     """x.reshape(-1)[positions], without the copy of all of x that reshape makes of channels-last memory."""
     return x.reshape(-1) if isinstance(positions, slice) else x[torch.unravel_index(positions, x.shape)]
 

@@ -62,14 +62,17 @@ def test_each_dataset_has_an_image_size_of_its_own(name):
     assert section(name=name, image_size=40).image_size == 40
 
 
-def test_a_section_that_is_named_anew_keeps_what_the_other_reads():
+def test_a_section_that_is_switch_dataset_keeps_what_the_other_reads():
     values = {"name": "imagefolder", "root": "here", "cache": "never", "image_size": 24, "batch_size": 5}
-    assert data.named_anew(values, "svhn") == (
+    assert data.switch_dataset(values, "svhn") == (
         {"name": "svhn", "root": "here", "batch_size": 5},
         ["cache", "image_size"],
     )
-    assert data.named_anew(values, "digits") == ({"name": "digits", "batch_size": 5}, ["root", "cache", "image_size"])
-    assert data.named_anew(values, "mine:images")[0] == {"name": "mine:images", "batch_size": 5}
+    assert data.switch_dataset(values, "digits") == (
+        {"name": "digits", "batch_size": 5},
+        ["root", "cache", "image_size"],
+    )
+    assert data.switch_dataset(values, "mine:images")[0] == {"name": "mine:images", "batch_size": 5}
 
 
 def test_class_names_are_loaded_in_the_form_in_which_they_are_saved(monkeypatch):

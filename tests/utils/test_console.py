@@ -44,7 +44,7 @@ def test_what_names_hold_reaches_neither_the_terminal_nor_the_file(tmp_path, cap
 
 
 def test_messages_from_before_the_file_could_be_opened_come_first_in_it(tmp_path, capsys):
-    with console.remembered() as earlier:
+    with console.captured_messages() as earlier:
         console.say("left out: a.jpg")
     console.say("between")
     with console.log_to(tmp_path / "run.log", earlier):

@@ -52,17 +52,20 @@ SHORTAGES = {
 @pytest.mark.parametrize("library", list(SHORTAGES))
 def test_a_shortage_is_one_line_that_says_what_takes_less(library):
     said = r"^out of memory.*, of which [\d.]+ GB are free: fewer images$"
-    with pytest.raises(UserError, match=said), memory.named_if_short("fewer images"):
+    with pytest.raises(UserError, match=said), memory.explain_out_of_memory("fewer images"):
         SHORTAGES[library]()
 
 
 def test_a_gpu_says_how_much_was_asked_for():
-    with pytest.raises(UserError, match=r"^out of memory for 20.00 GiB at once, "), memory.named_if_short("less"):
+    with (
+        pytest.raises(UserError, match=r"^out of memory for 20.00 GiB at once, "),
+        memory.explain_out_of_memory("less"),
+    ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 15 GiB in all.")
 
 
 def test_another_error_stays_what_it_is():
-    with pytest.raises(RuntimeError, match=r"^sizes do not match$"), memory.named_if_short("less"):
+    with pytest.raises(RuntimeError, match=r"^sizes do not match$"), memory.explain_out_of_memory("less"):
         raise RuntimeError("sizes do not match")
 
 
