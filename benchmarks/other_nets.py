@@ -102,10 +102,9 @@ def from_folder(folder: Path, count: int, size: int) -> torch.Tensor:
     classes = sorted(path for path in folder.iterdir() if path.is_dir())
     each = [sorted(path.iterdir()) for path in classes]
     paths = [of_class[i] for i in range(-(-count // len(each))) for of_class in each][:count]
-    pixels = [resize_and_crop(open_image(str(path)), size) for path in paths]
+    pixels = [resize_and_crop(open_image(path), size, size) for path in paths]
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     values = [torch.frombuffer(bytearray(p.tobytes()), dtype=torch.uint8).view(p.height, p.width, 3) for p in pixels]
-    values = [v[(v.shape[0] - size) // 2 :, (v.shape[1] - size) // 2 :][:size, :size] for v in values]
     return ((torch.stack(values) / 255 - mean) / std).permute(0, 3, 1, 2)
 
 

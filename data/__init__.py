@@ -1,14 +1,28 @@
 """Datasets. A new one is a loader, its options, and a row in data/registry.py; or package.module:function."""
 
-from data.batches import Draw, batches, check_training, evaluation_batch, evaluation_side
+from data.batches import Draw, batches, check_training, evaluation_batch
+from data.decoding import IMAGENET_MEAN
 from data.external import check_trusted
 from data.folders import looks_like_imagefolder
 from data.identity import identity
 from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
-from data.registry import DATASETS, SECTIONS, check, load, switch_dataset, with_overrides
+from data.registry import DATASETS, SECTIONS, check, load, scaled, stated, switch_dataset, with_overrides
 from data.settings import DataSettings
 from data.sources import ROOT
 
-__all__ = ["DATASETS", "ROOT", "SECTIONS", "DataSettings", "Dataset", "Draw", "Files", "Images", "batches", "check"]
-__all__ += ["check_classes", "check_training", "check_trusted", "evaluation_batch", "evaluation_side", "first"]
-__all__ += ["identity", "load", "looks_like_imagefolder", "renormalized", "split", "switch_dataset", "with_overrides"]
+__all__ = [
+    "DATASETS",
+    "IMAGENET_MEAN",
+    "ROOT",
+    "SECTIONS",
+    "DataSettings",
+    "Dataset",
+    "Draw",
+    "Files",
+    "Images",
+    "batches",
+    "check",
+]
+__all__ += ["check_classes", "check_training", "check_trusted", "evaluation_batch", "first"]
+__all__ += ["identity", "load", "looks_like_imagefolder", "renormalized", "scaled", "split", "stated"]
+__all__ += ["switch_dataset", "with_overrides"]

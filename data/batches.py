@@ -1,11 +1,11 @@
-"""Draws, augments and normalizes images: batches float32 [B, 3, H, W], channels_last.
+"""Draws, augments and normalizes images: batches float32 [B, C, H, W], channels_last.
 
 Training batches are drawn: which images, their crops and mirrorings are a function of the seed, the epoch and the step
 alone, whatever came before and however many processes and workers there are. So a run continues in the middle of an
 epoch as if it had never stopped. Without a draw, images come in order and as they are.
 
-Images in memory are cropped, flipped and normalized a whole batch at a time, by one gather; there is no Python per
-image. Files go through a DataLoader with torchvision's transforms.
+Images in memory and files that a DataLoader decodes become the same uint8 squares, which are augmented
+(data/augment.py) and normalized a whole batch at a time. So whether images are kept in memory changes no number.
 """
 
 import contextlib
@@ -14,16 +14,18 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy
 import torch
+from PIL import Image
 from torch import Tensor
 
-from data.folders import open_image, resize_and_crop
+from data.augment import Center, PaddedCrop, ResizedCrop, rectangles
+from data.decoding import LARGE, open_image, squared
 from data.images import Files, Images
 from utils.console import say
 from utils.errors import UserError
 from utils.seed import derive_seed
 
-PAD = 4
 RETRIES = 3
 
 
@@ -44,12 +46,14 @@ class Draw:
 class Batches:
     """Iterate (images, labels): `epoch(number, first)` from step `first` on; iter() is the first epoch.
 
-    A last training batch that would leave a process fewer than two images is left out: batch norm has no statistics of
-    one.
+    mean, std: of each channel on the scale [0, 1]. A last training batch that would leave a process fewer than two
+    images is left out: batch norm has no statistics of one.
     """
 
-    def __init__(self, images: Images | Files, batch_size: int, draw: Draw | None):
+    def __init__(self, images: Images | Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
         self.images, self.batch_size, self.draw = images, batch_size, draw
+        self.augmentation = _augmentation(images, image_size, draw)
+        self.scale, self.shift = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch_size)
@@ -70,70 +74,63 @@ class Batches:
 
     def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of these indexes; `generator` gives what the epoch draws in addition to its order."""
+        drawn = self.augmentation.draw(len(self.images), generator)
+        for values, index in self.augmented(steps, drawn):
+            yield values.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2), self.images.labels[index]
+
+    def augmented(self, steps: list[Tensor], drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """(values 0..255 [B, H, W, C], index int64 [B]) of each step. drawn: the augmentation's, of all images."""
         raise NotImplementedError
 
 
+def _augmentation(images: Images | Files, image_size: int, draw: Draw | None) -> Center:
+    """Small images are shifted; of photographs, parts are cut out."""
+    if draw is None or not draw.augment:
+        return Center(image_size)
+    files = images if isinstance(images, Files) else images.source
+    return (PaddedCrop if files is None or image_size <= LARGE else ResizedCrop)(image_size, 0.5 * draw.flip)
+
+
 class MemoryBatches(Batches):
-    """Of Images. Augmented: a random crop of the image padded by 4 black pixels on each side, half of them mirrored."""
+    """Of Images."""
 
-    images: Images
+    def __init__(self, images: Images, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
+        super().__init__(images, batch_size, mean, std, image_size, draw)
+        self.pixels = self.augmentation.prepare(images.pixels)
 
-    def __init__(self, images: Images, batch_size: int, mean, std, draw: Draw | None = None):
-        super().__init__(images, batch_size, draw)
-        pixels, self.augment = images.pixels, bool(draw and draw.augment)
-        self.mirrored_share = 0.5 if draw is not None and draw.flip else 0.0
-        self.pixels = torch.nn.functional.pad(pixels, (0, 0, PAD, PAD, PAD, PAD)) if self.augment else pixels
-        self.scale = 1 / (255 * torch.tensor(std))
-        self.shift = -torch.tensor(mean) / torch.tensor(std)
-
-    def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
-        n = len(self.images)
-        if self.augment:
-            corners = torch.randint(0, 2 * PAD + 1, (2, n), generator=generator)
-            mirrored = torch.rand(n, generator=generator) < self.mirrored_share
+    def augmented(self, steps: list[Tensor], drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for index in steps:
-            taken = self._crop(index, corners[:, index], mirrored[index]) if self.augment else self.pixels[index]
-            values = taken.float().mul_(self.scale).add_(self.shift)
-            yield values.permute(0, 3, 1, 2), self.images.labels[index]
-
-    def _crop(self, index: Tensor, corners: Tensor, mirrored: Tensor) -> Tensor:
-        size = torch.arange(self.images.pixels.shape[1])
-        rows = corners[0, :, None] + size
-        columns = corners[1, :, None] + torch.where(mirrored[:, None], len(size) - 1 - size, size)
-        return self.pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+            yield self.augmentation.apply(self.pixels, index, drawn[:, index]), index
 
 
 class FileBatches(Batches):
-    """Of Files: random resized crops to train, else the centre of 8/7 of the size.
+    """Of Files. A worker process that dies is restarted."""
 
-    At 224 that is ImageNet's Resize(256) and CenterCrop(224). A worker process that dies is restarted.
-    """
-
-    def __init__(self, files: Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
-        from torchvision.transforms import v2  # here: seconds to import, and images in memory do without
-
-        super().__init__(files, batch_size, draw)
-        augment, flip = (False, False) if draw is None else (draw.augment, draw.flip)
-        crop = [v2.RandomResizedCrop(image_size)] if augment else [v2.CenterCrop(image_size)]
-        mirror = [v2.RandomHorizontalFlip()] if augment and flip else []
-        pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-        side = None if augment else evaluation_side(image_size)
-        self.decoded = _Decoded(files, side, v2.Compose([*crop, *mirror, *pixels]))
-        self.workers = files.workers
+    def __init__(self, images: Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
+        super().__init__(images, batch_size, mean, std, image_size, draw)
+        self.workers = images.workers
+        self.cut_from_file = images.whole and isinstance(self.augmentation, ResizedCrop)
+        self.decoded = _Decoded(images, image_size)
         self.reported: set[str] = set()
 
-    def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
-        n = len(self.images)
-        seeds = torch.zeros(n, dtype=torch.int64)
-        if generator is not None:
-            seeds = torch.randint(2**31, (n,), generator=generator)
-        left = [[*zip(step.tolist(), seeds[step].tolist(), strict=True)] for step in steps]
+    def augmented(self, steps: list[Tensor], drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels, index in self._decode(steps, drawn if self.cut_from_file else None):
+            if self.cut_from_file:
+                mirrored = (drawn[4, index] < self.augmentation.mirrored_share)[:, None, None, None]
+                yield torch.where(mirrored, pixels.flip(2), pixels), index
+            else:
+                prepared = self.augmentation.prepare(pixels)
+                yield self.augmentation.apply(prepared, torch.arange(len(index)), drawn[:, index]), index
+
+    def _decode(self, steps: list[Tensor], drawn: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(uint8 squares [B, S, S, C], index [B]) of each step, without what is unreadable."""
+        left = [[(i, None if drawn is None else drawn[:, i].tolist()) for i in step.tolist()] for step in steps]
         for _ in range(RETRIES + 1):
             try:
-                for images, labels, unreadable in self._load(left):
+                for pixels, index, unreadable in self._load(left):
                     left = left[1:]
                     self._report_unreadable(unreadable)
-                    yield images.contiguous(memory_format=torch.channels_last), labels
+                    yield pixels, index
                 return
             except UserError as error:
                 if not self.workers:
@@ -148,7 +145,7 @@ class FileBatches(Batches):
                 say(f"a data worker died ({str(error).partition('.')[0]}); it is restarted")
         raise UserError(f"data.workers: workers died {RETRIES + 1} times; out of memory? data.workers=0 does without")
 
-    def _load(self, steps: list[list[tuple[int, int]]]) -> Iterator:
+    def _load(self, steps: list[list[tuple[int, list[float] | None]]]) -> Iterator:
         with _quiet_children():
             loader = torch.utils.data.DataLoader(
                 self.decoded, batch_sampler=steps, num_workers=self.workers, collate_fn=_collate
@@ -164,29 +161,34 @@ class FileBatches(Batches):
 
 
 class _Decoded(torch.utils.data.Dataset):
-    """Images by (index, seed of the augmentation).
+    """(pixels uint8 [S, S, C], index) of images by (index, what was drawn for a crop of the file or None).
 
     An unreadable image raises UserError or, with on_error "skip", is returned as a one-line message.
     """
 
-    def __init__(self, files: Files, side: int | None, transform):
-        self.files, self.side, self.transform = files, side, transform
+    def __init__(self, files: Files, image_size: int):
+        self.files, self.image_size = files, image_size
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | str:
-        i, seed = key
+    def __getitem__(self, key: tuple[int, list[float] | None]) -> tuple[Tensor, int] | str:
+        i, drawn = key
+        asked = self.files.preprocessing
         try:
-            image = open_image(self.files.paths[i])
+            image = open_image(self.files.paths[i], asked.channels)
         except UserError as error:
             if self.files.on_error == "skip":
                 return str(error)
             raise
-        image = image if self.side is None else resize_and_crop(image, self.side)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return self.transform(image), int(self.files.labels[i])
+        square = squared(image, asked) if drawn is None else self._part(image, drawn)
+        return torch.from_numpy(numpy.array(square)).view(*square.size, asked.channels), i
+
+    def _part(self, image: Image.Image, drawn: list[float]) -> Image.Image:
+        sides = rectangles(torch.tensor(drawn), image.height, image.width)
+        top, left, bottom, right = (float(side) for side in sides)
+        side, interpolation = self.image_size, Image.Resampling[self.files.preprocessing.interpolation.upper()]
+        return image.resize((side, side), interpolation, (left, top, right, bottom))
 
 
 def _collate(samples: list) -> tuple[Tensor, Tensor, list[str]]:
@@ -194,7 +196,7 @@ def _collate(samples: list) -> tuple[Tensor, Tensor, list[str]]:
     images = [sample for sample in samples if not isinstance(sample, str)]
     if not images:
         raise UserError(f"{unreadable[0]}, and no other image of its batch is")
-    return torch.stack([x for x, _ in images]), torch.tensor([y for _, y in images]), unreadable
+    return torch.stack([x for x, _ in images]), torch.tensor([i for _, i in images]), unreadable
 
 
 @contextlib.contextmanager
@@ -221,11 +223,6 @@ def check_training(images: int, batch_size: int, world: int) -> None:
         raise UserError(f"data: {images} training images for {world} process(es); each takes two or more")
 
 
-def evaluation_side(image_size: int) -> int:
-    """To what files' shorter sides are resized before the centre is cut out: 256 for 224."""
-    return round(image_size * 8 / 7)
-
-
 def evaluation_batch(image_size: int) -> int:
     """Images a batch outside training: 128 of 32 x 32, whose maps stay in the caches, fewer of larger ones."""
     return max(16, min(128, 2**21 // image_size**2))
@@ -234,5 +231,5 @@ def evaluation_batch(image_size: int) -> int:
 def batches(images: Images | Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None) -> Batches:
     """The batches of Images or Files; see the two classes."""
     if isinstance(images, Images):
-        return MemoryBatches(images, batch_size, mean, std, draw)
+        return MemoryBatches(images, batch_size, mean, std, image_size, draw)
     return FileBatches(images, batch_size, mean, std, image_size, draw)

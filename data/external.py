@@ -1,7 +1,7 @@
 """Datasets that are not in the table: `package.module:function`.
 
 The function takes (image_size, limit, train) and the further keys of the setting's data section by name, as the loaders
-of data/sources.py do, and returns a data.Dataset.
+of data/sources.py do, and returns a data.Dataset. Where data.channels is not 3, it takes `channels`, too.
 """
 
 from typing import Any
@@ -28,9 +28,10 @@ def function(name: str) -> importing.Function:
     return importing.member(source, member, "data.name")
 
 
-def load(name: str, image_size: int, limit: int | None, train: bool, options: dict[str, Any]) -> Dataset:
+def load(name: str, image_size: int, channels: int, limit: int | None, train: bool, options: dict[str, Any]) -> Dataset:
     """Call the function. Raises UserError, in one line, if it cannot be called so or returns no Dataset."""
     given = {"image_size": image_size, "limit": limit, "train": train} | options
+    given |= {} if channels == 3 else {"channels": channels}
     found = importing.call(function(name), given, f"data.name: {name}")
     if not isinstance(found, Dataset):
         raise UserError(f"data.name: {name} returned a {type(found).__name__}, not a data.Dataset")
@@ -38,14 +39,16 @@ def load(name: str, image_size: int, limit: int | None, train: bool, options: di
         raise UserError(f"data.name: {name} returned no training images for train=True")
     for images in (found.train, found.test):
         if isinstance(images, Images):
-            _check_pixels(images.pixels, image_size, name)
+            _check_pixels(images.pixels, [image_size, image_size, channels], name)
+    if {len(found.mean), len(found.std)} != {channels}:
+        raise UserError(f"data.name: {name} returned a mean or std of other than {channels} channel(s)")
     return found
 
 
-def _check_pixels(pixels: Tensor, image_size: int, name: str) -> None:
-    if pixels.dtype is not torch.uint8 or pixels.shape[1:] != (image_size, image_size, 3):
+def _check_pixels(pixels: Tensor, shape: list[int], name: str) -> None:
+    if pixels.dtype is not torch.uint8 or [*pixels.shape[1:]] != shape:
         kind = str(pixels.dtype).removeprefix("torch.")
-        wanted = f"uint8 [N, {image_size}, {image_size}, 3]"
+        wanted = f"uint8 [N, {', '.join(map(str, shape))}]"
         raise UserError(f"data.name: {name} returned pixels {kind} {list(pixels.shape)}, not {wanted}")
 
 

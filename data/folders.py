@@ -1,46 +1,40 @@
 """Images in folders, one folder a class. data/sources.py says what a loader is."""
 
 import csv
-import io
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy
 import torch
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from data.image_files import (
-    PNG,
-    by_name,
-    find,
-    formats,
-    is_folder,
-    leftovers,
-    quiet_pillow,
-    trusted_suffixes,
-    without_metadata,
-)
-from data.images import IMAGENET_MEAN, IMAGENET_STD, WORKERS, Dataset, Files, Images, first, statistics
+from data.decoding import Preprocessing, normalization, open_image, preprocessing, squared
+from data.image_files import by_name, find, is_folder, leftovers, quiet_pillow, trusted_suffixes
+from data.images import WORKERS, Dataset, Files, Images, first
 from data.sources import ROOT
 from utils.console import say, tracked
-from utils.errors import UserError, joined_lines, nearest
-from utils.image_input import keep_only_orientation, resize_and_crop, upright_rgb
+from utils.errors import UserError, nearest
 from utils.names import printable
 from utils.sections import PathText, Section
 
 MEMORY_BYTES = 2**31
-MEGAPIXELS = 100
-"""The largest image that is read."""
-NEARLY_BLACK = 4095
-"""Grey images of 16 bits in which nothing is brighter would be shown in at most 16 of 256 greys."""
 
 
 class FileOptions(Section):
+    channels: Literal[1, 3, 4] = 3
+    """Channels of an image: 3, RGB; 1, grey; 4, RGB and opacity."""
+    resize: int | None = Field(None, ge=8, le=4096)
+    """To what the shorter side of an image is resized, before image_size is cut out of its middle. null: as for
+    model.weights; else 8/7 of image_size above 64 pixels, and image_size up to that, and where images are
+    squashed."""
+    crop: Literal["center", "squash"] | None = None
+    """What is resized: the shorter side, so that the ends of the longer one are cut off; or both, so that all of it is
+    seen, squashed. null: as for model.weights, else center."""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    """How images are resized, always with antialiasing. null: as for model.weights, else bilinear."""
     root: PathText = ROOT
     """Folder of the files. imagefolder: the one that holds train/ and test/ or val/; where there are both, val/ chooses
     best.pt."""
@@ -52,8 +46,8 @@ class FileOptions(Section):
 
 class FolderOptions(FileOptions):
     cache: Literal["auto", "always", "never"] = "auto"
-    """Decode images once, to image_size, and keep them in memory; or in each epoch again, with random resized crops of
-    the files as they are. auto: kept where all fit in 2 GB."""
+    """Decode images once and keep them in memory, or in each epoch again: the numbers are the same. auto: kept where
+    all fit in 2 GB."""
 
 
 def imagefolder(
@@ -64,27 +58,33 @@ def imagefolder(
     workers: int = WORKERS,
     on_error: str = "fail",
     cache: str = "auto",
+    **asked: Any,
 ) -> Dataset:
     """One's own images: root/train/<class>/** and root/test/<class>/**, and, to choose best.pt by, root/val/<class>/**.
 
-    Without test/, those of val/ are the test images. Kept in memory (cache auto: when all fit in 2 GB at image_size),
-    or decoded a batch at a time.
+    Without test/, those of val/ are the test images. Kept in memory (cache auto: when all fit in 2 GB), or decoded a
+    batch at a time. asked: channels, resize, crop and interpolation, as in FileOptions.
     """
-    folders = _parts(Path(root), train)
+    folders, made = _parts(Path(root), train), preprocessing(image_size, **asked)
     classes = class_names(next(iter(folders.values())))
     used = folders if train else {"test": folders["test"]}
-    found = {part: _files(folder, classes, part == "train", part in used) for part, folder in folders.items()}
-    images = sum(map(len, found.values()))  # of all parts without a limit, so that it is decided alike for any
-    kept = images * 3 * image_size**2 <= MEMORY_BYTES if cache == "auto" else cache == "always"
-    files = {part: first(replace(found[part], workers=workers, on_error=on_error), limit) for part in used}
-    if not kept:
-        return _dataset(files, classes, IMAGENET_MEAN, IMAGENET_STD)
-    decoded = {part: _decode(images, image_size) for part, images in files.items()}
-    return _dataset(decoded, classes, *statistics(next(iter(decoded.values())).pixels))
+    found = {part: _labels(folder, classes, part == "train", part in used) for part, folder in folders.items()}
+    every = {part: Files(*images, _of_part(part, made), workers, on_error) for part, images in found.items()}
+    # of all parts without a limit, so that it is decided alike for any
+    size = sum(len(files) * files.preprocessing.bytes for files in every.values())
+    kept = size <= MEMORY_BYTES if cache == "auto" else cache == "always"
+    files = {part: first(every[part], limit) for part in used}
+    return _dataset({part: _decode(part_files) for part, part_files in files.items()} if kept else files, classes, made)
 
 
-def _dataset(parts: Mapping[str, Images | Files], classes: list[str], mean: tuple, std: tuple) -> Dataset:
-    return Dataset(parts.get("train"), parts["test"], classes, mean, std, flip=True, val=parts.get("val"))
+def _of_part(part: str, made: Preprocessing) -> Preprocessing:
+    return made.of_training() if part == "train" else made
+
+
+def _dataset(parts: Mapping[str, Images | Files], classes: list[str], made: Preprocessing) -> Dataset:
+    return Dataset(
+        parts.get("train"), parts["test"], classes, *normalization(made.channels), flip=True, val=parts.get("val")
+    )
 
 
 def looks_like_imagefolder(root: str) -> bool:
@@ -100,6 +100,7 @@ def imagenet(
     root: str = ROOT,
     workers: int = WORKERS,
     on_error: str = "fail",
+    **asked: Any,
 ) -> Dataset:
     """ImageNet-1K: root/train/<wnid>/* and root/val/<wnid>/*, or the ILSVRC2015 archive as it unpacks.
 
@@ -114,56 +115,13 @@ def imagenet(
         raise UserError(f"data.root: no folder {held_out} beside train/")
     in_folders = any(path.is_dir() for path in held_out.iterdir())
     wnids = class_names(training if train or training.is_dir() or not in_folders else held_out)
-    test = _files(held_out, wnids) if in_folders else _labelled(held_out, _solutions(top), wnids)
-    every = ({"train": _files(training, wnids, True)} if train else {}) | {"test": test}
-    parts = {name: first(replace(part, workers=workers, on_error=on_error), limit) for name, part in every.items()}
-    return _dataset(parts, _named(top, wnids), IMAGENET_MEAN, IMAGENET_STD)
-
-
-def open_image(path: Path) -> Image.Image:
-    """An image file as RGB, as people see it. Raises UserError, which names it, if it is none or too large."""
-    try:
-        # opened by its name, an uncompressed TIFF would not be turned: Pillow maps it into memory
-        with quiet_pillow(), open(path, "rb") as file:
-            return _read(file)
-    except UnidentifiedImageError:
-        raise UserError(f"{path}: not a readable image (of no format that Pillow knows)") from None
-    except Image.DecompressionBombError:
-        raise UserError(f"{path}: not a readable image (more than {MEGAPIXELS} megapixels: make it smaller)") from None
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by its format
-        raise UserError(f"{path}: not a readable image ({joined_lines(error)})") from None
-
-
-def _read(file: BinaryIO) -> Image.Image:
-    try:
-        return _shown(file)
-    except Image.DecompressionBombError:
-        raise
-    except Exception:
-        file.seek(0)
-        content = file.read()
-        if not content.startswith(PNG):
-            raise
-    return _shown(io.BytesIO(without_metadata(content)))
-
-
-def _shown(file: BinaryIO) -> Image.Image:
-    with Image.open(file, formats=formats()) as image:
-        if image.width * image.height > MEGAPIXELS * 1e6:
-            raise Image.DecompressionBombError
-        keep_only_orientation(image)
-        _check_brightness(image)
-        return upright_rgb(image)
-
-
-def _check_brightness(image: Image.Image) -> None:
-    """Raise ValueError for numbers of 12 bits, say, in an image of 16: nearly black, where 65535 is white."""
-    if image.mode[0] == "I" and tuple(getattr(image, "tag_v2", {}).get(258, ())) != (12,):
-        most = int(numpy.asarray(image).max())
-        if 0 < most <= NEARLY_BLACK:
-            raise ValueError(
-                f"no number in its {image.mode[2:4] or 32} bits is above {most}, and 65535 is white: scale it"
-            )
+    test = _labels(held_out, wnids) if in_folders else _labelled(held_out, _solutions(top), wnids)
+    every = ({"train": _labels(training, wnids, True)} if train else {}) | {"test": test}
+    made = preprocessing(image_size, **asked)
+    files = {
+        part: Files(*images, _of_part(part, made), workers, on_error, whole=True) for part, images in every.items()
+    }
+    return _dataset({part: first(images, limit) for part, images in files.items()}, _named(top, wnids), made)
 
 
 def class_names(folder: Path) -> list[str]:
@@ -187,9 +145,11 @@ def _parts(root: Path, train: bool) -> dict[str, Path]:
     return ({"train": root / "train"} if train else {}) | found
 
 
-def _files(folder: Path, classes: list[str], of_all: bool = False, report: bool = True) -> Files:
-    """The images of a part. of_all: of each class there have to be some. report: say which classes and files are not
-    used."""
+def _labels(
+    folder: Path, classes: list[str], of_all: bool = False, report: bool = True
+) -> tuple[list[Path], torch.Tensor]:
+    """The images of a part and their labels. of_all: of each class there have to be some. report: say which classes and
+    files are not used."""
     _check_known(folder, classes)
     found = {name: find(folder / name) for name in classes if (folder / name).is_dir()}
     left = leftovers({name: part.others for name, part in found.items()})
@@ -203,7 +163,7 @@ def _files(folder: Path, classes: list[str], of_all: bool = False, report: bool 
     if report and empty:
         say(f"{folder}: no images of {len(empty)} of {len(classes)} classes: {_listed(empty)}")
     labels = [label for label, name in enumerate(classes) if name in found for _ in found[name].images]
-    return Files([path for part in found.values() for path in part.images], torch.tensor(labels))
+    return [path for part in found.values() for path in part.images], torch.tensor(labels)
 
 
 def _check_known(folder: Path, classes: list[str]) -> None:
@@ -219,13 +179,13 @@ def _listed(names: list[str]) -> str:
     return ", ".join([*map(printable, names[:5]), *(["..."] if len(names) > 5 else [])])
 
 
-def _labelled(folder: Path, solutions: dict[str, str], wnids: list[str]) -> Files:
+def _labelled(folder: Path, solutions: dict[str, str], wnids: list[str]) -> tuple[list[Path], torch.Tensor]:
     """Images of one flat folder, with the classes that `solutions` gives to their names."""
     paths, number = sorted(folder.glob("*.JPEG")), {wnid: i for i, wnid in enumerate(wnids)}
     missing = next((path for path in paths if solutions.get(path.stem) not in number), None)
     if not paths or missing:
         raise UserError(f"data.root: {missing or folder}: " + ("its class is not known" if missing else "no *.JPEG"))
-    return Files(paths, torch.tensor([number[solutions[path.stem]] for path in paths]))
+    return paths, torch.tensor([number[solutions[path.stem]] for path in paths])
 
 
 def _solutions(root: Path) -> dict[str, str]:
@@ -255,13 +215,15 @@ def _named(root: Path, wnids: list[str]) -> list[str]:
     return [names.get(wnid, wnid) for wnid in wnids]
 
 
-def _decode(files: Files, image_size: int) -> Images:
+def _decode(files: Files) -> Images:
     """All images in memory."""
-    pixels = numpy.empty((len(files), image_size, image_size, 3), dtype=numpy.uint8)
+    asked = files.preprocessing
+    pixels = numpy.empty((len(files), asked.image_size, asked.image_size, asked.channels), dtype=numpy.uint8)
 
     def fill(i: int) -> str | None:
         try:
-            pixels[i] = numpy.asarray(resize_and_crop(open_image(files.paths[i]), image_size))
+            square = squared(open_image(files.paths[i], asked.channels), asked)
+            pixels[i] = numpy.asarray(square).reshape(pixels.shape[1:])
         except UserError as error:
             if files.on_error == "fail":
                 raise

@@ -22,8 +22,9 @@ PARTS = {"training": "train", "validation": "val", "test": "test"}
 
 
 def identity(dataset: Dataset) -> dict[str, Any]:
-    """The classes by number and, for each part that is loaded, its images of each class and a digest of them."""
+    """The classes by number, mean and std and, for each part that is loaded, its images of each class and a digest."""
     found: dict[str, Any] = {"classes": {str(i): name for i, name in enumerate(dataset.classes)}}
+    found["normalization"] = {"mean": [*dataset.mean], "std": [*dataset.std]}
     parts = {part: getattr(dataset, field) for part, field in PARTS.items()}
     return found | {part: _of_part(images, dataset.classes) for part, images in parts.items() if images is not None}
 

@@ -7,24 +7,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.decoding import Preprocessing
 from utils.errors import UserError
 
 WORKERS = 2
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Files:
-    """Images on disk, decoded a batch at a time: their paths, and labels int64 [N].
+    """Images on disk, decoded a batch at a time: their paths, labels int64 [N], and what is made of each.
 
     workers: processes that decode them. on_error: an unreadable image is named, and "fail" ends the run, "skip"
-    continues without it.
+    continues without it. whole: random crops are cut out of the files as they are, not of the squares.
     """
 
     paths: Sequence[Path]
     labels: Tensor
+    preprocessing: Preprocessing
     workers: int = WORKERS
     on_error: str = "fail"
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,7 +37,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Images:
-    """Images in memory: pixels uint8 [N, H, W, 3], labels int64 [N]. source: the files that they were decoded from."""
+    """Images in memory: pixels uint8 [N, H, W, C], labels int64 [N]. source: the files that they were decoded from."""
 
     pixels: Tensor
     labels: Tensor
@@ -50,7 +52,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """train, val and test images (None: not there); mean and std of the three channels, of pixels in [0, 1]."""
+    """train, val and test images (None: not there); mean and std of each channel, of pixels in [0, 1]."""
 
     train: Images | Files | None
     test: Images | Files
@@ -69,16 +71,34 @@ class Dataset:
 
 
 def statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation a channel of uint8 pixels [N, H, W, 3], on the scale [0, 1]."""
+    """Mean and standard deviation a channel of uint8 pixels [N, H, W, C], on the scale [0, 1]."""
     sample = pixels[:: max(1, len(pixels) // 5000)].double() / 255
     std = sample.std(dim=(0, 1, 2)).clamp(min=1e-3)
     return tuple(sample.mean(dim=(0, 1, 2)).tolist()), tuple(std.tolist())
 
 
+def in_grey(dataset: Dataset) -> Dataset:
+    """The same of one channel, 0.299 R + 0.587 G + 0.114 B (as Pillow rounds it), normalized by the averages of three.
+
+    Images in files are left as they are.
+    """
+    train, val = (images and _in_grey(images) for images in (dataset.train, dataset.val))
+    mean, std = (sum(dataset.mean) / 3,), (sum(dataset.std) / 3,)
+    return replace(dataset, train=train, val=val, test=_in_grey(dataset.test), mean=mean, std=std)
+
+
+def _in_grey(images: Images | Files) -> Images | Files:
+    if isinstance(images, Files):
+        return images
+    red, green, blue = images.pixels.int().unbind(-1)
+    grey = (19595 * red + 38470 * green + 7471 * blue + 2**15) >> 16
+    return replace(images, pixels=grey.to(torch.uint8)[..., None])
+
+
 def renormalized(here: tuple, there: tuple) -> tuple[Tensor, Tensor]:
-    """(gain, shift), fp32 [3, 1, 1], from images normalized by (mean, std) `here` to the same images as `there`."""
+    """(gain, shift), fp32 [C, 1, 1], from images normalized by (mean, std) `here` to the same images as `there`."""
     (mean, std), (other_mean, other_std) = (map(torch.tensor, pair) for pair in (here, there))
-    return (std / other_std).view(3, 1, 1), ((mean - other_mean) / other_std).view(3, 1, 1)
+    return (std / other_std).view(-1, 1, 1), ((mean - other_mean) / other_std).view(-1, 1, 1)
 
 
 def first(images, limit: int | None, after: int = 0):

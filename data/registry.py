@@ -3,16 +3,18 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import create_model
 
 from data import external
+from data.decoding import preprocessing
 from data.folders import FileOptions, FolderOptions, imagefolder, imagenet
-from data.images import Dataset
+from data.images import Dataset, in_grey
 from data.settings import DataSettings
 from data.sources import NoOptions, Root, cifar10, cifar100, digits, fake, fashion_mnist, svhn
 from utils.config import validate_section
+from utils.errors import UserError
 from utils.names import plain_name
 from utils.sections import NO_SOURCE, OWN, Section, part, variants
 
@@ -44,10 +46,12 @@ DATASETS = {
 
 
 def _options(row: Row) -> type[Section]:
-    """The dataset's options, among them the image size with its own default."""
-    size = copy.copy(DataSettings.model_fields["image_size"])
-    size.default = row.image_size
+    """The dataset's options, among them the image size with its own default, and which channels there are."""
+    size, channels = (copy.copy(DataSettings.model_fields[key]) for key in ("image_size", "channels"))
+    size.default, channels.metadata = row.image_size, []
     keys: dict[str, Any] = {"image_size": (int, size)}
+    if "channels" not in row.options.model_fields:
+        keys["channels"] = (Literal[1, 3], channels)
     return create_model(row.options.__name__, __base__=row.options, __cls_kwargs__=NO_SOURCE, **keys)
 
 
@@ -57,7 +61,10 @@ SECTIONS = variants("name", DataSettings, _OPTIONS, "digits")
 
 
 def check(section: DataSettings) -> None:
-    """Raise UserError if the function that a section names cannot be imported."""
+    """Raise UserError for another count of means than of channels, or a function that cannot be imported."""
+    for key, values in (("mean", section.mean), ("std", section.std)):
+        if values is not None and len(values) != section.channels:
+            raise UserError(f"data.{key}: {len(values)} numbers for images of {section.channels} channel(s)")
     if section.name not in DATASETS:
         external.function(section.name)
 
@@ -66,15 +73,18 @@ def load(section: DataSettings, train: bool = True, download: bool = True) -> Da
     """The dataset of a section; without its training images, unless train. Raises UserError if it cannot be had.
 
     download: whether it may write into its root what it does not find there. Its class names are in the form in which
-    they are saved (utils/names.py).
+    they are saved (utils/names.py); its mean and std are those of the section, if it says any.
     """
     found = _load(section, train, download)
-    return replace(found, classes=[plain_name(str(name)) for name in found.classes])
+    found = in_grey(found) if section.channels == 1 and len(found.mean) == 3 else found
+    mean, std = tuple(section.mean or found.mean), tuple(section.std or found.std)
+    return replace(found, classes=[plain_name(str(name)) for name in found.classes], mean=mean, std=std)
 
 
 def _load(section: DataSettings, train: bool, download: bool) -> Dataset:
     if section.name not in DATASETS:
-        return external.load(section.name, section.image_size, section.limit, train, section.model_extra or {})
+        options = section.model_extra or {}
+        return external.load(section.name, section.image_size, section.channels, section.limit, train, options)
     row = DATASETS[section.name]
     own = part(section, row.options).model_dump() | ({"download": download} if row.downloads else {})
     return row.load(section.image_size, section.limit, train, **own)
@@ -95,8 +105,20 @@ def _read_by(name: str, values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if kind is None or key in kind.model_fields}
 
 
+def stated(section: DataSettings) -> dict[str, Any]:
+    """image_size, resize, crop and interpolation as the section has them or leaves them to their defaults.
+
+    Without those that its dataset does not read.
+    """
+    if not isinstance(section, FileOptions):
+        return {"image_size": section.image_size}
+    keys = part(section, FileOptions).model_dump(include={"resize", "crop", "interpolation"})
+    made = preprocessing(section.image_size, **keys)
+    return {"image_size": made.image_size, **{key: getattr(made, key) for key in keys}}
+
+
 def with_overrides(section: DataSettings, values: dict[str, Any]) -> DataSettings:
-    """The section with other values instead of its own.
+    """The section with other values instead of its own. With another image size, its resize is scaled, too.
 
     Where they name another dataset, it takes over those of the section's keys that it reads, too. Raises UserError for
     values that it does not read.
@@ -105,4 +127,12 @@ def with_overrides(section: DataSettings, values: dict[str, Any]) -> DataSetting
     name = values.get("name", section.name)
     if name != section.name:
         found = _read_by(name, found)
+    size = values.get("image_size")
+    found = scaled(found, size) if isinstance(size, int) else found
     return validate_section("data", SECTIONS, found | values)
+
+
+def scaled(keys: dict[str, Any], image_size: int) -> dict[str, Any]:
+    """The keys of a data section for another image size: as large a part of each image is seen."""
+    resize = keys.get("resize")
+    return keys | ({"resize": round(resize * image_size / keys["image_size"])} if resize else {})

@@ -1,6 +1,6 @@
 """The keys of the data section that every dataset reads. A dataset's own options are declared next to its loader."""
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat, PositiveFloat
 
 from utils.sections import Section
 
@@ -12,6 +12,13 @@ class DataSettings(Section):
     """The dataset: a row of data.DATASETS, or package.module:function, whose arguments further keys are."""
     image_size: int = Field(32, ge=8, le=1024)
     """Side of the square images that the model sees, in pixels. Its default is that of the dataset."""
+    channels: int = Field(3, ge=1, le=64)
+    """Channels of an image: 3, RGB; 1, grey. A function of your own may return images of any number."""
+    mean: list[FiniteFloat] | None = None
+    """Mean of each channel, on the scale from 0 (black) to 1, which is subtracted from it. null: as for model.weights;
+    else the dataset's own, and ImageNet's for folders of images."""
+    std: list[PositiveFloat] | None = None
+    """Standard deviation of each channel, by which it is divided. null: as for mean."""
     batch_size: int = Field(128, ge=1, le=2**20)
     """Images a training step, of all processes together. Evaluation takes its own batches."""
     augment: bool = True

@@ -3,6 +3,7 @@
 import data
 import models
 import quant
+from experiment.preprocessing import as_weights
 from experiment.settings import ModelSettings, TrainSettings, resolved
 from utils import device
 from utils.errors import UserError, choose
@@ -21,7 +22,7 @@ def check(settings: TrainSettings, name: str) -> TrainSettings:
         check_tensorboard()
     settings = resolved(settings)
     q = quant.resolve(settings.quant)
-    check_model(m, d.image_size, q)
+    check_model(m, d.image_size, d.channels, q)
     quant.check_run(q, r.epochs, trained_before=bool(m.weights), averages=bool(o.average))
     if o.name in optim.BOOSTED and quant.ends_in_float(q, r.epochs):
         raise UserError(
@@ -34,7 +35,7 @@ def check(settings: TrainSettings, name: str) -> TrainSettings:
         raise UserError("optim.average: run.epochs=0 trains nothing")
     check_engines(settings.engines, "quant.engine" if r.engines is None else "run.engines", run=q.method != "float")
     run_settings = r.model_copy(update={"name": name, "engines": settings.engines})
-    return settings.model_copy(update={"run": run_settings})
+    return settings.model_copy(update={"run": run_settings, "data": as_weights(d, m)})
 
 
 def check_learns(q: quant.ResolvedQuant, epochs: int) -> None:
@@ -64,18 +65,19 @@ def notices(q: quant.ResolvedQuant) -> list[str]:
     return []
 
 
-def check_model(asked: ModelSettings, image_size: int, spec: quant.ResolvedQuant) -> None:
+def check_model(asked: ModelSettings, image_size: int, channels: int, spec: quant.ResolvedQuant) -> None:
     """Build the model to check what only a built one shows.
 
     Raises UserError if a third-party model cannot be traced, too little of it runs in integers, a key of quant.layers
     matches no layer, or the weights belong to another model. Skipped where none of these can be wrong.
     """
-    if not models.is_external(asked.name) and not asked.weights and not spec.layers and not spec.chooses_layers:
+    in_table = not models.is_external(asked.name)
+    if in_table and not asked.weights and not spec.layers and not spec.chooses_layers and channels == 3:
         return
-    trial = models.build(asked.name, None, image_size, asked.options)
+    trial = models.build(asked.name, None, image_size, asked.options, channels)
     if spec.method != "float":
         quant.check_layers(trial, spec)
     if spec.quantizes:
-        quant.planned_integer_share(trial, spec, image_size)
+        quant.planned_integer_share(trial, spec, image_size, channels)
     if asked.weights:
         checkpoint.check_weights(trial, asked.weights, asked.name)

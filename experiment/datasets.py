@@ -49,6 +49,17 @@ def load_test(d: DataSettings, download: bool = True) -> data.Dataset:
     return data.load(d, train=False, download=download)
 
 
+def description(d: DataSettings, dataset: data.Dataset) -> str:
+    """How images are made, in one line."""
+    made, size = data.stated(d), f"{d.image_size} x {d.image_size}"
+    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (dataset.mean, dataset.std))
+    square = size
+    if "resize" in made:
+        resized = f"to {made['resize']} x {made['resize']}" if made["crop"] == "squash" else f"to {made['resize']}"
+        square = f"resized {resized} ({made['interpolation']}), the middle {size}"
+    return f"images: {square}, {d.channels} channel(s), mean {mean}, std {std}"
+
+
 def batch_maker(d: DataSettings, mean: Sequence[float], std: Sequence[float]) -> Callable:
     """make(images, batch_size, draw=None): batches of the images, normalized with this mean and std."""
     return functools.partial(data.batches, mean=mean, std=std, image_size=d.image_size)

@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.runs import tensor_file
 from utils.runs.folder import differences
 
-LOCATION = ("root", "workers", "on_error", "cache", "batch_size", "augment", "val_fraction")
+LOCATION = ("root", "workers", "on_error", "cache", "batch_size", "augment", "val_fraction", "mean", "std")
 """Keys of the data section with any value of which the test images are the same."""
 EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
 """Functions that write a single file, by its suffix. A path without a suffix is a folder for quant.export."""
@@ -79,16 +79,17 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
         data.check_trusted(trained.data.name, settings.trust, checkpoint=settings.checkpoint)
     with blame(source):
         d = data.with_overrides(trained.data, settings.data)
-    models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size)
+    models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size, d.channels)
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     target = prepare_target(Path(settings.export)) if settings.export else None
     dataset = datasets.load_test(d, download=is_ours(d, settings.data))
     data.check_classes(dataset.classes, state["classes"])
     if (notice := other_test_images(dataset, state, d, trained.data)) is not None:
         say(notice)
-    make = datasets.batch_maker(d, state["mean"], state["std"])
+    mean, std = (settings.data.get(key) or state[key] for key in ("mean", "std"))
+    make = datasets.batch_maker(d, mean, std)
     test = make(dataset.test, data.evaluation_batch(d.image_size))
-    measured = quant.measure(model.eval(), settings.engines, test, trained.ends_in_float, d.image_size)
+    measured = quant.measure(model.eval(), settings.engines, test, trained.ends_in_float, d.image_size, d.channels)
     say(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | measured.result)
     files.write_text(folder / "evaluation_layers.txt", measured.layers)
@@ -98,7 +99,7 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
         say(f"\n{sensitivity_table.text(found)}\n\nsensitivity.csv and sensitivity.png in {folder}")
         sensitivity_table.write(found, f"{trained.model.name} on {d.name}, {trained.quant.method}", folder)
     if target and quant.is_prepared(model):
-        export(model, target, export_info(state, trained, isinstance(dataset.test, data.Files)))
+        export(model, target, export_info(state, trained))
 
 
 def other_test_images(
@@ -148,15 +149,19 @@ def prepare_target(target: Path) -> Path:
     return target
 
 
-def export_info(state: dict, trained: TrainSettings, from_files: bool) -> dict:
-    """What a user of the exported model must know to feed it. from_files: whether images are resized and cropped."""
+def export_info(state: dict, trained: TrainSettings) -> dict:
+    """What a user of the exported model must know to feed it."""
     size = trained.data.image_size
     return {
         "model": trained.model.name,
         "weight_bits": trained.quant.weight_bits,
         "act_bits": trained.quant.act_bits,
         "image_size": size,
-        "resize": data.evaluation_side(size) if from_files else size,
+        "channels": trained.data.channels,
+        "resize": size,
+        "crop": "center",
+        "interpolation": "bilinear",
+        **data.stated(trained.data),
         "mean": state["mean"],
         "std": state["std"],
         "classes": state["classes"],
@@ -165,11 +170,11 @@ def export_info(state: dict, trained: TrainSettings, from_files: bool) -> dict:
 
 def export(model: fx.GraphModule, target: Path, info: dict) -> None:
     """Write the integer model, with `info`, to a file of EXPORTERS or to a folder."""
-    size = info["image_size"]
+    size, channels = info["image_size"], info["channels"]
     if target.suffix in EXPORTERS:
-        EXPORTERS[target.suffix](model, target, size, info)
-        say(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [N, 3, {size}, {size}] -> logits")
+        EXPORTERS[target.suffix](model, target, size, info, channels)
+        say(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [N, {channels}, {size}, {size}] -> logits")
         return
-    quant.export(model, target, size, info)
+    quant.export(model, target, size, info, channels)
     megabytes = (target / "model.pt2").stat().st_size / 1e6
     say(f"{target}: model.pt2 ({megabytes:.2f} MB), integer_ops.py, model.json and example.py: python example.py IMAGE")

@@ -41,11 +41,13 @@ def load(settings: TrainSettings, processes: Processes) -> tuple[data.Dataset, d
 
 def check_checkpoints(settings: TrainSettings, dataset: data.Dataset) -> None:
     """Raise UserError if the weights or the teacher that the settings name are not for the classes of the dataset."""
-    asked, size, teacher = settings.model, settings.data.image_size, settings.quant.teacher
+    asked, d, teacher = settings.model, settings.data, settings.quant.teacher
     if asked.weights and settings.run.epochs == 0:  # else a new head is trained
-        checkpoint.load_weights(models.build(asked.name, len(dataset.classes), size, asked.options), asked.weights)
+        checkpoint.load_weights(
+            models.build(asked.name, len(dataset.classes), d.image_size, asked.options, d.channels), asked.weights
+        )
     if teacher:
-        load_teacher(teacher, asked.name, dataset, size, torch.device("cpu"), bf16=False)
+        load_teacher(teacher, asked.name, dataset, d.image_size, torch.device("cpu"), bf16=False)
 
 
 def read(settings: TrainSettings) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Subject:
     float_model: nn.Module
     prepared: fx.GraphModule
     image_size: int
+    channels: int = 3
 
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
@@ -135,22 +136,22 @@ def build(entry: Entry, image_size: int, num_classes: int, trust: bool | str) ->
     if is_run(entry):
         path = checkpoint_of(entry)
         prepared, state, trained = rebuild(path, functools.partial(models.check_trusted, trust=trust, checkpoint=path))
-        image_size = trained.data.image_size
-        plain = models.build(trained.model.name, len(state["classes"]), image_size, trained.model.options)
+        image_size, channels = trained.data.image_size, trained.data.channels
+        plain = models.build(trained.model.name, len(state["classes"]), image_size, trained.model.options, channels)
         checkpoint.load_weights(plain, path)
         label = trained.run.name or entry
     else:
-        asked = model_settings(entry)
+        asked, channels = model_settings(entry), 3
         torch.manual_seed(0)
         prepared = plain = models.build(asked.name, num_classes, image_size, asked.options)
         label = " ".join([asked.name, *(f"{key}={value}" for key, value in asked.options.items())])
-    integer = prepared if quant.is_prepared(prepared) else calibrated_on_noise(plain, image_size)
-    return Subject(label, plain.eval(), integer.eval(), image_size)
+    integer = prepared if quant.is_prepared(prepared) else calibrated_on_noise(plain, image_size, channels)
+    return Subject(label, plain.eval(), integer.eval(), image_size, channels)
 
 
-def calibrated_on_noise(plain: nn.Module, image_size: int) -> fx.GraphModule:
+def calibrated_on_noise(plain: nn.Module, image_size: int, channels: int = 3) -> fx.GraphModule:
     """A float model quantized to 8 bits. Also gives `plain` itself the batch norm statistics of random images."""
-    noise = torch.randn(8, 3, image_size, image_size).contiguous(memory_format=torch.channels_last)
+    noise = torch.randn(8, channels, image_size, image_size).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         plain.train()(noise)
     prepared = quant.prepare(copy.deepcopy(plain).eval(), quant.resolve(quant.parse(method="ptq")))
@@ -171,8 +172,8 @@ def measure(
 
     Calls of all of them are interleaved. progress(n): called after n calls.
     """
-    plain, size = subject.float_model, subject.image_size
-    images = torch.randn(batch_size, 3, size, size)
+    plain, size, channels = subject.float_model, subject.image_size, subject.channels
+    images = torch.randn(batch_size, channels, size, size)
     channels_last = images.contiguous(memory_format=torch.channels_last)
     integer = {name: quant.convert(subject.prepared, name) for name in engines}
     forms = quant.float_baseline(plain).torchscript_variants(channels_last)
@@ -186,7 +187,8 @@ def measure(
             del integer[name]
     times = timing.time_interleaved(calls, warmup, repeats, progress)
     best = min(forms, key=lambda form: times[form].median)
-    common, share = float_facts(plain, size, batch_size), quant.integer_share(subject.prepared, size).percent
+    common = float_facts(plain, size, batch_size, channels)
+    share = quant.integer_share(subject.prepared, size, channels).percent
     return [
         {"model": subject.label, "engine": name}
         | common
@@ -201,11 +203,11 @@ def measure(
     ]
 
 
-def float_facts(plain: nn.Module, image_size: int, batch_size: int) -> dict[str, Any]:
+def float_facts(plain: nn.Module, image_size: int, batch_size: int, channels: int = 3) -> dict[str, Any]:
     """The columns that describe the float model."""
-    params, macs = complexity(plain, image_size)
+    params, macs = complexity(plain, image_size, channels=channels)
     try:
-        _, macs_32 = complexity(plain, 32, (nn.Conv2d,))
+        _, macs_32 = complexity(plain, 32, (nn.Conv2d,), channels)
     except (RuntimeError, ValueError, AssertionError):
         macs_32 = None  # the model does not take images that small
     return {

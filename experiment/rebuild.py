@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+import data
 import models
 import quant
 from experiment.settings import TrainSettings, stored
@@ -12,7 +13,16 @@ from utils.runs import checkpoint
 
 def read_settings(state: dict, path: str) -> TrainSettings:
     """The settings that a checkpoint's run had, in the form of this version. Raises UserError if they are not valid."""
-    return stored(state["settings"], path)
+    found = stored(state["settings"], path)
+    return found.model_copy(update={"data": _as_it_was_read(found.data, state)})
+
+
+def _as_it_was_read(d: data.DataSettings, state: dict) -> data.DataSettings:
+    """Earlier versions resized images kept in memory to image_size, and normalized them by their own statistics."""
+    in_memory = d.name == "imagefolder" and state["mean"] != [*data.IMAGENET_MEAN]
+    if "resize" in state["settings"].get("data", {}) or not in_memory:
+        return d
+    return data.with_overrides(d, {"resize": d.image_size, "mean": state["mean"], "std": state["std"]})
 
 
 def rebuild(path: str, check_trusted: Callable[[str], None]) -> tuple[nn.Module, dict, TrainSettings]:
@@ -23,7 +33,8 @@ def rebuild(path: str, check_trusted: Callable[[str], None]) -> tuple[nn.Module,
     state = checkpoint.load(path)
     trained = read_settings(state, path)
     check_trusted(trained.model.name)
-    model = models.build(trained.model.name, len(state["classes"]), trained.data.image_size, trained.model.options)
+    d, options = trained.data, trained.model.options
+    model = models.build(trained.model.name, len(state["classes"]), d.image_size, options, d.channels)
     if state["prepared"]:
         model = quant.prepare(model, quant.resolve(trained.quant))
     checkpoint.restore(model, state, path)

@@ -44,8 +44,8 @@ def measure(
 
     size: {"params", "macs"} of the float model.
     """
-    folder = log.folder
-    measured = quant.measure(model, settings.engines, test_batches, settings.ends_in_float, settings.data.image_size)
+    folder, d = log.folder, settings.data
+    measured = quant.measure(model, settings.engines, test_batches, settings.ends_in_float, d.image_size, d.channels)
     title = f"{settings.model.name} on {settings.data.name}, {settings.quant.method}"
     say(f"\n{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
     with files.if_possible(folder / "layers.txt"):
@@ -85,7 +85,7 @@ def float_score(runs: list[TrainSettings]) -> dict[str, float] | None:
     ):
         return None
     dataset = datasets.load(d)
-    model = models.build(asked.name, len(dataset.classes), d.image_size, asked.options)
+    model = models.build(asked.name, len(dataset.classes), d.image_size, asked.options, d.channels)
     if checkpoint.load_weights(model, asked.weights, allow_new_head=all(run.run.epochs for run in runs)).new_head:
         return None  # trained on other classes
     make = datasets.batch_maker(d, dataset.mean, dataset.std)

@@ -81,16 +81,17 @@ class Session:
 
     def build_model(self) -> None:
         """Build the float model, load model.weights into it unless a checkpoint follows, and report its size."""
-        asked, image_size = self.settings.model, self.settings.data.image_size
-        self.model = models.build(asked.name, len(self.dataset.classes), image_size, asked.options)
+        asked, d = self.settings.model, self.settings.data
+        self.model = models.build(asked.name, len(self.dataset.classes), d.image_size, asked.options, d.channels)
         if asked.weights and self.state is None:
             start_from_weights(self.model, asked.weights, allow_new_head=self.settings.run.epochs > 0)
-        params, macs = complexity(self.model, image_size)
+        params, macs = complexity(self.model, d.image_size, channels=d.channels)
         self.size = {"params": params, "macs": macs}
         images = len(self.dataset.training)
         say(f"{asked.name}: {params:,} parameters, {macs:,} MACs; {images:,} training images, {self.processes}")
+        say(datasets.description(d, self.dataset))
         if self.quant_spec.quantizes:
-            share = quant.planned_integer_share(self.model, self.quant_spec, image_size)
+            share = quant.planned_integer_share(self.model, self.quant_spec, d.image_size, d.channels)
             self.size["integer_macs_percent"] = share.percent
             say(str(share))
         for notice in check.notices(self.quant_spec):
@@ -200,9 +201,9 @@ class Session:
 
     def choose_precision(self) -> Precision:
         """ "fp32" or "bf16": a continued run keeps the precision that it began with."""
-        batch_size, image_size = self.settings.data.batch_size, self.settings.data.image_size
+        asked, d, processes = self.settings.run.precision, self.settings.data, self.processes
         known = ((self.state or {}).get("training") or {}).get("precision")
-        return precision.choose(self.settings.run.precision, known, self.model, batch_size, image_size, self.processes)
+        return precision.choose(asked, known, self.model, d.batch_size, d.image_size, processes, d.channels)
 
     def train_batches(self):
         """This process's share of the augmented training images."""

@@ -28,6 +28,8 @@ def load_teacher(
     data.check_classes(dataset.classes, state["classes"])
     if trained.data.image_size != image_size:
         raise UserError(f"quant.teacher: {path} was trained on images of {trained.data.image_size} pixels")
+    if trained.data.channels != len(dataset.mean):
+        raise UserError(f"quant.teacher: {path} was trained on images of {trained.data.channels} channel(s)")
     model = model.to(device).to(memory_format=torch.channels_last).eval()
     affine = data.renormalized((dataset.mean, dataset.std), (state["mean"], state["std"]))
     gain, shift = (values.to(device) for values in affine)

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from models.alexnet import alexnet
+from models.channels import for_channels
 from models.external import build_external, check_output, check_trusted, factory
 from models.fast import fast_cnn
 from models.mobilenet import ACTIVATIONS, mobilenet_v2, mobilenet_v2_projected
@@ -22,6 +23,7 @@ from models.mobilenet_v3 import (
     mobilenet_v3_small,
     mobilenet_v3_small_relu,
 )
+from models.published import preprocessing
 from models.resnet import resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56, resnext101_32x8d
 from models.shufflenet import shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, shufflenet_v2_x2_0
 from models.svhn import svhn_cnn
@@ -103,18 +105,18 @@ def check(name: str, options: dict[str, Any], image_size: int) -> None:
         )
 
 
-def build(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
-    """Build a newly initialised float model for images [N, 3, image_size, image_size].
+def build(name: str, num_classes: int | None, image_size: int, options: dict[str, Any], channels: int = 3) -> nn.Module:
+    """Build a newly initialised float model for images [N, channels, image_size, image_size].
 
     num_classes None: any number of classes, to check a model before the data is known. Raises UserError if the name or
     an option is wrong, or if a third-party or user's model cannot be built or cannot classify such images.
     """
     if is_external(name):
-        return build_external(name, num_classes, image_size, options)
+        return build_external(name, num_classes, image_size, options, channels)
     check(name, options, image_size)
     row = MODELS[name]
     own = {key: value for key, value in options.items() if key != "form"}
-    return row.factory(num_classes or 10, _form(row, options, image_size), **own)
+    return for_channels(row.factory(num_classes or 10, _form(row, options, image_size), **own), channels, name)
 
 
 def _form(row: Row, options: dict[str, Any], image_size: int) -> str:
@@ -124,4 +126,4 @@ def _form(row: Row, options: dict[str, Any], image_size: int) -> str:
     return form
 
 
-__all__ = ["MODELS", "Row", "build", "check", "check_output", "check_trusted", "is_external"]
+__all__ = ["MODELS", "Row", "build", "check", "check_output", "check_trusted", "is_external", "preprocessing"]

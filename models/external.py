@@ -16,11 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from models.channels import RGB, for_channels
 from utils import importing
 from utils.errors import UserError, choose, first_line, nearest
 from utils.eval_mode import in_eval_mode
 from utils.importing import is_external
 from utils.sync_batch_norm import use_plain_batch_norms
+
+CHANNELS = ("in_chans", "in_channels", "channels")
+"""What timm and others call the number of channels of the images."""
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
@@ -42,33 +46,40 @@ def check_trusted(
         importing.check_may_call(name, "its model's factory", checkpoint, remedy)
 
 
-def build_external(name: str, num_classes: int | None, image_size: int, options: dict[str, Any]) -> nn.Module:
-    """Call the function that a name denotes. Raises UserError if its result cannot classify images of this size."""
+def build_external(
+    name: str, num_classes: int | None, image_size: int, options: dict[str, Any], channels: int = 3
+) -> nn.Module:
+    """Call the function that a name denotes. Raises UserError if its result cannot classify images of this size.
+
+    Other channels than three are given to it under the first of the names CHANNELS that it takes, if any.
+    """
     make = factory(name)
     takes, needs = _takes(make, "num_classes")
     if needs or (takes and num_classes is not None):
         options = {"num_classes": num_classes or 10} | options
+    taken = next((key for key in CHANNELS if channels != RGB and _takes(make, key, by_name=True)[0]), None)
+    options = options if taken is None else {taken: channels} | options
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The default weight initialization of")  # googlenet, inception
         model = importing.call(make, options, f"model.name: {name}")
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(model).__name__}, not an nn.Module")
-    check_output(model, name, num_classes, image_size)
-    use_plain_batch_norms(model, torch.zeros(2, 3, image_size, image_size))
+    model = for_channels(model, channels, name) if taken is None else model
+    check_output(model, name, num_classes, image_size, channels)
+    use_plain_batch_norms(model, torch.zeros(2, channels, image_size, image_size))
     return model
 
 
-def check_output(model: nn.Module, name: str, num_classes: int | None, image_size: int) -> None:
+def check_output(model: nn.Module, name: str, num_classes: int | None, image_size: int, channels: int = 3) -> None:
     """Raise UserError unless the model maps images of this size to num_classes logits (None: to any number), and each
     image to the same logits in batches of one, two and three."""
-    images = torch.randn(3, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(3, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad(), in_eval_mode(model):
             logits, *fewer = (model(images[:count]) for count in (3, 1, 2))
     except Exception as error:
-        raise UserError(
-            f"model {name}: does not accept images of {image_size} x {image_size}: {first_line(error, 200)}"
-        ) from error
+        images_of = f"{image_size} x {image_size}" + (f" in {channels} channel(s)" if channels != RGB else "")
+        raise UserError(f"model {name}: does not accept images of {images_of}: {first_line(error, 200)}") from error
     shape = tuple(getattr(logits, "shape", ()))
     if len(shape) != 2 or num_classes not in (None, shape[1]):
         what = f"{shape[1]} classes" if len(shape) == 2 else f"{type(logits).__name__} {shape or ''}".strip()
@@ -97,7 +108,11 @@ def _timm(member: str) -> Callable[..., nn.Module]:
     if not timm.is_model(member):
         hint = nearest(member, timm.list_models())
         raise UserError(f"model.name: timm has no {member!r}" + (f", did you mean {hint}?" if hint else ""))
-    return lambda **options: timm.create_model(member, pretrained=False, **_without_files(options))
+
+    def create(in_chans: int | None = None, **options: Any) -> nn.Module:
+        return timm.create_model(member, pretrained=False, in_chans=in_chans, **_without_files(options))
+
+    return create
 
 
 def _without_files(options: dict[str, Any]) -> dict[str, Any]:
@@ -111,12 +126,12 @@ def _without_files(options: dict[str, Any]) -> dict[str, Any]:
 SOURCES = {"torchvision": _torchvision, "timm": _timm}
 
 
-def _takes(function: Callable, argument: str) -> tuple[bool, bool]:
-    """(whether a function accepts an argument of that name, whether it requires it)."""
+def _takes(function: Callable, argument: str, by_name: bool = False) -> tuple[bool, bool]:
+    """(whether a function accepts an argument of that name, whether it requires it). by_name: **any do not count."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False, False
     parameter = parameters.get(argument)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    takes_any = not by_name and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     return parameter is not None or takes_any, parameter is not None and parameter.default is parameter.empty

@@ -116,24 +116,29 @@ class Measurement(NamedTuple):
     layers: str
 
 
-def planned_integer_share(model: nn.Module, spec: ResolvedQuant, image_size: int) -> IntegerShare:
+def planned_integer_share(model: nn.Module, spec: ResolvedQuant, image_size: int, channels: int = 3) -> IntegerShare:
     """The share of a float model that will run in integers (analysis/integer_share.py).
 
     Raises UserError if that is less than the spec asks for.
     """
-    share = planned(model, spec, METHODS[spec.method], image_size)
+    share = planned(model, spec, METHODS[spec.method], image_size, channels)
     check_integer_share(share, spec)
     return share
 
 
 def measure(
-    model: nn.Module, engine_names: list[str], batches: Collection, with_float: bool, image_size: int
+    model: nn.Module,
+    engine_names: list[str],
+    batches: Collection,
+    with_float: bool,
+    image_size: int,
+    channels: int = 3,
 ) -> Measurement:
     """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar."""
     shown = tracked(batches, len(batches), "measuring", "batches")
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
     if is_prepared(model) and engines:
-        share = f"{integer_share(model, image_size).percent:.1f} % of MACs in integers"
+        share = f"{integer_share(model, image_size, channels).percent:.1f} % of MACs in integers"
         in_float = f"{share}; {float_operators(model, next(iter(engines.values())))}"
         layers = "\n".join(f"{layer_summary(model, one)}\n\n{layer_table(model, one)}\n" for one in engines.values())
     else:

@@ -16,7 +16,7 @@ import torch
 import data
 import models
 import quant
-from experiment import evaluation, latency, training
+from experiment import check, evaluation, latency, training
 from experiment.rebuild import rebuild
 from quant.core import kernels
 from quant.methods import gradboost
@@ -56,6 +56,7 @@ def test_a_command_of_the_documents_is_one_that_its_script_takes(command, monkey
     """The checkpoints in it are other commands' own, and not here."""
     monkeypatch.setattr(tensor_file, "check_exists", lambda path: None)
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: None)
+    monkeypatch.setattr(check, "as_weights", lambda d, model: d)
     monkeypatch.setattr(latency, "is_run", lambda entry: str(entry).startswith("runs/"))
     monkeypatch.setattr(latency, "checkpoint_of", str)
     script, *arguments = shlex.split(command, comments=True)

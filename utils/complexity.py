@@ -9,8 +9,10 @@ WITH_WEIGHTS = (nn.Conv2d, nn.Linear)
 
 
 @torch.inference_mode()
-def complexity(model: nn.Module, image_size: int, kinds: tuple[type[nn.Module], ...] = WITH_WEIGHTS) -> tuple[int, int]:
-    """(parameters, MACs) of a float model for one image [1, 3, image_size, image_size].
+def complexity(
+    model: nn.Module, image_size: int, kinds: tuple[type[nn.Module], ...] = WITH_WEIGHTS, channels: int = 3
+) -> tuple[int, int]:
+    """(parameters, MACs) of a float model for one image [1, channels, image_size, image_size].
 
     kinds: the classes of the layers whose MACs count. The model is not changed.
     """
@@ -25,7 +27,7 @@ def complexity(model: nn.Module, image_size: int, kinds: tuple[type[nn.Module], 
     try:
         device = next((p.device for p in model.parameters()), None)
         with in_eval_mode(model):
-            model(torch.zeros(1, 3, image_size, image_size, device=device))
+            model(torch.zeros(1, channels, image_size, image_size, device=device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -36,24 +36,32 @@ def in_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(rounded(values.astype(numpy.float64) * 255 / white).astype(numpy.uint8))
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """The image in RGB: rotated as its EXIF data says, more than 8 bits scaled to 8, transparency over white."""
+def upright(image: Image.Image, channels: int = 3) -> Image.Image:
+    """The image rotated as its EXIF data says, more than 8 bits scaled to 8, in 1 channel (grey), 3 (RGB) or 4 (RGB and
+    opacity). In fewer than 4, what is transparent is white."""
     keep_only_orientation(image)
     ImageOps.exif_transpose(image, in_place=True)  # without in_place it copies every image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = in_8_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        if channels < 4:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
 
 
-def resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:
-    """Resize the shorter side to image_size, then crop the centre to image_size x image_size."""
-    if image.size == (image_size, image_size):
+def resize_and_crop(
+    image: Image.Image, image_size: int, resize: int, crop: str = "center", interpolation: str = "bilinear"
+) -> Image.Image:
+    """Resize an image, then cut out of its middle image_size x image_size, as torchvision's Resize and CenterCrop do.
+
+    resize: to what the shorter side is resized; with crop "squash", both sides.
+    """
+    short = min(image.size)
+    wide, high = (resize if crop == "squash" else int(resize * side / short) for side in image.size)
+    if image.size != (wide, high):
+        image = image.resize((wide, high), Image.Resampling[interpolation.upper()])
+    if (wide, high) == (image_size, image_size):
         return image
-    ratio = image_size / min(image.size)
-    wide, high = (max(image_size, round(side * ratio)) for side in image.size)
-    left, top = (wide - image_size) // 2, (high - image_size) // 2
-    resized = image.resize((wide, high), Image.Resampling.BILINEAR)
-    return resized.crop((left, top, left + image_size, top + image_size))
+    left, top = round((wide - image_size) / 2), round((high - image_size) / 2)
+    return image.crop((left, top, left + image_size, top + image_size))

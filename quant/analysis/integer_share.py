@@ -52,26 +52,30 @@ class IntegerShare:
         return f"{self.percent:.1f} % of MACs in integers; in float: {', '.join(named[:MAX_NAMED]) or 'none'}{more}"
 
 
-def planned_integer_share(model: nn.Module, spec: ResolvedQuant, method: AnyMethod, image_size: int) -> IntegerShare:
+def planned_integer_share(
+    model: nn.Module, spec: ResolvedQuant, method: AnyMethod, image_size: int, channels: int = 3
+) -> IntegerShare:
     """The IntegerShare that a float model will have once it is prepared with a resolved spec, for square images of this
     size. The model stays as it is. Raises UserError if it cannot be traced."""
     traced = trace(model, method.trains_quantized(spec))
     decisions = BitAllocation(TypedGraph(traced), spec).decisions()
-    return _share(traced, image_size, {one.chain.head for one in decisions if _will_be_integer(one)})
+    return _share(
+        traced, (channels, image_size, image_size), {one.chain.head for one in decisions if _will_be_integer(one)}
+    )
 
 
-def integer_share(prepared: fx.GraphModule, image_size: int) -> IntegerShare:
+def integer_share(prepared: fx.GraphModule, image_size: int, channels: int = 3) -> IntegerShare:
     """The IntegerShare of a prepared model."""
     modules = dict(prepared.named_modules())
     views = {node: layer_view(modules, node) for node in prepared.graph.nodes}
     integers = {node for node, view in views.items() if view is not None and _is_integer(view)}
-    return _share(prepared, image_size, integers)
+    return _share(prepared, (channels, image_size, image_size), integers)
 
 
-def _share(module: fx.GraphModule, image_size: int, integers: set[fx.Node]) -> IntegerShare:
+def _share(module: fx.GraphModule, image_shape: tuple[int, int, int], integers: set[fx.Node]) -> IntegerShare:
     counter, graph = _Counter(module), TypedGraph(module)
     with torch.no_grad():
-        counter.run(torch.empty(2, 3, image_size, image_size, device="meta"))
+        counter.run(torch.empty(2, *image_shape, device="meta"))
     found = {
         target(node) if node.op == "call_module" else node.name: (count, _why(node, graph))
         for node, count in counter.macs.items()

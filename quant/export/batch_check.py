@@ -10,13 +10,18 @@ COUNTS = (1, 2, 3)
 
 @torch.inference_mode()
 def check_batches(
-    ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], image_size: int, tolerance: float, name: str
+    ours: Callable[[Tensor], Tensor],
+    theirs: Callable[[Tensor], Tensor],
+    image_size: int,
+    tolerance: float,
+    name: str,
+    channels: int = 3,
 ) -> None:
     """Raise RuntimeError, naming the file, unless two models have the same logits for each number of images.
 
     tolerance: of the largest logit, for what the models compute in float; 0 for logits that are equal to the bit.
     """
-    images = torch.randn(max(COUNTS), 3, image_size, image_size)
+    images = torch.randn(max(COUNTS), channels, image_size, image_size)
     for count in COUNTS:
         expected, found = ours(images[:count]), theirs(images[:count])
         most = tolerance * float(expected.abs().max())

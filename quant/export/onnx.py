@@ -25,23 +25,25 @@ def check_onnx(key: str) -> None:
         raise UserError(f"{key}: an ONNX file {missing()}")
 
 
-def export_onnx(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str, Any]) -> IntegerModel:
+def export_onnx(
+    prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str, Any], channels: int = 3
+) -> IntegerModel:
     """Write the integer model of a prepared one as an ONNX file, and check it with ONNX Runtime if that is installed.
 
-    Input "images": normalized float32 [N, 3, image_size, image_size], any N. Output "logits": float32 [N, classes].
-    `info` becomes the file's metadata: text as it is, everything else as JSON. Returns the integer model. Raises
-    UserError if a quantizer has not been calibrated, or if ONNX Runtime computes another function.
+    Input "images": normalized float32 [N, channels, image_size, image_size], any N. Output "logits": float32
+    [N, classes]. `info` becomes the file's metadata: text as it is, everything else as JSON. Returns the integer model.
+    Raises UserError if a quantizer has not been calibrated, or if ONNX Runtime computes another function.
     """
     import onnx
 
     symmetric = _is_symmetric(prepared)
     model = convert(prepared, QdqEngine(symmetric))
-    proto = onnx_model(model.graph, torch.zeros(2, 3, image_size, image_size), symmetric)
+    proto = onnx_model(model.graph, torch.zeros(2, channels, image_size, image_size), symmetric)
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in info.items()}
     onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto, full_check=True)
     if not missing("onnxruntime"):
-        check_by_running(proto, model, image_size, symmetric)
+        check_by_running(proto, model, image_size, symmetric, channels)
     write_atomically(file, lambda part: onnx.save(proto, part))
     return model
 

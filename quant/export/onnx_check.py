@@ -22,9 +22,11 @@ FLOAT_ERROR = 1e-5
 
 
 @torch.inference_mode()
-def check_by_running(proto: Any, model: IntegerModel, image_size: int, symmetric: bool = False) -> None:
+def check_by_running(
+    proto: Any, model: IntegerModel, image_size: int, symmetric: bool = False, channels: int = 3
+) -> None:
     """Raise UserError, with the first operator that differs, if ONNX Runtime computes another function."""
-    images = torch.randn(IMAGES, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(IMAGES, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
     step = next(float(grid.scale) for _, grid in model.node_map.values() if grid is not None)
     ours, moved = (_in_batches(model, x) for x in (images, images + step))
     file = proto.SerializeToString()

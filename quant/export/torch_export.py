@@ -22,7 +22,7 @@ from quant.export import integer_ops
 from quant.export.batch_check import check_batches
 from quant.graph import operator_row
 from utils.files import write_atomically, write_json, write_text
-from utils.image_input import in_8_bits, keep_only_orientation, resize_and_crop, upright_rgb
+from utils.image_input import in_8_bits, keep_only_orientation, resize_and_crop, upright
 
 EXAMPLE = '''\
 """python example.py image.jpg"""
@@ -40,7 +40,7 @@ from torchvision.transforms import v2
 
 '''
 EXAMPLE += "\n\n".join(
-    inspect.getsource(function) for function in (keep_only_orientation, in_8_bits, upright_rgb, resize_and_crop)
+    inspect.getsource(function) for function in (keep_only_orientation, in_8_bits, upright, resize_and_crop)
 )
 EXAMPLE += """
 
@@ -48,9 +48,10 @@ here = Path(__file__).parent
 info = json.loads((here / "model.json").read_text(encoding="utf-8"))
 model = torch.export.load(here / "model.pt2").module()
 values = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(info["mean"], info["std"])])
-prepare = v2.Compose([v2.CenterCrop(info["image_size"]), v2.ToImage(), values])
+prepare = v2.Compose([v2.ToImage(), values])
 with open(sys.argv[1], "rb") as file:
-    image = prepare(resize_and_crop(upright_rgb(Image.open(file)), info["resize"]))
+    shown = upright(Image.open(file), info["channels"])
+image = prepare(resize_and_crop(shown, *(info[key] for key in ("image_size", "resize", "crop", "interpolation"))))
 sys.stdout.reconfigure(encoding="utf-8")
 with torch.inference_mode():
     print(info["classes"][int(model(image[None]).argmax())])
@@ -111,17 +112,17 @@ def _zero_point(grid: Grid) -> int:
     return int(grid.zero_point) - grid.q_min
 
 
-def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict) -> IntegerModel:
+def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict, channels: int = 3) -> IntegerModel:
     """Write the integer model of a prepared one into a folder, with `info` as model.json.
 
     image_size: the side of the square images that the model takes, in pixels. Returns the integer model. Raises
     UserError if a quantizer has not been calibrated, RuntimeError if the exported model computes other logits.
     """
-    model, images = convert(prepared, PortableEngine()), torch.zeros(2, 3, image_size, image_size)
+    model, images = convert(prepared, PortableEngine()), torch.zeros(2, channels, image_size, image_size)
     batch = {0: torch.export.Dim("batch")}
     with torch.no_grad():
         program = torch.export.export(model.graph, (images,), dynamic_shapes=(batch,))
-    check_batches(model, program.module(), image_size, FLOAT_ERROR, str(folder / "model.pt2"))
+    check_batches(model, program.module(), image_size, FLOAT_ERROR, str(folder / "model.pt2"), channels)
     for node in program.graph.nodes:  # paths of this machine's source files, and half the size of the file
         node.meta.pop("stack_trace", None)
     buffer = io.BytesIO()  # so that a full disk raises OSError rather than an error of torch's

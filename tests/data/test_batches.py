@@ -4,13 +4,17 @@ import multiprocessing
 import os
 import signal
 import sys
+from dataclasses import replace
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import data
-from data.batches import PAD, Batches, MemoryBatches
+from data.augment import PAD
+from data.batches import Batches, MemoryBatches
 from tests.data.conftest import imagefolder
 from utils.errors import UserError
 
@@ -27,7 +31,7 @@ ONE = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # pixels come out as they are
 
 def test_unaugmented_batches_are_the_images_in_order():
     images = data.DATASETS["fake"].load(16, 50).train
-    pixels, labels = zip(*MemoryBatches(images, 20, **ONE), strict=True)
+    pixels, labels = zip(*MemoryBatches(images, 20, **ONE, image_size=16), strict=True)
     assert [len(p) for p in pixels] == [20, 20, 10]
     assert pixels[0].is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(torch.cat(pixels), images.pixels.permute(0, 3, 1, 2).float(), atol=1e-3)
@@ -36,7 +40,7 @@ def test_unaugmented_batches_are_the_images_in_order():
 
 def test_normalization():
     dataset = data.DATASETS["digits"].load(16, None)
-    x = torch.cat([x for x, _ in MemoryBatches(dataset.train, 500, dataset.mean, dataset.std)])
+    x = torch.cat([x for x, _ in MemoryBatches(dataset.train, 500, dataset.mean, dataset.std, 16)])
     assert x.mean(dim=(0, 2, 3)).abs().max() < 1e-3
     assert (x.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
 
@@ -44,7 +48,7 @@ def test_normalization():
 def test_every_augmented_image_is_a_crop_of_its_padded_self_or_its_mirror():
     images = data.DATASETS["fake"].load(12, 60).train
     draw = data.Draw(seed=3, augment=True, flip=True)
-    batches = MemoryBatches(images, 60, **ONE, draw=draw)
+    batches = MemoryBatches(images, 60, **ONE, image_size=12, draw=draw)
     order = torch.randperm(60, generator=draw.generator(epoch=0))
     x, labels = next(iter(batches))
     assert torch.equal(labels, images.labels[order])
@@ -107,6 +111,46 @@ def test_processes_share_each_batch(drawn):
         assert torch.equal(whole[1::2], second)
 
 
+@pytest.mark.parametrize("image_size", [32, 72])
+@pytest.mark.parametrize("draw", [None, data.Draw(seed=5, augment=True, flip=True)], ids=["plain", "augmented"])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_whether_images_are_kept_in_memory_changes_no_bit(image_size, draw, part, folder):
+    """Nor does the number of workers; small images are shifted, of larger ones parts are cut out."""
+    found = []
+    for cache, workers in (("always", 2), ("never", 0), ("never", 1)):
+        load = data.DATASETS["imagefolder"].load
+        dataset = load(image_size, None, root=str(folder), cache=cache, workers=workers, interpolation="bicubic")
+        found.append(
+            pixels(data.batches(getattr(dataset, part), 5, dataset.mean, dataset.std, image_size, draw), epoch=1)
+        )
+    assert found[0][0].shape[1:] == (3, image_size, image_size)
+    assert same(found[0], found[1])
+    assert same(found[0], found[2])
+
+
+def test_parts_of_imagenet_are_cut_out_of_the_files_as_they_are(folder):
+    """Not of the squares that are measured: one that is larger than those has details of the file."""
+    (folder / "test").rename(folder / "val")
+    random = numpy.random.default_rng(0)
+    for path in (folder / "train").rglob("*.png"):
+        Image.fromarray(random.integers(0, 256, (400, 400, 3), dtype=numpy.uint8)).save(path)
+    draw = data.Draw(seed=1, augment=True)
+    sharp, soft = (
+        data.batches(
+            replace(data.DATASETS["imagenet"].load(72, None, root=str(folder), workers=0).train, whole=whole),
+            12,
+            **ONE,
+            image_size=72,
+            draw=draw,
+        )
+        for whole in (True, False)
+    )
+    (one, labels), (other, same_labels) = next(iter(sharp)), next(iter(soft))
+    assert torch.equal(labels, same_labels)
+    assert one.shape == (12, 3, 72, 72)
+    assert one.std() > 1.5 * other.std(), "noise that is resized once, and twice"
+
+
 @pytest.mark.parametrize(
     ("images", "batch_size", "world", "refused"),
     [
@@ -123,10 +167,10 @@ def test_each_process_has_two_images_a_step(images, batch_size, world, refused):
 
 def test_a_last_training_batch_of_one_is_left_out():
     images = data.DATASETS["fake"].load(8, 41).train
-    training = MemoryBatches(images, 20, **ONE, draw=data.Draw(seed=0))
+    training = MemoryBatches(images, 20, **ONE, image_size=8, draw=data.Draw(seed=0))
     assert [len(y) for _, y in training] == [20, 20]
     assert len(training) == 2
-    assert [len(y) for _, y in MemoryBatches(images, 20, **ONE)] == [20, 20, 1]
+    assert [len(y) for _, y in MemoryBatches(images, 20, **ONE, image_size=8)] == [20, 20, 1]
 
 
 def test_a_broken_file_is_named_by_worker_processes_too(folder, monkeypatch):
@@ -184,7 +228,7 @@ def test_no_images_are_no_batches(source, folder, monkeypatch):
 
 
 def test_a_bug_in_a_worker_is_not_its_death(folder, monkeypatch):
-    def bug(path):
+    def bug(path, channels):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
@@ -198,6 +242,8 @@ def test_workers_that_always_die_end_the_run(folder, monkeypatch):
     monkeypatch.setattr(sys.modules["data.batches"], "RETRIES", 1)
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
     dataset = imagefolder(folder, workers=1)
-    monkeypatch.setattr(sys.modules["data.batches"], "open_image", lambda path: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(
+        sys.modules["data.batches"], "open_image", lambda path, channels: os.kill(os.getpid(), signal.SIGKILL)
+    )
     with pytest.raises(UserError, match=r"data.workers: workers died 2 times"):
         list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
 import data
 from data import registry
@@ -81,3 +83,34 @@ def test_class_names_are_loaded_in_the_form_in_which_they_are_saved(monkeypatch)
     loaded = data.load(section(image_size=8))
     assert loaded.classes == [r"caf\xe9", r"caf\\xe9", r"a\x0ab", "3"]
     assert data.split(loaded, 0.5).classes == loaded.classes
+
+
+@pytest.mark.parametrize("name", ["digits", "imagefolder", "fake"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_have_the_channels_that_are_asked_for(name, channels, folder):
+    own = {"root": str(folder), "workers": 0} if name == "imagefolder" else {"limit": 5}
+    dataset = data.load(section(name=name, channels=channels, image_size=16, **own))
+    for images in (dataset.train, dataset.test):
+        assert images.pixels.shape[1:] == (16, 16, channels)
+    assert [len(dataset.mean), len(dataset.std)] == [channels] * 2
+
+
+def test_grey_is_what_pillow_makes_of_rgb():
+    colour, grey = (data.load(section(name="fake", channels=channels, limit=3)).train.pixels for channels in (3, 1))
+    for image, found in zip(colour, grey, strict=True):
+        assert numpy.array_equal(numpy.asarray(Image.fromarray(image.numpy()).convert("L")), found[..., 0].numpy())
+
+
+def test_mean_and_std_are_those_of_the_section():
+    dataset = data.load(section(mean=[0.1, 0.2, 0.3], limit=5))
+    assert (dataset.mean, len(dataset.std)) == ((0.1, 0.2, 0.3), 3)
+    registry.check(section(channels=1, std=[0.5]))
+    with pytest.raises(UserError, match=r"^data.mean: 3 numbers for images of 1 channel"):
+        registry.check(section(channels=1, mean=[0.1, 0.2, 0.3]))
+
+
+def test_another_image_size_sees_as_large_a_part():
+    d = section(name="imagefolder", image_size=224, resize=256)
+    assert registry.with_overrides(d, {"image_size": 112}).resize == 128
+    assert registry.with_overrides(d, {"image_size": 112, "resize": 112}).resize == 112
+    assert registry.stated(section(name="imagefolder", image_size=112))["resize"] == 128

@@ -71,12 +71,12 @@ def test_a_model_is_built_only_where_building_it_can_show_a_mistake(monkeypatch)
     built = []
     build = models.build
     monkeypatch.setattr(models, "build", lambda *arguments: built.append(arguments) or build(*arguments))
-    check_model(ModelSettings(name="resnet20"), 32, spec(method="lsq"))
+    check_model(ModelSettings(name="resnet20"), 32, 3, spec(method="lsq"))
     assert not built
-    check_model(ModelSettings(name="resnet20"), 32, spec(method="lsq", layers={"fc": "float"}))
+    check_model(ModelSettings(name="resnet20"), 32, 3, spec(method="lsq", layers={"fc": "float"}))
     assert built
     with pytest.raises(UserError, match=r"quant.layers: 'fx' matches no layer"):
-        check_model(ModelSettings(name="resnet20"), 32, spec(method="lsq", layers={"fx": "float"}))
+        check_model(ModelSettings(name="resnet20"), 32, 3, spec(method="lsq", layers={"fx": "float"}))
 
 
 def test_a_float_run_names_the_keys_that_it_does_not_read():

@@ -10,6 +10,7 @@ import models
 import quant
 from experiment import evaluation, latency, training
 from experiment.settings import EvaluateSettings, TrainSettings, resolved
+from utils.config import validate_section
 from utils.errors import UserError
 from utils.runs import checkpoint, tensor_file
 
@@ -88,12 +89,14 @@ def test_nothing_is_downloaded_to_where_a_checkpoint_says(tmp_path, monkeypatch)
     assert not (tmp_path / "theirs").exists()
 
 
-def test_images_from_files_are_resized_before_they_are_cropped():
+def test_an_export_says_how_its_images_are_made():
     state = {"mean": [0.5] * 3, "std": [0.2] * 3, "classes": ["a", "b"]}
-    whole, cropped = (evaluation.export_info(state, trained(weight_bits=4), files) for files in (False, True))
-    assert (whole["image_size"], whole["resize"], whole["weight_bits"]) == (32, 32, 4)
-    assert cropped["resize"] > cropped["image_size"] == 32
-    assert {key: whole[key] for key in state} == state
+    keys = {"name": "imagefolder", "image_size": 96, "crop": "squash", "interpolation": "bicubic"}
+    photographs = trained(weight_bits=4).model_copy(update={"data": validate_section("data", data.SECTIONS, keys)})
+    memory, files = (evaluation.export_info(state, run) for run in (trained(weight_bits=4), photographs))
+    assert (memory["image_size"], memory["resize"], memory["weight_bits"]) == (32, 32, 4)
+    assert files == memory | {"image_size": 96, "resize": 96, "crop": "squash", "interpolation": "bicubic"}
+    assert {key: memory[key] for key in state} == state
 
 
 MODULE = """

@@ -56,3 +56,12 @@ def test_settings_that_are_not_valid_are_refused_with_the_file():
     values["run"]["epochs"] = -1
     with pytest.raises(UserError, match=r"^last.pt: run.epochs: "):
         read_settings({"settings": values}, "last.pt")
+
+
+@pytest.mark.parametrize(("mean", "resize"), [([0.48, 0.45, 0.4], 96), ([0.485, 0.456, 0.406], None)])
+def test_images_that_an_earlier_version_kept_in_memory_are_made_as_it_made_them(mean, resize):
+    """Resized to image_size, and normalized by their own statistics; files were normalized by ImageNet's."""
+    values = {"data": {"name": "imagefolder", "image_size": 96}}
+    state = {"settings": values, "mean": mean, "std": [0.2] * 3}
+    found = read_settings(state, "last.pt").data
+    assert (found.resize, found.mean) == (resize, mean if resize else None)

@@ -1,11 +1,14 @@
 """train.py plans a run named after its setting, or every run of a sweep; it trains no finished run again."""
 
+import itertools
 import json
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 
-from experiment import training
+from experiment import evaluation, training
 from experiment.settings import TrainSettings
 from utils.distributed import Processes
 from utils.errors import UserError
@@ -44,3 +47,24 @@ def test_a_finished_run_is_shown_and_not_trained_again(tmp_path, monkeypatch, ca
     printed = capsys.readouterr().out
     assert f"{folder} is finished" in printed
     assert "91.25" in printed
+
+
+@pytest.mark.parametrize(("model", "channels"), [("resnet20", 1), ("timm:mobilenetv3_small_050", 4)])
+def test_grey_and_four_channels_end_in_every_integer_model_and_export(model, channels, tmp_path):
+    photographs = tmp_path / "images"
+    random = numpy.random.default_rng(0)
+    for part, kind, number in itertools.product(("train", "test"), ("cat", "dog"), range(4)):
+        folder = photographs / part / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (40, 40, 4), dtype=numpy.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    keys = ["data.name=imagefolder", f"data.root={photographs}", f"data.channels={channels}", "data.batch_size=4"]
+    engines = 'run.engines=["reference","fbgemm","qnnpack","x86","onednn","onnxruntime"]'
+    common = [f"run.dir={tmp_path}", "run.name=a", "run.epochs=1", "quant.method=ptq", "data.image_size=32"]
+    training.main([*keys, *common, f"model.name={model}", engines])
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert set(summary["agreement"].values()) == {100.0}
+    for target in ("a.onnx", "a.npz", "folder"):
+        evaluation.main([f"checkpoint={tmp_path / 'a' / 'last.pt'}", 'engines=["x86"]', f"export={tmp_path / target}"])
+    info = json.loads((tmp_path / "folder" / "model.json").read_text())
+    assert (info["channels"], len(info["mean"])) == (channels, channels)

@@ -86,10 +86,10 @@ def once(check_model):
     """Builds and traces a model once, and not again for each cell that asks the same of it."""
     seen = set()
 
-    def check_new(asked, image_size, spec):
-        key = repr((asked, image_size, spec.layers, spec.chooses_layers, spec.method))
+    def check_new(asked, image_size, channels, spec):
+        key = repr((asked, image_size, channels, spec.layers, spec.chooses_layers, spec.method))
         if key not in seen:
-            check_model(asked, image_size, spec)
+            check_model(asked, image_size, channels, spec)
         seen.add(key)
 
     return check_new
@@ -102,6 +102,7 @@ def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, 
     named = []  # the checkpoints it starts from, which need not be there: another setting trains them
     monkeypatch.setattr(tensor_file, "check_exists", named.append)
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: named.append(path))
+    monkeypatch.setattr(checks, "as_weights", lambda d, model: d)
     monkeypatch.setattr(checks, "check_model", once(checks.check_model))
     settings = config.load(TrainSettings, str(path), [])
     assert settings.note

@@ -33,7 +33,7 @@ from utils.sections import Section
 FORMAT = 4
 ALSO_READ = (3,)
 """Earlier formats that can be read; the caller brings their settings up to date."""
-Channels = Field(min_length=3, max_length=3)
+Channels = Field(min_length=1, max_length=64)
 
 
 class CheckpointHeader(Section):
@@ -104,6 +104,11 @@ def load(path: str) -> dict:
     return state
 
 
+def is_ours(found: dict) -> bool:
+    """Whether the contents of a file look like those of a checkpoint of train.py."""
+    return {"model", "format", "settings"} <= found.keys()
+
+
 def _check_contents(path: str, state: dict) -> None:
     """Raise UserError if something other than the tensors is missing or has the wrong type.
 
@@ -112,6 +117,9 @@ def _check_contents(path: str, state: dict) -> None:
     if isinstance(state.get("classes"), list):
         state["classes"] = [printable_class(name) for name in state["classes"]]
     validate(CheckpointHeader, {key: state.get(key) for key in CheckpointHeader.model_fields}, path)
+    inputs = state.get("inputs")
+    if isinstance(inputs, dict) and isinstance(inputs.get("data"), dict):  # format 4 had it beside the inputs at first
+        inputs["data"].setdefault("normalization", {"mean": state["mean"], "std": state["std"]})
     types = {"settings": dict, "model": dict, "training": dict | None, "inputs": dict | None}
     for key, expected in types.items():
         if not isinstance(state.get(key), expected):
@@ -175,7 +183,7 @@ def _check_numbers(tensors: dict[str, Tensor], path: str) -> None:
 def _read_weights(model: nn.Module, path: str, model_name: str | None = None) -> tuple[Reading, dict]:
     """(the weights of a file under the names of the model, the whole file)"""
     found = tensor_file.load(path)
-    if not {"model", "format", "settings"} <= found.keys():
+    if not is_ours(found):
         with blame(path):
             return read(found, model), found
     _check_contents(path, found)

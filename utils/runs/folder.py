@@ -118,7 +118,8 @@ class RunFolder:
         """
         read: list[str] = []
         if inputs is not None and self.inputs is not None:
-            ignored, read = (*ignored, *LOCATIONS), differences(inputs, self.inputs)
+            unknown = () if "normalization" in inputs.get("data", {}) else ("data.normalization",)  # an older version's
+            ignored, read = (*ignored, *LOCATIONS), differences(inputs, self.inputs, unknown)
         set_otherwise = differences(settings, self.settings, self._ignored(ignored))
         found, kinds = [*set_otherwise, *read], {"settings": set_otherwise, "inputs": read}
         what = " and ".join(kind for kind, some in kinds.items() if some)

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+import torch
 from torch import Tensor, fx, nn
 
 Tensors = dict[str, Tensor]
@@ -204,6 +205,21 @@ def _shape(x: Tensor) -> list[int]:
     return shape
 
 
+def for_channels(tensors: Tensors, model: nn.Module) -> tuple[Tensors, str]:
+    """Bring the first layer's filters of three channels to the model's: summed up for grey, else repeated."""
+    wanted = model.state_dict()
+    name = next((name for name, value in wanted.items() if value.ndim == 4), "")
+    there, here = tensors.get(name), wanted.get(name)
+    if there is None or here is None or there.shape[1:2] != (3,) or here.shape[1] == 3:
+        return tensors, ""
+    if there.shape[:1] + there.shape[2:] != here.shape[:1] + here.shape[2:]:
+        return tensors, ""
+    channels = here.shape[1]
+    repeated = there[:, torch.arange(channels) % 3] * (3 / channels)
+    value = there.sum(1, keepdim=True) if channels == 1 else repeated
+    return tensors | {name: value}, f"the filters of {name} for {channels} channel(s) instead of 3"
+
+
 def in_float32(tensors: Tensors, model: nn.Module) -> tuple[Tensors, str]:
     """Name other floating-point types; loading converts them."""
     wanted = model.state_dict()
@@ -225,6 +241,7 @@ STEPS: tuple[Step, ...] = (
     with_constants,
     renamed_head,
     reshaped,
+    for_channels,
     in_float32,
 )
 

@@ -26,6 +26,7 @@ def choose(
     batch_size: int,
     image_size: int,
     processes: Processes,
+    channels: int = 3,
 ) -> Precision:
     """The precision to train in. requested: fp32, bf16, or auto (the faster one).
 
@@ -37,13 +38,13 @@ def choose(
     if previous in PRECISIONS:
         return previous
     return processes.broadcast_object(
-        faster(model, max(2, batch_size // processes.world_size), image_size, processes.device)
+        faster(model, max(2, batch_size // processes.world_size), image_size, processes.device, channels)
     )
 
 
-def faster(model: nn.Module, batch_size: int, image_size: int, device: torch.device) -> Precision:
+def faster(model: nn.Module, batch_size: int, image_size: int, device: torch.device, channels: int = 3) -> Precision:
     """The precision with the smaller median time of interleaved steps on random images. The model is not changed."""
-    images = torch.rand(batch_size, 3, image_size, image_size, device=device)
+    images = torch.rand(batch_size, channels, image_size, image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     trials = {name: copy.deepcopy(model).train() for name in PRECISIONS}
     first = {name: _seconds(trial, images, name) for name, trial in trials.items()}

@@ -25,7 +25,9 @@ from quant.export.npz.read import FORMAT, load
 from utils.files import write_atomically
 
 
-def export(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str, Any]) -> IntegerModel:
+def export(
+    prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str, Any], channels: int = 3
+) -> IntegerModel:
     """Write the integer model of a prepared one, with `info` for its users; load the file and check the logits.
 
     Returns the model. Raises UserError for an operator that a file cannot represent, RuntimeError if the loaded model
@@ -33,7 +35,7 @@ def export(prepared: fx.GraphModule, file: Path, image_size: int, info: dict[str
     """
     model = convert(prepared, RecordingEngine())
     _save(prepared, model, file, info)
-    check_batches(model, load(str(file)), image_size, 1e-5 if model.float_layers else 0.0, str(file))
+    check_batches(model, load(str(file)), image_size, 1e-5 if model.float_layers else 0.0, str(file), channels)
     return model
 
 

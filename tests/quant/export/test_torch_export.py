@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import quant
-from data.folders import open_image, resize_and_crop, upright_rgb
+from data.decoding import open_image, resize_and_crop, upright
 from quant.export.torch_export import EXAMPLE
 from tests.conftest import photos, spec, with_real_statistics
 
@@ -104,9 +104,10 @@ def test_the_example_sees_an_image_as_training_does(mode):
     exec(compile(ast.Module(defined, []), "example.py", "exec"), example)
     image = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (45, 37, 3), dtype=numpy.uint8)).convert(mode)
     image.getexif()[0x0112] = 3
-    expected = resize_and_crop(upright_rgb(image), 24)
+    expected = resize_and_crop(upright(image), 24, 27, "center", "bicubic")
     assert numpy.array_equal(
-        numpy.asarray(example["resize_and_crop"](example["upright_rgb"](image), 24)), numpy.asarray(expected)
+        numpy.asarray(example["resize_and_crop"](example["upright"](image), 24, 27, "center", "bicubic")),
+        numpy.asarray(expected),
     )
 
 
@@ -117,11 +118,12 @@ def test_the_example_names_the_class_of_an_image_file(tmp_path):
     model = with_real_statistics(resnet18(num_classes=4), photos(8, 64))
     prepared = quant.prepare(model, spec(method="ptq"))
     quant.calibrate(prepared, [photos(8, 64)])
-    info = {"image_size": 64, "resize": 64, "mean": [0.5] * 3, "std": [0.25] * 3, "classes": ["a", "b", "c", "d"]}
+    geometry = {"image_size": 64, "resize": 70, "crop": "center", "interpolation": "bicubic"}
+    info = {**geometry, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "classes": ["a", "b", "c", "d"]}
     quant.export(prepared, tmp_path, 64, info)
     picture = (photos(1, 97)[0].permute(1, 2, 0) * 32 + 128).clamp(0, 255).to(torch.uint8)[:, :83]
     Image.fromarray(picture.numpy()).save(tmp_path / "image.png")
-    pixels = torch.tensor(numpy.asarray(resize_and_crop(open_image(tmp_path / "image.png"), 64)))
+    pixels = torch.tensor(numpy.asarray(resize_and_crop(open_image(tmp_path / "image.png"), *geometry.values())))
     done = run_alone(tmp_path, "example.py", "image.png")
     assert done.returncode == 0, done.stderr
     seen = (pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.25

@@ -2,11 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
+from utils import files
 from utils.errors import UserError
 from utils.runs.folder import (
+    INPUTS,
     RunFolder,
     check_no_single_run,
     check_no_sweep,
@@ -139,3 +142,13 @@ def test_differences_are_named_by_dotted_key():
     assert differences(there, here) == ["a.b: 1 there, 2 here", "gone: 3 there, null here"]
     assert differences(there, here, ("a",)) == ["gone: 3 there, null here"]
     assert differences({"ab": 1}, {"ab": 2}, ("a",)) == ["ab: 1 there, 2 here"], "a is not ab"
+
+
+def test_other_normalization_is_another_run_unless_an_older_version_kept_none(finished):
+    read = {"data": {"classes": {"0": "cat"}, "normalization": {"mean": [0.5], "std": [0.2]}}}
+    files.write_json(finished.path / INPUTS, read)
+    same = replace(finished, inputs=read)
+    other = replace(finished, inputs={"data": read["data"] | {"normalization": {"mean": [0.4], "std": [0.2]}}})
+    assert (same.is_finished(), other.is_finished()) == (True, False)
+    files.write_json(finished.path / INPUTS, {"data": {"classes": {"0": "cat"}}})
+    assert other.is_finished()

@@ -82,3 +82,14 @@ def test_the_files_tensors_are_not_written_on():
     before = copy.deepcopy(state)
     under_names_of(Net(), state)
     assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_filters_of_three_channels_see_the_same_in_copies_of_one(channels):
+    """A grey image in each of the channels gives what it gave in three."""
+    rgb, other = (nn.Sequential(nn.Conv2d(count, 4, 3), nn.BatchNorm2d(4)).eval() for count in (3, channels))
+    tensors, done = under_names_of(other, rgb.state_dict())
+    other.load_state_dict(tensors)
+    grey = torch.rand(2, 1, 8, 8)
+    assert torch.allclose(other(grey.expand(-1, channels, -1, -1)), rgb(grey.expand(-1, 3, -1, -1)), atol=1e-5)
+    assert done == [f"the filters of 0.weight for {channels} channel(s) instead of 3"]
