@@ -28,7 +28,9 @@ def function(name: str) -> importing.Function:
     return importing.member(source, member, "data.name")
 
 
-def load(name: str, image_size: int, channels: int, limit: int | None, train: bool, options: dict[str, Any]) -> Dataset:
+def load(
+    name: str, image_size: int, limit: int | None, train: bool, options: dict[str, Any], channels: int = 3
+) -> Dataset:
     """Call the function. Raises UserError, in one line, if it cannot be called so or returns no Dataset."""
     given = {"image_size": image_size, "limit": limit, "train": train} | options
     given |= {} if channels == 3 else {"channels": channels}

@@ -84,7 +84,7 @@ def load(section: DataSettings, train: bool = True, download: bool = True) -> Da
 def _load(section: DataSettings, train: bool, download: bool) -> Dataset:
     if section.name not in DATASETS:
         options = section.model_extra or {}
-        return external.load(section.name, section.image_size, section.channels, section.limit, train, options)
+        return external.load(section.name, section.image_size, section.limit, train, options, section.channels)
     row = DATASETS[section.name]
     own = part(section, row.options).model_dump() | ({"download": download} if row.downloads else {})
     return row.load(section.image_size, section.limit, train, **own)
