@@ -1,5 +1,6 @@
 """Compare the float model, the simulation and every engine on the same images: accuracy, agreement and size."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -11,6 +12,7 @@ from quant.engines.base import EngineFailed, IntegerModel
 from quant.graph.node_view import target
 from quant.graph.quant_layers import Correction, QuantLayer
 from quant.graph.views import layers, operator_view, quantizers, without_quantizers
+from utils.errors import UserError
 from utils.metrics import Score
 from utils.runs import tensor_file
 
@@ -28,6 +30,8 @@ def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iter
         size_mb          {"float" or engine: decimal MB of the tensors to store}
         size_mb_at_bits  decimal MB if weights are stored at their own number of bits
         failed           {engine: why it cannot run the model}, only where there is one; nothing else names it
+
+    Raises UserError if the logits of the float model or of the simulation are not finite.
     """
     quantized = bool(quantizers(prepared))
     with_float = with_float or not quantized
@@ -54,6 +58,7 @@ def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iter
             scores[name].add(logits, labels)
             same[name] += int((logits.argmax(1) == simulated.argmax(1)).sum())
             equal[name] += int((logits == simulated).all(1).sum())
+    _check_finite({name: score for name, score in scores.items() if name not in engines})
     images_seen = max(next(iter(scores.values())).images, 1)
     return {
         "accuracy": {name: score.summary() for name, score in scores.items()},
@@ -64,6 +69,15 @@ def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iter
         "size_mb_at_bits": megabytes_at_bits(prepared),
         **({"failed": failed} if failed else {}),
     }
+
+
+def _check_finite(scores: dict[str, Score]) -> None:
+    for name, score in scores.items():
+        if not math.isfinite(score.loss_sum):
+            raise UserError(
+                f"{name}: logits that are not finite, on {score.images} images: its weights or their ranges are too "
+                "large, as after a training that diverged; take an earlier checkpoint, or train with a smaller optim.lr"
+            )
 
 
 def float_state(prepared: nn.Module) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.engines import openvino_trial
+
 Session = Callable[[Tensor], Tensor]
 """float images of the session's shape -> float logits."""
 
@@ -37,12 +39,12 @@ def openvino_core() -> Any:
 
 
 def openvino_session(file: bytes, shape: torch.Size, threads: int) -> Session:
+    """Raises RuntimeError for a model on which OpenVINO's compiler crashes."""
+    openvino_trial.check_survived(file, shape, threads)
     return openvino_model_session(openvino_core().read_model(model=file), shape, threads)
 
 
 def openvino_model_session(model: Any, shape: torch.Size, threads: int) -> Session:
     """A session of an openvino.Model, compiled for images of this shape."""
-    model.reshape({"images": list(shape)})
-    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino_core().compile_model(model, "CPU", options).create_infer_request()
+    request = openvino_trial.request(openvino_core(), model, shape, threads)
     return lambda images: torch.from_numpy(request.infer({"images": images.contiguous().numpy()})["logits"].copy())

@@ -14,6 +14,7 @@ from quant.graph.views import quantizers
 from tests.conftest import photos, spec
 from tests.helpers import calibrated
 from tests.packed import exported
+from utils.errors import UserError
 from utils.runs import tensor_file
 
 
@@ -147,3 +148,15 @@ def test_an_engine_that_fails_is_left_out_and_the_others_are_measured():
     assert result["agreement"] == result["bit_equal"] == {"reference": 100.0}
     assert list(result["size_mb"]) == ["float", "reference"]
     assert "failed" not in compare(prepared, {}, [(images, labels)], False)
+
+
+@pytest.mark.parametrize("with_float", [True, False])
+def test_logits_that_are_not_finite_are_named(with_float):
+    """What is saved is finite, and overflows all the same."""
+    model = calibrated(net(), photos(4, 16), first_last_bits=32)
+    with torch.no_grad():
+        model.get_submodule("4").bias.fill_(torch.finfo(torch.float32).max)
+        model.get_submodule("4").weight.mul_(1e38)
+    name = "float" if with_float else "simulated"
+    with pytest.raises(UserError, match=rf"^{name}: logits that are not finite, on 4 images: "):
+        compare(model, {}, [(photos(4, 16), torch.zeros(4).long())], with_float)
