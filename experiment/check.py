@@ -14,9 +14,10 @@ from utils.training import optim
 
 def check(settings: TrainSettings, name: str) -> TrainSettings:
     """The settings of one training run, checked and resolved. name: the run's, as its folder is called."""
-    d, m, o, r = settings.data, settings.model, settings.optim, settings.run
+    d, o, r = settings.data, settings.optim, settings.run
     data.check(d)
-    models.check(m.name, m.options, d.image_size)
+    models.check(settings.model.name, settings.model.options, d.image_size)
+    m = with_weights_file(settings.model)
     device.find(r.device)
     if r.tensorboard:
         check_tensorboard()
@@ -35,7 +36,12 @@ def check(settings: TrainSettings, name: str) -> TrainSettings:
         raise UserError("optim.average: run.epochs=0 trains nothing")
     check_engines(settings.engines, "quant.engine" if r.engines is None else "run.engines", run=q.method != "float")
     run_settings = r.model_copy(update={"name": name, "engines": settings.engines})
-    return settings.model_copy(update={"run": run_settings, "data": as_weights(d, m)})
+    return settings.model_copy(update={"run": run_settings, "data": as_weights(d, m), "model": m})
+
+
+def with_weights_file(m: ModelSettings) -> ModelSettings:
+    """The section with the file that weights=pretrained stands for, downloaded if it is not there."""
+    return m.model_copy(update={"weights": models.file_of(m.name)}) if m.weights == models.PRETRAINED else m
 
 
 def check_learns(q: quant.ResolvedQuant, epochs: int) -> None:

@@ -58,7 +58,8 @@ class ModelSettings(Section):
     name: str = "resnet20"
     """The network: a row of models.MODELS. Further keys are that model's own options."""
     weights: PathText | None = None
-    """A checkpoint or state dict to start from, or null: from scratch."""
+    """A checkpoint or state dict to start from; "pretrained": what torchvision or timm publishes for the model,
+    downloaded into their caches; or null: from scratch."""
 
     @property
     def options(self) -> dict[str, Any]:

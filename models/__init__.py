@@ -8,13 +8,13 @@ own: models/external.py.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
 from models.alexnet import alexnet
 from models.channels import for_channels
-from models.external import build_external, check_output, check_trusted, factory
+from models.external import build_external, check_output, check_trusted, factory, found_elsewhere
 from models.fast import fast_cnn
 from models.mobilenet import ACTIVATIONS, mobilenet_v2, mobilenet_v2_projected
 from models.mobilenet_v3 import (
@@ -23,6 +23,7 @@ from models.mobilenet_v3 import (
     mobilenet_v3_small,
     mobilenet_v3_small_relu,
 )
+from models.pretrained import PRETRAINED, file_of
 from models.published import preprocessing
 from models.resnet import resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56, resnext101_32x8d
 from models.shufflenet import shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, shufflenet_v2_x2_0
@@ -88,7 +89,9 @@ def check(name: str, options: dict[str, Any], image_size: int) -> None:
     if is_external(name):
         factory(name)
         return
-    row = choose(MODELS, name, "model.name", "or torchvision:NAME, timm:NAME, package.module:factory")
+    if name not in MODELS:
+        _refuse(name)
+    row = MODELS[name]
     known = {"form": ("auto", *row.forms)} | row.options
     for key, value in options.items():
         if key not in known:
@@ -103,6 +106,15 @@ def check(name: str, options: dict[str, Any], image_size: int) -> None:
         raise UserError(
             f"model.name: {name} accepts images of {smallest} pixels or more in its {form} form, not of {image_size}"
         )
+
+
+def _refuse(name: str) -> NoReturn:
+    """Raise UserError for a name that is not in the table, with where else it is."""
+    elsewhere = found_elsewhere(name)
+    if elsewhere:
+        raise UserError(f"model.name: unknown {name!r}, did you mean {' or '.join(elsewhere)}?")
+    choose(MODELS, name, "model.name", "or torchvision:NAME, timm:NAME, package.module:factory")
+    raise AssertionError("it is in the table")
 
 
 def build(name: str, num_classes: int | None, image_size: int, options: dict[str, Any], channels: int = 3) -> nn.Module:
@@ -126,4 +138,5 @@ def _form(row: Row, options: dict[str, Any], image_size: int) -> str:
     return form
 
 
-__all__ = ["MODELS", "Row", "build", "check", "check_output", "check_trusted", "is_external", "preprocessing"]
+__all__ = ["MODELS", "PRETRAINED", "Row", "build", "check", "check_output", "check_trusted", "file_of", "is_external"]
+__all__ += ["preprocessing"]

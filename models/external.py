@@ -8,6 +8,7 @@ The function is called with num_classes, if it has such a parameter, and with th
 section. The name is only imported, never evaluated as code.
 """
 
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable
@@ -113,6 +114,18 @@ def _timm(member: str) -> Callable[..., nn.Module]:
         return timm.create_model(member, pretrained=False, in_chans=in_chans, **_without_files(options))
 
     return create
+
+
+def found_elsewhere(name: str) -> list[str]:
+    """The names, with their sources, under which torchvision and timm have a model of this very name."""
+    from torchvision import models
+
+    found = [f"torchvision:{name}"] if name in models.list_models(module=models) else []
+    if importlib.util.find_spec("timm") is not None:
+        import timm
+
+        found += [f"timm:{name}"] if timm.is_model(name) else []
+    return found
 
 
 def _without_files(options: dict[str, Any]) -> dict[str, Any]:
