@@ -6,7 +6,17 @@ from data.external import check_trusted
 from data.folders import looks_like_imagefolder
 from data.identity import identity
 from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
-from data.registry import DATASETS, SECTIONS, check, load, scaled, stated, switch_dataset, with_overrides
+from data.registry import (
+    DATASETS,
+    SECTIONS,
+    check,
+    load,
+    scaled,
+    stated,
+    switch_dataset,
+    with_overrides,
+    with_val_fraction,
+)
 from data.settings import DataSettings
 from data.sources import ROOT
 
@@ -25,4 +35,4 @@ __all__ = [
 ]
 __all__ += ["check_classes", "check_training", "check_trusted", "evaluation_batch", "first"]
 __all__ += ["identity", "load", "looks_like_imagefolder", "renormalized", "scaled", "split", "stated"]
-__all__ += ["switch_dataset", "with_overrides"]
+__all__ += ["switch_dataset", "with_overrides", "with_val_fraction"]

@@ -1,6 +1,7 @@
 """Images in folders, one folder a class. data/sources.py says what a loader is."""
 
 import csv
+import os
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from utils.names import printable
 from utils.sections import PathText, Section
 
 MEMORY_BYTES = 2**31
+PARTS = ("train", "val", "test")
+"""Folders of images by their use."""
 
 
 class FileOptions(Section):
@@ -36,8 +39,8 @@ class FileOptions(Section):
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     """How images are resized, always with antialiasing. null: as for model.weights, else bilinear."""
     root: PathText = ROOT
-    """Folder of the files. imagefolder: the one that holds train/ and test/ or val/; where there are both, val/ chooses
-    best.pt."""
+    """Folder of the files. imagefolder: the one that holds train/ and test/ or val/ (where there are both, val/ chooses
+    best.pt), or the one that holds the folders of classes."""
     workers: int = Field(WORKERS, ge=0)
     """Threads (images kept in memory) or processes (large images) that decode image files."""
     on_error: Literal["fail", "skip"] = "fail"
@@ -45,6 +48,8 @@ class FileOptions(Section):
 
 
 class FolderOptions(FileOptions):
+    test_fraction: float = Field(0.2, gt=0.0, lt=1.0)
+    """Share of each class's images that is held out to test on, where root itself holds the folders of classes."""
     cache: Literal["auto", "always", "never"] = "auto"
     """Decode images once and keep them in memory, or in each epoch again: the numbers are the same. auto: kept where
     all fit in 2 GB."""
@@ -58,23 +63,60 @@ def imagefolder(
     workers: int = WORKERS,
     on_error: str = "fail",
     cache: str = "auto",
+    test_fraction: float = 0.2,
     **asked: Any,
 ) -> Dataset:
     """One's own images: root/train/<class>/** and root/test/<class>/**, and, to choose best.pt by, root/val/<class>/**.
 
-    Without test/, those of val/ are the test images. Kept in memory (cache auto: when all fit in 2 GB), or decoded a
-    batch at a time. asked: channels, resize, crop and interpolation, as in FileOptions.
+    Without test/, those of val/ are the test images. With none of these folders, root/<class>/**: test_fraction of each
+    class is held out to test on. Kept in memory (cache auto: when all fit in 2 GB), or decoded a batch at a time.
+    asked: channels, resize, crop and interpolation, as in FileOptions.
     """
-    folders, made = _parts(Path(root), train), preprocessing(image_size, **asked)
-    classes = class_names(next(iter(folders.values())))
-    used = folders if train else {"test": folders["test"]}
-    found = {part: _labels(folder, classes, part == "train", part in used) for part, folder in folders.items()}
+    top, made = Path(root), preprocessing(image_size, **asked)
+    classes, found = _in_parts(top, train) if _has_parts(top) else _held_out(top, test_fraction, train)
     every = {part: Files(*images, _of_part(part, made), workers, on_error) for part, images in found.items()}
     # of all parts without a limit, so that it is decided alike for any
     size = sum(len(files) * files.preprocessing.bytes for files in every.values())
     kept = size <= MEMORY_BYTES if cache == "auto" else cache == "always"
+    used = [part for part in every if train or part == "test"]
     files = {part: first(every[part], limit) for part in used}
     return _dataset({part: _decode(part_files) for part, part_files in files.items()} if kept else files, classes, made)
+
+
+Labelled = tuple[list[Path], torch.Tensor]
+"""The images of a part and their labels."""
+
+
+def _in_parts(root: Path, train: bool) -> tuple[list[str], dict[str, Labelled]]:
+    """(the classes, the images of each part): the training images only if `train`."""
+    folders = _parts(root, train)
+    classes = class_names(next(iter(folders.values())))
+    reported = folders if train else ("test",)
+    return classes, {
+        part: _labels(folder, classes, part == "train", part in reported) for part, folder in folders.items()
+    }
+
+
+def _held_out(root: Path, fraction: float, report: bool) -> tuple[list[str], dict[str, Labelled]]:
+    """(the classes, the images of each part) of a folder of classes. What is held out is a fixed random share of each.
+
+    It is at least one image of each class that has two.
+    """
+    classes = class_names(root)
+    paths, labels = _labels(root, classes, True, report)
+    held: list[int] = []
+    for of_class in (torch.nonzero(labels == label)[:, 0] for label in range(len(classes))):
+        count = min(max(1, round(fraction * len(of_class))), len(of_class) - 1)
+        order = torch.randperm(len(of_class), generator=torch.Generator().manual_seed(0))
+        held += of_class[order[:count]].tolist()
+    if report:
+        say(f"{root}: no train/ and test/: of {len(paths):,} images, {len(held):,} are held out to test on")
+    chosen = torch.zeros(len(paths), dtype=torch.bool)
+    chosen[held] = True
+    return classes, {
+        part: ([paths[i] for i in torch.nonzero(index)[:, 0].tolist()], labels[index])
+        for part, index in (("train", ~chosen), ("test", chosen))
+    }
 
 
 def _of_part(part: str, made: Preprocessing) -> Preprocessing:
@@ -88,9 +130,30 @@ def _dataset(parts: Mapping[str, Images | Files], classes: list[str], made: Prep
 
 
 def looks_like_imagefolder(root: str) -> bool:
-    """Whether a folder is laid out as imagefolder reads it: train/ with folders in it, and test/ or val/."""
-    training, *held_out = (Path(root).expanduser() / part for part in ("train", "test", "val"))
+    """Whether a folder is laid out as imagefolder reads it.
+
+    It holds train/, with folders in it, and test/ or val/; or two or more folders with images in each.
+    """
+    top = Path(root).expanduser()
+    if not _has_parts(top):
+        folders = [entry for entry in by_name(top) if is_folder(entry)] if top.is_dir() else []
+        return len(folders) > 1 and all(map(_holds_an_image, folders))
+    training, *held_out = (top / part for part in PARTS)
     return any(part.is_dir() for part in held_out) and training.is_dir() and any(map(Path.is_dir, training.iterdir()))
+
+
+def has_val(root: str) -> bool:
+    """Whether val/ holds validation images: not if they are the test images."""
+    return (Path(root) / "val").is_dir() and (Path(root) / "test").is_dir()
+
+
+def _has_parts(root: Path) -> bool:
+    return not root.is_dir() or any((root / part).is_dir() for part in PARTS)
+
+
+def _holds_an_image(folder: os.DirEntry) -> bool:
+    """Whether one of its files, in no folder in it, is called as images are."""
+    return any(Path(entry.name).suffix.lower() in trusted_suffixes() for entry in by_name(Path(folder.path)))
 
 
 def imagenet(
@@ -137,7 +200,7 @@ def _parts(root: Path, train: bool) -> dict[str, Path]:
     """The folders of train, val and test images; val/ is the test images where there is no test/."""
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}; expected {root}/train/<class>/<image> and {root}/test/ or val/")
-    found = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    found = {name: root / name for name in PARTS if (root / name).is_dir()}
     if "test" not in found:
         if "val" not in found:
             raise UserError(f"data.root: {root} has no test/ and no val/ folder beside train/")
@@ -145,9 +208,7 @@ def _parts(root: Path, train: bool) -> dict[str, Path]:
     return ({"train": root / "train"} if train else {}) | found
 
 
-def _labels(
-    folder: Path, classes: list[str], of_all: bool = False, report: bool = True
-) -> tuple[list[Path], torch.Tensor]:
+def _labels(folder: Path, classes: list[str], of_all: bool = False, report: bool = True) -> Labelled:
     """The images of a part and their labels. of_all: of each class there have to be some. report: say which classes and
     files are not used."""
     _check_known(folder, classes)
@@ -179,7 +240,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join([*map(printable, names[:5]), *(["..."] if len(names) > 5 else [])])
 
 
-def _labelled(folder: Path, solutions: dict[str, str], wnids: list[str]) -> tuple[list[Path], torch.Tensor]:
+def _labelled(folder: Path, solutions: dict[str, str], wnids: list[str]) -> Labelled:
     """Images of one flat folder, with the classes that `solutions` gives to their names."""
     paths, number = sorted(folder.glob("*.JPEG")), {wnid: i for i, wnid in enumerate(wnids)}
     missing = next((path for path in paths if solutions.get(path.stem) not in number), None)

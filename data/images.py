@@ -109,12 +109,12 @@ def first(images, limit: int | None, after: int = 0):
     return images.take(order[:limit])
 
 
-def split(dataset: Dataset, fraction: float) -> Dataset:
-    """Hold out a fixed random share of the training images as the validation set.
+def split(dataset: Dataset, fraction: float | None) -> Dataset:
+    """Hold out a fixed random share of the training images as the validation set; None holds out none.
 
     Raises UserError if the dataset has validation images of its own.
     """
-    if fraction == 0:
+    if not fraction:
         return dataset
     if dataset.val is not None:
         raise UserError("data.val_fraction: the dataset has validation images of its own (val/): leave it at 0")

@@ -9,7 +9,7 @@ from pydantic import create_model
 
 from data import external
 from data.decoding import preprocessing
-from data.folders import FileOptions, FolderOptions, imagefolder, imagenet
+from data.folders import FileOptions, FolderOptions, has_val, imagefolder, imagenet
 from data.images import Dataset, in_grey
 from data.settings import DataSettings
 from data.sources import NoOptions, Root, cifar10, cifar100, digits, fake, fashion_mnist, svhn
@@ -103,6 +103,14 @@ def _read_by(name: str, values: dict[str, Any]) -> dict[str, Any]:
     """Those of the values that the dataset of that name reads; all of them if there is no such dataset."""
     kind = SECTIONS.kinds.get(SECTIONS.name({"name": name}))
     return {key: value for key, value in values.items() if kind is None or key in kind.model_fields}
+
+
+def with_val_fraction(section: DataSettings) -> DataSettings:
+    """The section with the share of the training images that is held out where it leaves that open."""
+    if section.val_fraction is not None:
+        return section
+    holds_out = isinstance(section, FolderOptions) and not has_val(section.root)
+    return section.model_copy(update={"val_fraction": 0.1 if holds_out else 0.0})
 
 
 def stated(section: DataSettings) -> dict[str, Any]:

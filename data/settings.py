@@ -25,6 +25,6 @@ class DataSettings(Section):
     """Random crop and, where the dataset allows it, horizontal flip of the training images."""
     limit: int | None = Field(None, ge=1)
     """Take only this many images (of a fixed shuffle) of each part, training, validation and test, for trials."""
-    val_fraction: float = Field(0.0, ge=0.0, lt=1.0)
+    val_fraction: float | None = Field(None, ge=0.0, lt=1.0)
     """Share of the training images held out to choose best.pt by, for datasets without validation images of their own.
-    0: none, and no best.pt; the test set never chooses."""
+    0: none, and no best.pt; the test set never chooses. null: 0.1 for imagefolder, else 0."""

@@ -36,7 +36,9 @@ def check(settings: TrainSettings, name: str) -> TrainSettings:
         raise UserError("optim.average: run.epochs=0 trains nothing")
     check_engines(settings.engines, "quant.engine" if r.engines is None else "run.engines", run=q.method != "float")
     run_settings = r.model_copy(update={"name": name, "engines": settings.engines})
-    return settings.model_copy(update={"run": run_settings, "data": as_weights(d, m), "model": m})
+    return settings.model_copy(
+        update={"run": run_settings, "data": as_weights(data.with_val_fraction(d), m), "model": m}
+    )
 
 
 def with_weights_file(m: ModelSettings) -> ModelSettings:

@@ -146,3 +146,46 @@ def test_an_image_with_a_hostile_name_is_named_in_one_printable_line(folder, wor
         list(data.batches(dataset.test, 8, dataset.mean, dataset.std, 32))
     path = folder / "test" / "cat" / r"a\x0a\x1b[2J\xe9.png"
     assert str(refused.value) == f"{path}: not a readable image (of no format that Pillow knows)"
+
+
+@pytest.fixture
+def classes(tmp_path):
+    """A folder of classes: ten cats, five dogs, one emu."""
+    for name, count in (("cat", 10), ("dog", 5), ("emu", 1)):
+        (tmp_path / "all" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (40, 40), (i, 0, 0)).save(tmp_path / "all" / name / f"{i}.png")
+    return tmp_path / "all"
+
+
+def test_of_a_folder_of_classes_a_share_of_each_is_held_out(classes, capsys):
+    dataset = imagefolder(classes)
+    assert dataset.classes == ["cat", "dog", "emu"]
+    assert (dataset.train.labels.bincount().tolist(), dataset.test.labels.bincount(minlength=3).tolist()) == (
+        [8, 4, 1],
+        [2, 1, 0],
+    )
+    assert f"{classes}: no train/ and test/: of 16 images, 3 are held out to test on" in capsys.readouterr().out
+    names = {path for part in (dataset.train, dataset.test) for path in part.source.paths}
+    assert len(names) == 16
+    assert imagefolder(classes, test_fraction=0.5).test.labels.bincount(minlength=3).tolist() == [5, 2, 0]
+
+
+def test_what_is_held_out_does_not_depend_on_the_part_the_limit_or_the_folder(classes, tmp_path):
+    whole = imagefolder(classes, cache="never")
+    measured = data.DATASETS["imagefolder"].load(32, None, train=False, root=str(classes), cache="never")
+    assert measured.test.paths == whole.test.paths
+    assert measured.train is None
+    classes.rename(tmp_path / "moved")
+    moved = imagefolder(tmp_path / "moved", cache="never")
+    assert [path.name for path in moved.test.paths] == [path.name for path in whole.test.paths]
+
+
+def test_folders_of_images_look_like_classes(classes, folder, tmp_path):
+    from data import looks_like_imagefolder as looks_like
+
+    assert looks_like(str(classes))
+    assert looks_like(str(folder))
+    (classes / "notes").mkdir()
+    assert not looks_like(str(classes)), "a folder without images"
+    assert not looks_like(str(tmp_path / "nowhere"))

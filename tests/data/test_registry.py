@@ -114,3 +114,21 @@ def test_another_image_size_sees_as_large_a_part():
     assert registry.with_overrides(d, {"image_size": 112}).resize == 128
     assert registry.with_overrides(d, {"image_size": 112, "resize": 112}).resize == 112
     assert registry.stated(section(name="imagefolder", image_size=112))["resize"] == 128
+
+
+@pytest.mark.parametrize(
+    ("keys", "parts", "share"),
+    [
+        ({"name": "imagefolder"}, ["train", "test"], 0.1),
+        ({"name": "imagefolder"}, ["train", "val"], 0.1),
+        ({"name": "imagefolder"}, ["train", "val", "test"], 0.0),
+        ({"name": "imagefolder", "val_fraction": 0.0}, ["train", "test"], 0.0),
+        ({"name": "digits"}, [], 0.0),
+        ({"name": "digits", "val_fraction": 0.2}, [], 0.2),
+    ],
+)
+def test_folders_without_validation_images_hold_out_a_tenth(keys, parts, share, tmp_path):
+    for part in parts:
+        (tmp_path / part).mkdir()
+    own = {"root": str(tmp_path)} if keys["name"] == "imagefolder" else {}
+    assert registry.with_val_fraction(section(**keys, **own)).val_fraction == share

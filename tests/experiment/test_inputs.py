@@ -95,7 +95,7 @@ def test_a_finished_run_is_trained_again_where_its_weights_are_others(command, t
 MISTAKES = {
     "no images": (["data.root=nowhere"], "data.root"),
     "a batch of one": (["data.batch_size=1"], "data.batch_size"),
-    "too few images": (["data.limit=1"], "1 training images"),
+    "too few images": (["data.limit=1"], "of 1 images leaves none to train on"),
     "weights of other classes": (["model.weights={seven}", "run.epochs=0"], "not weights of this model"),
     "a teacher of other classes": (["quant.method=lsq", "quant.teacher={seven}"], "2 classes .* trained on 10"),
     "no weights": (["model.weights=nowhere.pt"], "nowhere.pt"),
