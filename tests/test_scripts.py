@@ -129,7 +129,7 @@ def test_evaluate_gives_the_numbers_of_the_run(trained, tmp_path):
     layers = (tmp_path / "evaluation_layers.txt").read_text()
     assert "layer1.0.conv1" in layers
     line = next(line for line in layers.splitlines() if line.startswith("fbgemm:"))
-    assert line.endswith("1 on onednn sums; in float: nothing")
+    assert line.endswith("1 on onednn sums; every layer runs in integers")
     assert sum(map(int, re.findall(r"(\d+) on ", line))) == 30, "19 convolutions, 9 additions, the pool, the logits"
 
 

@@ -92,12 +92,16 @@ class Progress:
     """A progress bar with the time left; without a terminal, a message every 30 seconds.
 
     total: the number of units. what: the name of the work. units: their name in the plural. done: how many are already
-    done at the start.
+    done at the start. later: how many of other bars follow, which count in the time left.
     """
 
-    def __init__(self, total: int, what: str, units: str, done: int = 0):
+    def __init__(self, total: int, what: str, units: str, done: int = 0, later: int = 0):
         hidden = _log.level > logging.INFO or None
-        self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {units}", leave=False, disable=hidden)
+        shape = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
+        self.bar = tqdm(
+            total=total, initial=done, desc=what, leave=False, disable=hidden, bar_format=shape, dynamic_ncols=True
+        )
+        self.later = later
         self.total, self.what, self.units, self.done, self.done_before = total, what, units, done, done
         self.started = self.last_line = time.monotonic()
 
@@ -111,13 +115,16 @@ class Progress:
         """Report that `count` more are done. note(): text next to the count, called only when it is shown."""
         self.done += count
         if not self.bar.disable:
-            self.bar.set_postfix_str(note(), refresh=False)
+            self.bar.set_postfix_str(", ".join(filter(None, [note(), f"{self._left()} left"])), refresh=False)
             self.bar.update(count)
         elif (now := time.monotonic()) - self.last_line >= PROGRESS_SECONDS:
             self.last_line = now
-            left = (now - self.started) / (self.done - self.done_before) * (self.total - self.done)
             more = f"; {note()}" if note() else ""
-            say(f"{self.what}: {self.done:,} of {self.total:,} {self.units}, {_duration(left)} left{more}")
+            say(f"{self.what}: {self.done:,} of {self.total:,} {self.units}, {self._left()} left{more}")
+
+    def _left(self) -> str:
+        each = (time.monotonic() - self.started) / (self.done - self.done_before)
+        return duration(each * (self.total - self.done + self.later))
 
 
 def tracked(items: Iterable, total: int, what: str, units: str) -> Iterator:
@@ -128,7 +135,7 @@ def tracked(items: Iterable, total: int, what: str, units: str) -> Iterator:
             progress.add(1)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

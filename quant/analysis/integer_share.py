@@ -49,7 +49,8 @@ class IntegerShare:
         """'98.7 % of MACs in integers; in float: body.7 (1.3 %, its weights stay in float)'."""
         named = [f"{name} ({100 * count / self.macs:.1f} %, {why})" for name, (count, why) in self.in_float.items()]
         more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
-        return f"{self.percent:.1f} % of MACs in integers; in float: {', '.join(named[:MAX_NAMED]) or 'none'}{more}"
+        share = f"{self.percent:.1f} % of MACs in integers"
+        return f"{share}; in float: {', '.join(named[:MAX_NAMED])}{more}" if named else share
 
 
 def planned_integer_share(

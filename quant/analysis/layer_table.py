@@ -64,7 +64,7 @@ def float_operators(prepared: fx.GraphModule, model: IntegerModel) -> str:
 def _in_float(rows: list[list[str]]) -> str:
     names = [row[0] for row in rows if row[4] == "float"]
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"in float: {', '.join(names[:MAX_NAMED]) or 'nothing'}{more}"
+    return f"in float: {', '.join(names[:MAX_NAMED])}{more}" if names else "every layer runs in integers"
 
 
 def _layer_row(name: str, view: LayerView, model: IntegerModel) -> list[str]:

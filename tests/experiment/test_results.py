@@ -23,9 +23,9 @@ def settings(**sections) -> TrainSettings:
     ("sections", "best", "expected"),
     [
         ({"quant": {"method": "ptq"}}, None, {"last.pt"}),
-        ({"quant": {"method": "ptq"}}, 90.0, {"last.pt", "best.pt"}),
+        ({"quant": {"method": "ptq"}}, (90.0, -0.5), {"last.pt", "best.pt"}),
         ({"quant": {"method": "statassist"}}, None, set()),
-        ({"quant": {"method": "statassist"}}, 90.0, {"best.pt"}),
+        ({"quant": {"method": "statassist"}}, (90.0, -0.5), {"best.pt"}),
         ({"quant": {"method": "statassist"}, "optim": {"average": 0.9}}, None, {"last.pt"}),
         ({"quant": {"method": "statassist", "bn_reestimation_images": 9}}, None, {"last.pt"}),
     ],

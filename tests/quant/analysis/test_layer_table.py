@@ -135,7 +135,7 @@ def test_a_layer_without_an_exact_int8_kernel_is_noted_unless_the_engine_has_non
 def test_the_line_counts_kernels_and_names_eight_operators_in_float():
     prepared = calibrated_residual()
     model = quant.convert(prepared, "reference")
-    assert quant.layer_summary(prepared, model) == "reference: 8 on integers in float32; in float: nothing"
+    assert quant.layer_summary(prepared, model) == "reference: 8 on integers in float32; every layer runs in integers"
     floats = calibrated_residual(act_bits=32)
     line = quant.layer_summary(floats, quant.convert(floats, "reference"))
     named = [row[0] for row in rows_of(floats).values() if row[4] == "float"]

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -19,9 +20,31 @@ def test_only_a_candidate_that_is_better_becomes_the_best(tmp_path):
     found = [log.record("float", score(50), score(val), 0.1, counts) for val, counts in ((90, False), (60, True))]
     assert found == [False, True]
     assert log.record("lsq", score(50), score(60), 0.1, True) is False, "as good is not better"
-    assert log.best == 60.0
+    assert log.best == (60.0, -log.rows[1]["val_loss"])
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert [(row["epoch"], row["val_top1"]) for row in rows] == [("1", "90.0"), ("2", "60.0"), ("3", "60.0")]
+
+
+def test_among_epochs_of_the_same_accuracy_the_smaller_loss_is_better(tmp_path):
+    log = RunLog(tmp_path, 3)
+    losses = (100.0, 50.0, 70.0)
+    found = [log.record("float", score(50), replace(score(60), loss_sum=loss), 0.1, True) for loss in losses]
+    assert found == [True, True, False]
+    restored = RunLog(tmp_path, 3)
+    restored.restore(log.state())
+    assert restored.best == log.best
+    restored.restore(log.state() | {"best": 60.0})  # an earlier version's
+    assert restored.record("float", score(50), replace(score(60), loss_sum=1.0), 0.1, True) is False
+
+
+def test_the_line_of_an_epoch_fits_into_80_columns(tmp_path, capsys):
+    log = RunLog(tmp_path, 100)
+    log.epoch_seconds = 99.9
+    log.record("statassist", score(100), score(100), 0.1, True)
+    [line] = capsys.readouterr().out.splitlines()
+    assert len(line) <= 80
+    assert line.startswith("epoch   1/100 statassist  loss ")
+    assert "train top-1 100.00 %  val 100.00 %" in line
 
 
 def test_a_restored_log_counts_the_time_before(tmp_path):

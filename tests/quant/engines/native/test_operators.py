@@ -66,7 +66,7 @@ def test_every_row_runs_in_integers_on_every_engine_and_in_a_file(name, tmp_path
     model = converts_exactly(Row(name), images, act_bits=4)
     assert len(model.operators) == 2, "it and the mean"
     prepared = calibrated(Row(name), images)
-    assert quant.layer_summary(prepared, quant.convert(prepared, "reference")).endswith("in float: nothing")
+    assert quant.layer_summary(prepared, quant.convert(prepared, "reference")).endswith("every layer runs in integers")
     quant.export_packed(prepared, tmp_path / "net.npz", 12, {})
     assert torch.equal(quant.load_packed(str(tmp_path / "net.npz"))(images), prepared(images))
 
