@@ -5,12 +5,14 @@ from data.decoding import IMAGENET_MEAN
 from data.external import check_trusted
 from data.folders import looks_like_imagefolder
 from data.identity import identity
+from data.image_files import find as find_images
 from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
 from data.registry import (
     DATASETS,
     SECTIONS,
     check,
     load,
+    preprocessing_of,
     scaled,
     stated,
     switch_dataset,
@@ -34,5 +36,15 @@ __all__ = [
     "check",
 ]
 __all__ += ["check_classes", "check_training", "check_trusted", "evaluation_batch", "first"]
-__all__ += ["identity", "load", "looks_like_imagefolder", "renormalized", "scaled", "split", "stated"]
+__all__ += [
+    "find_images",
+    "identity",
+    "load",
+    "looks_like_imagefolder",
+    "preprocessing_of",
+    "renormalized",
+    "scaled",
+    "split",
+    "stated",
+]
 __all__ += ["switch_dataset", "with_overrides", "with_val_fraction"]

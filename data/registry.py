@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import create_model
 
 from data import external
-from data.decoding import preprocessing
+from data.decoding import Preprocessing, preprocessing
 from data.folders import FileOptions, FolderOptions, has_val, imagefolder, imagenet
 from data.images import Dataset, in_grey
 from data.settings import DataSettings
@@ -120,9 +120,17 @@ def stated(section: DataSettings) -> dict[str, Any]:
     """
     if not isinstance(section, FileOptions):
         return {"image_size": section.image_size}
-    keys = part(section, FileOptions).model_dump(include={"resize", "crop", "interpolation"})
-    made = preprocessing(section.image_size, **keys)
-    return {"image_size": made.image_size, **{key: getattr(made, key) for key in keys}}
+    made = preprocessing_of(section)
+    return {key: getattr(made, key) for key in ("image_size", "resize", "crop", "interpolation")}
+
+
+def preprocessing_of(section: DataSettings) -> Preprocessing:
+    """What becomes of an image file. Images of a dataset that are in memory were resized to the square as they are."""
+    size = section.image_size
+    if not isinstance(section, FileOptions):
+        return Preprocessing(size, size, "squash", channels=section.channels)
+    keys = part(section, FileOptions).model_dump(include={"channels", "resize", "crop", "interpolation"})
+    return preprocessing(size, **keys)
 
 
 def with_overrides(section: DataSettings, values: dict[str, Any]) -> DataSettings:

@@ -5,12 +5,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 import data
 import models
 import quant
-from experiment import cli, datasets
+from experiment import cli, datasets, exported, exported_evaluation, prediction, run_results
 from experiment.check import check_engines
 from experiment.rebuild import rebuild
 from experiment.report import sensitivity_table
@@ -23,6 +23,8 @@ from utils.errors import UserError
 from utils.runs import tensor_file
 from utils.runs.folder import differences
 
+ALL = ("reference", "fbgemm", "qnnpack", "x86", "onednn")
+"""Engines of PyTorch, which are measured unless others are named."""
 LOCATION = ("root", "workers", "on_error", "cache", "batch_size", "augment", "val_fraction", "mean", "std")
 """Keys of the data section with any value of which the test images are the same."""
 EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
@@ -36,12 +38,27 @@ def main(arguments: list[str], description: str | None = __doc__) -> None:
 
 def plan(settings: EvaluateSettings, setting_file: str) -> cli.Job:
     """The evaluation that the settings describe. Raises UserError for what can be refused without the checkpoint."""
-    check_engines(settings.engines, "engines")
+    usual = [] if settings.export else [*ALL]
+    engines = usual if settings.engines is None else settings.engines
+    settings = settings.model_copy(update={"engines": engines})
+    check_engines(engines, "engines")
     check_overrides(settings.data)
-    tensor_file.check_exists(settings.checkpoint)
+    settings = settings.model_copy(update={"checkpoint": measured_file(settings.checkpoint)})
     if settings.export:
         check_suffix(settings.export)
-    return cli.Job(settings, functools.partial(evaluate, settings, setting_file))
+    if settings.images is not None:
+        return cli.Job(settings, functools.partial(prediction.predict, settings))
+    evaluated = exported_evaluation.evaluate if exported.is_export(settings.checkpoint) else evaluate
+    return cli.Job(settings, functools.partial(evaluated, settings, setting_file))
+
+
+def measured_file(path: str) -> str:
+    """The file that a checkpoint, the folder of a run or an export stands for. Raises UserError if there is none."""
+    if exported.is_export(path):
+        return path
+    found = run_results.checkpoint_of(path) if Path(path).is_dir() else path
+    tensor_file.check_exists(found)
+    return found
 
 
 def check_suffix(target: str) -> None:
@@ -82,6 +99,21 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
     models.check_output(model.eval(), trained.model.name, len(state["classes"]), d.image_size, d.channels)
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     target = prepare_target(Path(settings.export)) if settings.export else None
+    if settings.engines or settings.sensitivity or not target:
+        measure(settings, model, state, trained, d, folder)
+    if target and quant.is_prepared(model):
+        export(model, target, export_info(state, trained))
+
+
+def measure(
+    settings: EvaluateSettings,
+    model: nn.Module,
+    state: dict[str, Any],
+    trained: TrainSettings,
+    d: data.DataSettings,
+    folder: Path,
+) -> None:
+    """Measure a model on the test images of a data section, and write the results into the folder."""
     dataset = datasets.load_test(d, download=is_ours(d, settings.data))
     data.check_classes(dataset.classes, state["classes"])
     if (notice := other_test_images(dataset, state, d, trained.data)) is not None:
@@ -89,7 +121,8 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
     mean, std = (settings.data.get(key) or state[key] for key in ("mean", "std"))
     make = datasets.batch_maker(d, mean, std)
     test = make(dataset.test, data.evaluation_batch(d.image_size))
-    measured = quant.measure(model.eval(), settings.engines, test, trained.ends_in_float, d.image_size, d.channels)
+    engines = settings.engines or []
+    measured = quant.measure(model.eval(), engines, test, trained.ends_in_float, d.image_size, d.channels)
     say(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | measured.result)
     files.write_text(folder / "evaluation_layers.txt", measured.layers)
@@ -98,8 +131,6 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
         found = quant.sensitivity(model, test)
         say(f"\n{sensitivity_table.text(found)}\n\nsensitivity.csv and sensitivity.png in {folder}")
         sensitivity_table.write(found, f"{trained.model.name} on {d.name}, {trained.quant.method}", folder)
-    if target and quant.is_prepared(model):
-        export(model, target, export_info(state, trained))
 
 
 def other_test_images(

@@ -18,6 +18,7 @@ from experiment import cli
 from experiment.check import check_engines
 from experiment.rebuild import rebuild
 from experiment.report.latency_table import report
+from experiment.run_results import checkpoint_of, summary_of
 from experiment.settings import LatencySettings, ModelSettings
 from utils import files, timing
 from utils.complexity import complexity
@@ -27,7 +28,6 @@ from utils.environment import environment
 from utils.errors import UserError
 from utils.names import printable
 from utils.runs import checkpoint, tensor_file
-from utils.runs.folder import LAST, SUMMARY, read_summary
 
 Entry = str | dict[str, Any]
 """An element of `models` in the settings: a model's name, a name with options, or the path of a run or checkpoint."""
@@ -77,19 +77,6 @@ def model_settings(entry: Entry) -> ModelSettings:
 def is_run(entry: Entry) -> TypeGuard[str]:
     """Whether an entry names a checkpoint or the folder of a run."""
     return isinstance(entry, str) and (entry.endswith(".pt") or Path(entry).is_dir())
-
-
-def checkpoint_of(run: str) -> str:
-    """The checkpoint itself or, for a run's folder, the one that its summary.json was measured on."""
-    return run if run.endswith(".pt") else str(Path(run) / summary_of(Path(run))["checkpoint"])
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    """summary.json of a run. For an unfinished run, or one older than the key `checkpoint`: its defaults."""
-    found = read_summary(folder) if (folder / SUMMARY).is_file() else {}
-    if not isinstance(found.get("checkpoint", LAST), str):
-        raise UserError(f"{folder / SUMMARY}: not what train.py writes there")
-    return {"checkpoint": LAST, "accuracy": {}} | found
 
 
 def measure_all(settings: LatencySettings) -> None:

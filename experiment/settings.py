@@ -9,7 +9,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, create_model
 
@@ -168,12 +168,18 @@ def _asks_for_folders(overrides: Mapping[str, Any]) -> bool:
 class EvaluateSettings(Section):
     """setting/evaluate.json: measure a checkpoint."""
 
+    bare_key: ClassVar[str] = "checkpoint"
+
     note: str = ""
     """What this setting does and what it costs."""
     checkpoint: PathText = "runs/train/last.pt"
-    """The checkpoint, written by train.py."""
-    engines: list[str] = Field(["reference", "fbgemm", "qnnpack", "x86", "onednn"])
-    """Engines to convert to and measure; rows of quant.ENGINES."""
+    """The checkpoint, the folder of a run, or an exported model: .npz, .onnx, or a folder with a model.pt2."""
+    images: PathText | None = None
+    """A picture, or a folder of them: instead of a measurement, what the model says of them, by the first of engines.
+    predictions.csv has the five likeliest classes of each."""
+    engines: list[str] | None = None
+    """Engines to convert to and measure; rows of quant.ENGINES. null: those of PyTorch; with export, none, so that
+    nothing is measured."""
     output: PathText | None = None
     """Folder for evaluation.json; null: that of the checkpoint."""
     export: PathText | None = None

@@ -23,6 +23,7 @@ from quant.core.settings import QuantSettings, ResolvedQuant
 from quant.engines.base import EngineFailed, IntegerModel
 from quant.engines.convert import convert as _convert
 from quant.engines.float_baseline import float_baseline
+from quant.engines.onnx_sessions import onnxruntime_session
 from quant.export.npz.read import load as load_packed
 from quant.export.npz.write import export as export_packed
 from quant.export.onnx import check_onnx, export_onnx
@@ -180,6 +181,7 @@ __all__ = [
     "learned",
     "load_packed",
     "measure",
+    "onnxruntime_session",
     "parse",
     "planned_integer_share",
     "prepare",

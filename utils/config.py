@@ -71,7 +71,9 @@ def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> di
         key, equals, value = text.partition("=")
         if re.search(r"[\ud800-\udfff]", text):  # what stands for other bytes
             raise UserError(f"command line: {text} is not UTF-8")
-        if not equals:
+        if not equals and kind.bare_key:
+            key, value = kind.bare_key, json.dumps(text)
+        elif not equals:
             raise UserError(f"command line: {text!r} is not of the form section.key=value")
         one = {key: _json_or_text(value)}
         for notice in kind.rename(one):

@@ -4,7 +4,7 @@ import os
 import re
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -58,6 +58,9 @@ class Section(BaseModel):
     """A part of a setting: frozen, and closed to keys that it does not name. Field docstrings describe the keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    bare_key: ClassVar[str] = ""
+    """The key that a text without = on the command line is a value of, if any."""
 
     @classmethod
     def rename(cls, values: dict) -> list[str]:

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import io
 import math
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -222,4 +223,15 @@ def onnx_model(graph: fx.GraphModule, images: Tensor, symmetric: bool = False) -
         )
     if written is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    return written.model_proto
+    return _with_named_batch(written.model_proto)
+
+
+def _with_named_batch(proto: Any) -> Any:
+    """The same ONNX model, whose number of images is called "batch" where torch has a symbol for it, s77 say."""
+    symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    word = re.compile(rf"\b{re.escape(symbol)}\b")
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = word.sub("batch", dimension.dim_param)
+    return proto

@@ -24,7 +24,8 @@ def schemas() -> dict[str, dict]:
     model = found["train"]["$defs"]["ModelSettings"]["properties"]["name"]
     model["anyOf"] = [{"enum": list(TABLES["models"])}, {"type": "string", "pattern": "^[\\w.]+:[\\w.]+$"}]
     for kind in ("evaluate", "latency"):
-        found[kind]["properties"]["engines"]["items"]["enum"] = list(TABLES["engines"])
+        engines = found[kind]["properties"]["engines"]
+        engines.get("anyOf", [engines])[0]["items"]["enum"] = list(TABLES["engines"])  # null stands behind it
     return {name: _without_titles(schema) for name, schema in found.items()}
 
 

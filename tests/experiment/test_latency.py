@@ -13,7 +13,6 @@ import quant
 from experiment import latency
 from experiment.settings import TrainSettings, resolved
 from quant.engines.base import IntegerModel
-from utils.errors import UserError
 from utils.runs import checkpoint
 
 KEYS = {"model", "engine", "image_size", "batch_size", "threads", "params", "macs", "flops", "float_mb", "int8_mb"}
@@ -122,9 +121,3 @@ def test_an_engine_that_fails_is_named_and_the_others_are_timed(tmp_path, capsys
     rows = json.loads((tmp_path / "latency.json").read_text())
     assert [row["engine"] for row in rows] == ["reference"]
     assert "engines: other cannot run this model: no such shape" in capsys.readouterr().out
-
-
-def test_a_summary_that_names_no_file_is_refused(tmp_path):
-    (tmp_path / "summary.json").write_text('{"accuracy": {}, "checkpoint": 3}')
-    with pytest.raises(UserError, match=r"summary.json: not what train.py writes there$"):
-        latency.checkpoint_of(str(tmp_path))

@@ -1,0 +1,108 @@
+"""Models in exported files (.npz, .onnx, folders with a model.pt2), and what they say of their images."""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, FiniteFloat, PositiveFloat
+from torch import Tensor
+
+import quant
+from utils.config import validate
+from utils.errors import UserError, first_line
+from utils.sections import Section
+
+PT2 = "model.pt2"
+Channels = Field(min_length=1, max_length=64)
+
+
+class Info(Section):
+    """What an export says of itself: model.json, the metadata of an ONNX file, `info` of a packed model."""
+
+    model: str = ""
+    weight_bits: int = 8
+    act_bits: int = 8
+    image_size: int = Field(ge=8, le=1024)
+    channels: int = Field(3, ge=1, le=64)
+    resize: int = Field(ge=8)
+    crop: str = "center"
+    interpolation: str = "bilinear"
+    mean: Annotated[list[FiniteFloat], Channels]
+    std: Annotated[list[PositiveFloat], Channels]
+    classes: Annotated[list[str], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in a file: float images [N, C, H, W] -> float logits [N, classes]. engine: what runs it."""
+
+    run: Callable[[Tensor], Tensor]
+    info: Info
+    engine: str
+
+
+def is_export(path: str) -> bool:
+    """Whether a path is called as a file of an export, or is a folder with a model.pt2."""
+    return Path(path).suffix in READERS or (Path(path) / PT2).is_file()
+
+
+def read(path: str, trust: bool | str) -> Exported:
+    """The model of an exported file. Raises UserError if it cannot be read.
+
+    trust: has to be True for a model.pt2, of which torch may run code.
+    """
+    if not Path(path).exists():
+        raise UserError(f"checkpoint: there is no {path}")
+    return _folder(path, trust) if Path(path).is_dir() else READERS[Path(path).suffix](path)
+
+
+def _packed(path: str) -> Exported:
+    model = quant.load_packed(path)
+    return Exported(model, validate(Info, model.info, path), "packed")
+
+
+def _onnx(path: str) -> Exported:
+    quant.check_onnx("checkpoint")
+    import onnx
+
+    try:
+        proto = onnx.load(path)
+    except Exception as error:  # of protobuf, of the system
+        raise UserError(f"{path}: not a readable ONNX file ({first_line(error, 100)})") from None
+    texts = {pair.key: pair.value for pair in proto.metadata_props if pair.key in Info.model_fields}
+    session_of = functools.partial(quant.onnxruntime_session, proto.SerializeToString())
+    open_session = functools.lru_cache(maxsize=4)(session_of)  # one for each size of a batch
+
+    def run(images: Tensor) -> Tensor:
+        return open_session(images.shape, torch.get_num_threads())(images)
+
+    return Exported(run, validate(Info, {key: _plain(text) for key, text in texts.items()}, path), "onnxruntime")
+
+
+def _plain(text: str) -> Any:
+    """A value of an ONNX file's metadata: text as it is, all else as JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _folder(path: str, trust: bool | str) -> Exported:
+    if trust is not True:
+        raise UserError(f"checkpoint: torch may run code of {path}/{PT2}: set trust=true if you trust its origin")
+    import quant.export.integer_ops  # noqa: F401  its operators; the copy in the folder is not imported
+
+    try:
+        info = json.loads((Path(path) / "model.json").read_text(encoding="utf-8"))
+        model = torch.export.load(Path(path) / PT2).module()
+    except Exception as error:  # torch raises anything for a damaged file
+        raise UserError(f"{path}: not a readable export ({first_line(error, 100)})") from None
+    return Exported(model, validate(Info, info, f"{path}/model.json"), "torch.export")
+
+
+READERS: dict[str, Callable[[str], Exported]] = {".npz": _packed, ".onnx": _onnx}
+"""How an exported file is read, by its suffix."""

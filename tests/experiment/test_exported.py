@@ -1,0 +1,39 @@
+"""Exported files are told by their names, and read with what they say of their images, or refused in a line."""
+
+import pytest
+import torch
+
+from experiment import exported
+from utils.errors import UserError
+
+
+def test_files_and_folders_of_exports_are_told_from_others(run):
+    names = ["a.npz", "a.onnx", "exported", "a", "a/last.pt", "images"]
+    assert [exported.is_export(str(run / name)) for name in names] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [("a.npz", "packed"), ("a.onnx", "onnxruntime"), ("exported", "torch.export")]
+)
+def test_each_says_the_same_of_its_images_and_computes_logits(name, engine, run):
+    found = exported.read(str(run / name), trust=True)
+    assert found.engine == engine
+    assert (found.info.image_size, found.info.channels, found.info.classes) == (16, 3, ["bright", "dark", "middle"])
+    assert (found.info.resize, found.info.crop, found.info.interpolation) == (16, "center", "bilinear")
+    with torch.inference_mode():
+        assert found.run(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.onnx"])
+def test_a_damaged_file_is_a_line(name, run, tmp_path):
+    (tmp_path / name).write_bytes((run / name).read_bytes()[:1000])
+    with pytest.raises(UserError, match=name):
+        exported.read(str(tmp_path / name), trust=False)
+
+
+def test_a_file_that_says_nothing_of_its_images_is_refused(tmp_path):
+    import onnx
+
+    onnx.save(onnx.ModelProto(), tmp_path / "bare.onnx")
+    with pytest.raises(UserError, match=r"bare\.onnx: image_size"):
+        exported.read(str(tmp_path / "bare.onnx"), trust=False)

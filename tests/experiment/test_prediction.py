@@ -1,0 +1,58 @@
+"""What a model says of single pictures: the likeliest classes, as the test images are seen, in a table and a file."""
+
+import csv
+
+import pytest
+from PIL import Image
+
+from experiment import evaluation
+from utils.errors import UserError
+
+
+def asked(run, what: str, *keys: str) -> list[dict]:
+    evaluation.main([str(run / what), f"images={run / 'images'}", f"output={run / 'out'}", *keys])
+    return list(csv.DictReader((run / "out" / "predictions.csv").read_text().splitlines()))
+
+
+def test_pictures_are_told_apart(run, capsys):
+    rows = asked(run, "a")
+    right = [row["class 1"] == row["image"].split("/")[-2] for row in rows]
+    assert len(rows) == 36
+    assert sum(right) > 30
+    assert all(float(row["percent 1"]) >= float(row["percent 2"]) >= float(row["percent 3"]) for row in rows)
+    assert "class 4" not in rows[0]
+    shown = capsys.readouterr().out
+    assert "by reference\n" in shown
+    assert "\nbright/0.png " in shown
+
+
+def test_every_file_of_ours_says_the_same(run):
+    expected = asked(run, "a")
+    assert asked(run, "a/last.pt", 'engines=["x86"]') == expected
+    assert asked(run, "a.npz") == expected
+    assert asked(run, "a.onnx") == expected
+    assert asked(run, "exported", "trust=true") == expected
+
+
+def test_of_one_picture_a_class_is_a_line(run, capsys):
+    evaluation.main([str(run / "a"), f"images={run / 'images' / 'dark' / '0.png'}", f"output={run / 'out'}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("dark/0.png, by reference")
+    assert lines[4].split()[0] == "dark"
+    assert len(list(csv.DictReader((run / "out" / "predictions.csv").read_text().splitlines()))) == 1
+
+
+def test_of_several_one_that_cannot_be_read_is_left_out(run, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    Image.new("RGB", (30, 30)).save(tmp_path / "good.png")
+    evaluation.main([str(run / "a"), f"images={tmp_path}", f"output={run / 'out'}"])
+    assert "left out: " in (shown := capsys.readouterr().out)
+    assert "1 of 2 pictures" in shown
+    with pytest.raises(UserError, match=r"bad\.png: not a readable image"):
+        evaluation.main([str(run / "a"), f"images={tmp_path / 'bad.png'}"])
+
+
+def test_no_picture_is_a_line(run, tmp_path):
+    for path, message in ((tmp_path / "nowhere", "no picture"), (tmp_path, "no pictures in")):
+        with pytest.raises(UserError, match=f"^images: {message} {path}$"):
+            evaluation.main([str(run / "a"), f"images={path}"])
