@@ -123,14 +123,23 @@ class FileBatches(Batches):
                 yield self.augmentation.apply(prepared, torch.arange(len(index)), drawn[:, index]), index
 
     def _decode(self, steps: list[Tensor], drawn: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(uint8 squares [B, S, S, C], index [B]) of each step, without what is unreadable."""
+        """(uint8 squares [B, S, S, C], index [B]) of each step, without what is unreadable.
+
+        A training step has to have some, since other processes wait for it. Others of which nothing can be read are
+        left out, unless all are.
+        """
+        found = False
         left = [[(i, None if drawn is None else drawn[:, i].tolist()) for i in step.tolist()] for step in steps]
         for _ in range(RETRIES + 1):
             try:
                 for pixels, index, unreadable in self._load(left):
                     left = left[1:]
                     self._report_unreadable(unreadable)
-                    yield pixels, index
+                    found = found or len(index) > 0
+                    if len(index):
+                        yield pixels, index
+                    elif self.draw is not None or not (found or left):
+                        raise UserError(f"{unreadable[-1]}, and no other image of its batch is")
                 return
             except UserError as error:
                 if not self.workers:
@@ -195,7 +204,7 @@ def _collate(samples: list) -> tuple[Tensor, Tensor, list[str]]:
     unreadable = [sample for sample in samples if isinstance(sample, str)]
     images = [sample for sample in samples if not isinstance(sample, str)]
     if not images:
-        raise UserError(f"{unreadable[0]}, and no other image of its batch is")
+        return torch.empty(0), torch.empty(0, dtype=torch.int64), unreadable
     return torch.stack([x for x, _ in images]), torch.tensor([i for _, i in images]), unreadable
 
 
