@@ -9,7 +9,9 @@ Images in memory and files that a DataLoader decodes become the same uint8 squar
 """
 
 import contextlib
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from utils.errors import UserError
 from utils.seed import derive_seed
 
 RETRIES = 3
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,11 @@ class FileBatches(Batches):
     def _load(self, steps: list[list[tuple[int, list[float] | None]]]) -> Iterator:
         with _quiet_children():
             loader = torch.utils.data.DataLoader(
-                self.decoded, batch_sampler=steps, num_workers=self.workers, collate_fn=_collate
+                self.decoded,
+                batch_sampler=steps,
+                num_workers=self.workers,
+                collate_fn=_collate,
+                worker_init_fn=_end_with_parent,
             )
             return iter(loader)
 
@@ -206,6 +214,16 @@ def _collate(samples: list) -> tuple[Tensor, Tensor, list[str]]:
     if not images:
         return torch.empty(0), torch.empty(0, dtype=torch.int64), unreadable
     return torch.stack([x for x, _ in images]), torch.tensor([i for _, i in images]), unreadable
+
+
+def _end_with_parent(worker: int) -> None:
+    """Have the system end this worker with the process that it works for, on Linux.
+
+    torch's worker looks for that process itself, but waits for ever, with all of its memory, if that was killed in the
+    moment in which it told its workers to end.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -235,6 +236,25 @@ def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, cap
                 worker.kill()
     assert same(whole, found)
     assert "a data worker died" in capsys.readouterr().out
+
+
+KILLED_AS_IT_ENDS_ITS_WORKERS = """
+import os, signal, sys
+import data
+dataset = data.DATASETS["imagefolder"].load(16, None, root=sys.argv[1], workers=1, cache="never")
+batches = data.batches(dataset.test, 2, dataset.mean, dataset.std, 16)
+loaded = batches._load([[(0, None)], [(1, None)]])
+next(loaded)
+loaded._workers_done_event._cond.acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent has ended")
+def test_workers_end_with_a_process_that_is_killed_at_any_moment(folder):
+    """They have its standard output, which is read to its end."""
+    command = [sys.executable, "-c", KILLED_AS_IT_ENDS_ITS_WORKERS, str(folder)]
+    assert subprocess.run(command, capture_output=True, timeout=30).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("source", ["digits", "imagefolder"])
