@@ -1,6 +1,7 @@
 """benchmarks/soak: what it compares, and what it takes for a violation."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -79,6 +80,18 @@ def test_an_end_is_nothing_or_a_line_or_a_signal_that_was_sent(code, said, signa
             ended(code, said, signals, tmp_path, monkeypatch)
     else:
         assert ended(code, said, signals, tmp_path, monkeypatch) == expected
+
+
+def test_a_process_that_is_left_behind_is_a_violation(tmp_path, monkeypatch):
+    def main(arguments: list[str]) -> None:
+        if os.fork() == 0:
+            time.sleep(60)
+
+    monkeypatch.setitem(processes.SCRIPTS, "train", main)
+    monkeypatch.setattr(processes, "GRACE", 0.2)
+    program = Program("train", [], How(), tmp_path / "said")
+    with pytest.raises(Violation, match="left 1 processes behind"):
+        program.end()
 
 
 def test_the_summary_counts_endings_and_repeats_violations():

@@ -22,6 +22,9 @@ SCRIPTS = {"train": training.main, "evaluate": evaluation.main}
 LONGEST = 180.0
 """Seconds after which a process hangs: the longest here takes ten on a core of its own."""
 
+GRACE = 15.0
+"""Seconds in which the processes that a process started have to end after it."""
+
 
 class Violation(Exception):
     """A run that neither ended with the bits of the undisturbed one nor in one line that names the cause."""
@@ -49,6 +52,7 @@ class Fork:
     def __init__(self, call: Callable[[], int]):
         self.pid, self.returncode = os.fork(), None
         if self.pid == 0:
+            os.setsid()
             os._exit(_exit_code(call))
 
     def poll(self) -> int | None:
@@ -91,7 +95,7 @@ class Program:
             command = [sys.executable, str(ROOT / f"{script}.py"), *arguments]
             variables = os.environ | {"OMP_NUM_THREADS": str(how.threads)} | how.environment
             self.process = subprocess.Popen(
-                command, cwd=how.folder, env=variables, stdout=out, stderr=err, preexec_fn=limit
+                command, cwd=how.folder, env=variables, stdout=out, stderr=err, preexec_fn=limit, start_new_session=True
             )
 
     def is_running(self) -> bool:
@@ -118,6 +122,7 @@ class Program:
             self.send(signal.SIGKILL)
             self.wait()
             raise Violation(f"hangs: {LONGEST:.0f} s; {self._last_words()}")
+        self._check_alone()
         code, said = self.process.poll(), self.err.read_text(errors="replace").splitlines()
         codes = {0: 0, 2: 1} | {128 + number: 1 for number in self.signals}  # -> lines on stderr
         if signal.SIGKILL in self.signals and code == -signal.SIGKILL:
@@ -130,9 +135,29 @@ class Program:
             raise Violation(f"exit code {code}, {len(said)} lines on stderr: {self._last_words()}")
         return code, said[0] if said else ""
 
+    def _check_alone(self) -> None:
+        """Raise Violation if processes that it started, such as data workers, do not end with it, and end them."""
+        end = time.monotonic() + GRACE
+        while left := living(self.process.pid):
+            if time.monotonic() > end:
+                for pid in left:
+                    os.kill(pid, signal.SIGKILL)
+                raise Violation(f"left {len(left)} processes behind")
+            time.sleep(0.1)
+
     def _last_words(self) -> str:
         said = [*self.out.read_text(errors="replace").splitlines()[-1:]] if self.out.exists() else []
         return " / ".join([*said, *self.err.read_text(errors="replace").splitlines()[-3:]])
+
+
+def living(session: int) -> list[int]:
+    """The processes of a session that have not ended, as Linux lists them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, own = path.read_text(errors="replace").rpartition(")")[2].split()[:4]
+            found += [int(path.parent.name)] if int(own) == session and state != "Z" else []
+    return found
 
 
 def _limited(file_bytes: int | None) -> Callable[[], None] | None:
