@@ -127,13 +127,16 @@ class Program:
         codes = {0: 0, 2: 1} | {128 + number: 1 for number in self.signals}  # -> lines on stderr
         if signal.SIGKILL in self.signals and code == -signal.SIGKILL:
             return code, ""
-        # before the program has put its handlers up, a signal ends it as Python does
-        early = {-number for number in self.signals} | ({1} if signal.SIGINT in self.signals else set())
-        if code not in codes and code in early:
+        if code not in codes and code in self._early_codes() and not any("job.run()" in line for line in said):
             return code, ""
         if code not in codes or len(said) != codes[code]:
             raise Violation(f"exit code {code}, {len(said)} lines on stderr: {self._last_words()}")
         return code, said[0] if said else ""
+
+    def _early_codes(self) -> set[int]:
+        """Exit codes of a program that had not begun its job when a signal came: as Python ends, with a traceback."""
+        interrupted = {1} if signal.SIGINT in self.signals and not self.how.fresh else set()
+        return {-number for number in self.signals} | interrupted
 
     def _check_alone(self) -> None:
         """Raise Violation if processes that it started, such as data workers, do not end with it, and end them."""
