@@ -45,6 +45,14 @@ def test_what_is_half_written_makes_a_difference(tmp_path):
     assert ".summary.123.json" in runs.difference(expected, runs.outcome(tmp_path / "b"))
 
 
+def test_a_run_that_was_moved_aside_makes_no_difference(tmp_path):
+    expected = left(tmp_path / "a")
+    left(tmp_path / "b")
+    left(tmp_path / "c", weight=2.0)
+    (tmp_path / "c" / "runs" / "run").rename(tmp_path / "b" / "runs" / "run.1")
+    assert runs.difference(expected, runs.outcome(tmp_path / "b")) == ""
+
+
 def ended(code: int, said: str, signals: tuple[int, ...], tmp_path, monkeypatch) -> tuple[int, str]:
     """How a program ends that says this on stderr, waits for these signals and ends with this code."""
 

@@ -124,9 +124,10 @@ def undisturbed_folder(name: str, threads: int, sources: Path) -> Path:
 def outcome(folder: Path) -> dict[str, str]:
     """Digests of all that the runs in the folder of a trial left, less times and places.
 
-    A file that is half written is among it.
+    A file that is half written is among it; an earlier run that was moved aside, whose folder ends in a number, is not.
     """
     kept = [path for path in files_of(folder) if path.suffix != ".lock" and path.name not in UNCOMPARED]
+    kept = [path for path in kept if not re.search(r"\.\d+$", path.relative_to(folder / "runs").parts[0])]
     return {
         f"{path.relative_to(folder / 'runs')}{name}": hashlib.sha256(content).hexdigest()[:16]
         for path in kept
