@@ -9,7 +9,9 @@ Images in memory and files that a DataLoader decodes become the same uint8 squar
 """
 
 import contextlib
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from utils.errors import UserError
 from utils.seed import derive_seed
 
 RETRIES = 3
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +127,23 @@ class FileBatches(Batches):
                 yield self.augmentation.apply(prepared, torch.arange(len(index)), drawn[:, index]), index
 
     def _decode(self, steps: list[Tensor], drawn: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(uint8 squares [B, S, S, C], index [B]) of each step, without what is unreadable."""
+        """(uint8 squares [B, S, S, C], index [B]) of each step, without what is unreadable.
+
+        A training step has to have some, since other processes wait for it. Others of which nothing can be read are
+        left out, unless all are.
+        """
+        found = False
         left = [[(i, None if drawn is None else drawn[:, i].tolist()) for i in step.tolist()] for step in steps]
         for _ in range(RETRIES + 1):
             try:
                 for pixels, index, unreadable in self._load(left):
                     left = left[1:]
                     self._report_unreadable(unreadable)
-                    yield pixels, index
+                    found = found or len(index) > 0
+                    if len(index):
+                        yield pixels, index
+                    elif self.draw is not None or not (found or left):
+                        raise UserError(f"{unreadable[-1]}, and no other image of its batch is")
                 return
             except UserError as error:
                 if not self.workers:
@@ -148,7 +161,11 @@ class FileBatches(Batches):
     def _load(self, steps: list[list[tuple[int, list[float] | None]]]) -> Iterator:
         with _quiet_children():
             loader = torch.utils.data.DataLoader(
-                self.decoded, batch_sampler=steps, num_workers=self.workers, collate_fn=_collate
+                self.decoded,
+                batch_sampler=steps,
+                num_workers=self.workers,
+                collate_fn=_collate,
+                worker_init_fn=_end_with_parent,
             )
             return iter(loader)
 
@@ -195,8 +212,18 @@ def _collate(samples: list) -> tuple[Tensor, Tensor, list[str]]:
     unreadable = [sample for sample in samples if isinstance(sample, str)]
     images = [sample for sample in samples if not isinstance(sample, str)]
     if not images:
-        raise UserError(f"{unreadable[0]}, and no other image of its batch is")
+        return torch.empty(0), torch.empty(0, dtype=torch.int64), unreadable
     return torch.stack([x for x, _ in images]), torch.tensor([i for _, i in images]), unreadable
+
+
+def _end_with_parent(worker: int) -> None:
+    """Have the system end this worker with the process that it works for, on Linux.
+
+    torch's worker looks for that process itself, but waits for ever, with all of its memory, if that was killed in the
+    moment in which it told its workers to end.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,9 @@ def open_image(path: Path, channels: int = 3) -> Image.Image:
         raise UserError(f"{path}: not a readable image (of no format that Pillow knows)") from None
     except Image.DecompressionBombError:
         raise UserError(f"{path}: not a readable image (more than {MEGAPIXELS} megapixels: make it smaller)") from None
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, ... by its format
+    except OSError as error:  # of the system, such as a link to nothing, or of Pillow
+        raise UserError(f"{path}: not a readable image ({error.strerror or joined_lines(error)})") from None
+    except Exception as error:  # Pillow raises SyntaxError, ValueError, struct.error, ... by its format
         raise UserError(f"{path}: not a readable image ({joined_lines(error)})") from None
 
 

@@ -21,6 +21,7 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | N
     """Call `write` with a temporary file in the folder of `path`, sync it to disk, then rename it to `path`.
 
     keep: if given, the previous `path` is first renamed to `keep`. At every moment, `path` or `keep` is complete.
+    An OSError names `path`: writing to a full disk raises one that names no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
@@ -32,6 +33,10 @@ def write_atomically(path: Path, write: Callable[[Path], object], keep: Path | N
             path.replace(keep)
         temporary.replace(path)
         _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

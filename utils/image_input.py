@@ -55,9 +55,13 @@ def resize_and_crop(
 ) -> Image.Image:
     """Resize an image, then cut out of its middle image_size x image_size, as torchvision's Resize and CenterCrop do.
 
-    resize: to what the shorter side is resized; with crop "squash", both sides.
+    resize: to what the shorter side is resized; with crop "squash", both sides. Of an image so much longer than wide
+    that it would be resized to gigabytes, the ends, which are not seen, are cut off before.
     """
     short = min(image.size)
+    if crop != "squash" and resize * int(resize * max(image.size) / short) > 10**8:
+        left, top = (max(side - 4 * short, 0) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     wide, high = (resize if crop == "squash" else int(resize * side / short) for side in image.size)
     if image.size != (wide, high):
         image = image.resize((wide, high), Image.Resampling[interpolation.upper()])

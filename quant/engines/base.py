@@ -39,6 +39,8 @@ class Engine:
     """For engines whose int8 kernels cannot be tested directly: the engine to test instead."""
     layout = torch.channels_last
     """The memory format in which the engine runs images fastest."""
+    is_timed = True
+    """Whether the kernels of a layer are timed to choose one; else the first that is exact is taken."""
 
     def missing(self) -> str:
         """Why the engine cannot be used on this machine; an empty string if it can."""

@@ -173,10 +173,10 @@ def _exact_for_shape(engine: Engine, kernel: str, shape: _Shape) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _by_speed(engine: Engine, kernels: tuple[str, ...], shape: _Shape) -> list[str]:
     """The kernels that are exact for layers of a shape, in the engine's order, but the fastest first if it takes less
-    than CLEARLY_FASTER of the time of the one that the engine prefers. Timed once in a process."""
+    than CLEARLY_FASTER of the time of the one that the engine prefers. Timed once in a process, if at all."""
     exact = [kernel for kernel in kernels if _exact_for_shape(engine, kernel, shape)]
     timed = [kernel for kernel in exact if kernel != FLOAT32_KERNEL]
-    if len(timed) < 2:
+    if len(timed) < 2 or not engine.is_timed:
         return exact
     layer = with_full_range_weights(_zero_layer(shape), shape.largest)
     seconds = _seconds(engine, layer, timed)

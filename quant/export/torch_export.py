@@ -69,6 +69,7 @@ class PortableEngine(Engine):
     """
 
     name = "portable"
+    is_timed = False  # the model is taken to other machines, and is to be the same whatever else runs on this one
 
     def quantize(self, grid: Grid) -> Operator:
         return lambda x: (grid.to_int(x) - grid.q_min).to(torch.uint8)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -198,6 +199,27 @@ def test_a_broken_file_is_left_out_if_asked(folder, monkeypatch, capsys):
             assert capsys.readouterr().out.count(f"left out: {broken}: not a readable image") == 1
 
 
+@pytest.mark.parametrize("broken", [[0, 1], [3], [0, 1, 2, 3]])
+def test_batches_of_broken_files_alone_are_left_out_where_nothing_is_trained(broken, folder):
+    dataset = imagefolder(folder, on_error="skip", cache="never")
+    for i in broken:
+        dataset.test.paths[i].write_bytes(b"not an image")
+    batches = data.batches(dataset.test, 2 if len(broken) != 1 else 3, dataset.mean, dataset.std, 32)
+    if len(broken) == 4:
+        with pytest.raises(UserError, match=r"\.png: not a readable image .*, and no other image of its batch is"):
+            list(batches)
+    else:
+        assert sum(len(labels) for _, labels in batches) == 4 - len(broken)
+
+
+def test_a_training_step_of_broken_files_alone_ends_the_run(folder):
+    dataset = imagefolder(folder, on_error="skip", cache="never")
+    for path in dataset.train.paths[:-1]:
+        path.write_bytes(b"not an image")
+    with pytest.raises(UserError, match="and no other image of its batch is"):
+        list(data.batches(dataset.train, 2, dataset.mean, dataset.std, 32, data.Draw(seed=0)))
+
+
 def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, capsys):
     """The batches are those of a run in which none died."""
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
@@ -214,6 +236,25 @@ def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, cap
                 worker.kill()
     assert same(whole, found)
     assert "a data worker died" in capsys.readouterr().out
+
+
+KILLED_AS_IT_ENDS_ITS_WORKERS = """
+import os, signal, sys
+import data
+dataset = data.DATASETS["imagefolder"].load(16, None, root=sys.argv[1], workers=1, cache="never")
+batches = data.batches(dataset.test, 2, dataset.mean, dataset.std, 16)
+loaded = batches._load([[(0, None)], [(1, None)]])
+next(loaded)
+loaded._workers_done_event._cond.acquire()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent has ended")
+def test_workers_end_with_a_process_that_is_killed_at_any_moment(folder):
+    """They have its standard output, which is read to its end."""
+    command = [sys.executable, "-c", KILLED_AS_IT_ENDS_ITS_WORKERS, str(folder)]
+    assert subprocess.run(command, capture_output=True, timeout=30).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("source", ["digits", "imagefolder"])

@@ -66,6 +66,8 @@ def test_a_broken_link_is_named_when_it_is_read_and_a_pipe_never_is(tmp_path):
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.png")
     assert names(tmp_path) == ["gone.png"]
+    with pytest.raises(UserError, match=r"gone\.png: not a readable image \(No such file or directory\)$"):
+        open_image(tmp_path / "gone.png")
     assert find(tmp_path).others == {".png": 1}
 
 

@@ -26,6 +26,15 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    def fail(part):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as full:
+        files.write_atomically(tmp_path / "a.json", fail)
+    assert full.value.filename == str(tmp_path / "a.json")
+
+
 def test_a_spreadsheet_shows_text_and_computes_none(tmp_path):
     rows = [
         {"name": "=HYPERLINK(1)", "value": -0.5, "=a": "-0.5"},

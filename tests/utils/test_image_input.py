@@ -58,6 +58,23 @@ def test_pixels_are_those_of_torchvisions_own_transforms(name, size):
     assert torch.allclose((found / 255 - mean) / std, made(image), atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(1, 100_000), (100_000, 2)])
+def test_of_a_line_of_pixels_the_middle_is_seen(size):
+    """Resized whole, they would take 6 GB; cut first, it has the pixels that it would have had."""
+    pixels = numpy.zeros((size[1], size[0], 3), numpy.uint8)
+    pixels[(size[1] - 3) // 2 :, (size[0] - 3) // 2 :] = 255
+    found = image_input.resize_and_crop(Image.fromarray(pixels), 100, 200)
+    short = Image.fromarray(pixels).crop(tuple(int(side) for side in _middle(size, 100)))
+    assert found.size == (100, 100)
+    assert (array(found) == array(image_input.resize_and_crop(short, 100, 200))).all()
+
+
+def _middle(size, length: int) -> tuple[float, ...]:
+    """The box of so many pixels of the longer side."""
+    left, top = (max(side - length, 0) / 2 for side in size)
+    return left, top, size[0] - left, size[1] - top
+
+
 def test_a_squashed_image_is_seen_whole():
     pixels = numpy.zeros((20, 60, 3), numpy.uint8)
     pixels[:, :30] = 255
