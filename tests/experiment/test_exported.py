@@ -12,9 +12,10 @@ def test_files_and_folders_of_exports_are_told_from_others(run):
     assert [exported.is_export(str(run / name)) for name in names] == [True] * 3 + [False] * 3
 
 
-@pytest.mark.parametrize(
-    ("name", "engine"), [("a.npz", "packed"), ("a.onnx", "onnxruntime"), ("exported", "torch.export")]
-)
+ENGINES = {"a.npz": "packed", "a.onnx": "onnxruntime", "exported": "torch.export"}
+
+
+@pytest.mark.parametrize(("name", "engine"), ENGINES.items())
 def test_each_says_the_same_of_its_images_and_computes_logits(name, engine, run):
     found = exported.read(str(run / name), trust=True)
     assert found.engine == engine

@@ -7,9 +7,8 @@ from experiment.exported import Info
 from experiment.settings import EvaluateSettings
 from utils.errors import UserError
 
-INFO = Info(
-    image_size=96, resize=96, crop="squash", interpolation="bicubic", mean=[0.5] * 3, std=[0.2] * 3, classes=["a"]
-)
+SQUARE = {"image_size": 96, "resize": 96, "crop": "squash", "interpolation": "bicubic"}
+INFO = Info(**SQUARE, mean=[0.5] * 3, std=[0.2] * 3, classes=["a"])
 
 
 def test_a_checkpoint_is_converted_to_the_first_engine(run):
@@ -28,5 +27,5 @@ def test_images_of_an_export_are_made_as_it_says():
     assert (section.name, section.image_size, section.resize, section.crop) == ("imagefolder", 96, 96, "squash")
     digits = subject.section_of_export(INFO, {"name": "digits"})
     assert (digits.image_size, digits.mean) == (96, [0.5] * 3)
-    with pytest.raises(UserError, match="data.name: unknown 'nothing'"):
+    with pytest.raises(UserError, match=r"data\.name: unknown 'nothing'"):
         subject.section_of_export(INFO, {"name": "nothing"})
