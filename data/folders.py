@@ -66,8 +66,9 @@ def imagefolder(
     test_fraction: float = 0.2,
     **asked: Any,
 ) -> Dataset:
-    """One's own images: root/train/<class>/** and root/test/<class>/**, and, to choose best.pt by, root/val/<class>/**.
+    """One's own images, in folders by their class.
 
+    root/train/<class>/** and root/test/<class>/**, and, to choose best.pt by, root/val/<class>/**.
     Without test/, those of val/ are the test images. With none of these folders, root/<class>/**: test_fraction of each
     class is held out to test on. Kept in memory (cache auto: when all fit in 2 GB), or decoded a batch at a time.
     asked: channels, resize, crop and interpolation, as in FileOptions.
@@ -165,11 +166,11 @@ def imagenet(
     on_error: str = "fail",
     **asked: Any,
 ) -> Dataset:
-    """ImageNet-1K: root/train/<wnid>/* and root/val/<wnid>/*, or the ILSVRC2015 archive as it unpacks.
+    """ImageNet-1K, in folders by class or as its archive unpacks.
 
-    That has root/Data/CLS-LOC/train/<wnid>/* and all validation images in root/Data/CLS-LOC/val, with their classes in
-    LOC_val_solution.csv (Kaggle's) or in Annotations/CLS-LOC/val/*.xml. Class names are those of LOC_synset_mapping.txt
-    where it is there, else the wnids.
+    root/train/<wnid>/* and root/val/<wnid>/*, or the ILSVRC2015 archive, which has root/Data/CLS-LOC/train/<wnid>/* and
+    all validation images in root/Data/CLS-LOC/val, with their classes in LOC_val_solution.csv (Kaggle's) or in
+    Annotations/CLS-LOC/val/*.xml. Class names are those of LOC_synset_mapping.txt where it is there, else the wnids.
     """
     top = Path(root)
     images = top / "Data" / "CLS-LOC" if (top / "Data" / "CLS-LOC").is_dir() else top

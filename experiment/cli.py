@@ -1,12 +1,13 @@
 """The command line that all scripts share: parse, --list, load the settings, check them, --print-config, run."""
 
 import functools
+from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from experiment.registries import TABLES
-from utils import config, memory, utf8
+from experiment.registries import TABLES, listing
+from utils import config, help, memory, utf8
 from utils.errors import UserError, run
 from utils.sections import Section
 
@@ -44,19 +45,29 @@ def main(
 
     Raises UserError. Errors of the two functions are reported as errors of the setting file.
     """
-    options = config.parser(description, default_file, TABLES).parse_intermixed_args(arguments)
+    parser = config.parser(description, default_file, TABLES)
+    options = parser.parse_intermixed_args(arguments)
+    if options.help is not None:
+        print(help.explain(settings_type, options.help) if options.help else usage(parser, settings_type))
+        return
     if options.list:
-        print("\n".join(TABLES[options.list]))
+        print(listing(options.list))
         return
     settings = config.load(settings_type, options.config, options.overrides)
+    given = config.overrides(settings_type, options.overrides)
     with config.blame(options.config):
-        conflict = find_conflict(settings, list(config.overrides(settings_type, options.overrides)))
+        conflict = find_conflict(settings, list(given))
     if conflict:
         raise UserError(f"command line: {conflict}")
-    with config.blame(options.config):
+    with config.blame(options.config, given):
         job = plan(settings, options.config)
     if options.print_config:
         print(job.settings.model_dump_json(indent=2))
         return
     with memory.explain_out_of_memory("fewer images, smaller ones (image_size) or a smaller model take less"):
         job.run()
+
+
+def usage(parser: ArgumentParser, kind: type[Section]) -> str:
+    """What --help prints: the options, and what else it can be asked for."""
+    return f"{parser.format_help()}\n--help KEY, for one of: {', '.join(help.sections(kind))}; or any key in them\n"

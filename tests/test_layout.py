@@ -16,7 +16,6 @@ NOT_MIRRORED = {
     "models/shufflenet.py": REGISTRY,
     "models/svhn.py": REGISTRY,
     "quant/graph/operator_row.py": "the fields of a row: tests/quant/graph/test_op_table.py",
-    "experiment/registries.py": "a table of other modules' tables: tests/test_scripts.py lists it",
 }
 """Modules without a test file under the same path, and why."""
 FILES = sorted([*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))])

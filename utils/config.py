@@ -33,7 +33,9 @@ class _Parser(argparse.ArgumentParser):
 
 def parser(description: str | None, default: str, choices: Iterable[str]) -> argparse.ArgumentParser:
     """The command line that all scripts share; `choices` are what --list can list."""
-    cli = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
+    about = "print this, or what the keys of a section or one key mean, and stop"
+    cli.add_argument("-h", "--help", nargs="?", const="", metavar="KEY", help=about)
     cli.add_argument("-c", "--config", default=default, metavar="FILE", help=f"setting file (default: {default})")
     cli.add_argument("--list", choices=list(choices), help="print the names to choose from and stop")
     cli.add_argument("--print-config", action="store_true", help="print the resolved setting and stop")
@@ -115,12 +117,17 @@ def _places(values: Any, old: list[str], new: list[str]) -> Iterator[tuple[dict,
 
 
 @contextlib.contextmanager
-def blame(source: str) -> Iterator[None]:
-    """Open the message of a UserError raised within with the name of the setting file."""
+def blame(source: str, overridden: Collection[str] = ()) -> Iterator[None]:
+    """Open the message of a UserError raised within with the name of the setting file.
+
+    overridden: keys that the command line gave. A message that begins with one of them names the command line instead.
+    """
     try:
         yield
     except UserError as error:
-        raise UserError(f"{source}: {error}") from None
+        key = re.match(r"[\w.]*", str(error))
+        given = key is not None and any(key[0] == name or key[0].startswith(f"{name}.") for name in overridden)
+        raise UserError(f"{'command line' if given else source}: {error}") from None
 
 
 def validate(kind: type[S], values: dict, source: str, overridden: Collection[str] = ()) -> S:

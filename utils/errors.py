@@ -35,7 +35,9 @@ def joined_lines(error: Exception, length: int | None = None) -> str:
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:
     """The choice that is most similar to `word`, or None if none is similar."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    known = list(choices)
+    same = [choice for choice in known if choice.lower() == word.lower()]
+    found = same or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return found[0] if found else None
 
 

@@ -7,7 +7,28 @@ from collections.abc import Collection
 from typing import Any
 
 from utils.errors import UserError, choose, nearest
+from utils.help import keys
 from utils.sections import Section, Variants
+
+SYNONYMS = {
+    "learning_rate": "lr",
+    "ema": "average",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "dataset": "name",
+    "path": "root",
+    "size": "image_size",
+    "img_size": "image_size",
+    "scheduler": "schedule",
+    "warmup": "warmup_epochs",
+    "bits": "weight_bits",
+    "w_bits": "weight_bits",
+    "a_bits": "act_bits",
+    "pretrained": "weights",
+    "optimizer": "name",
+}
+"""What other programs call a key."""
 
 
 def one_line(kind: type[Section], error: Any, source: str, overridden: Collection[str]) -> str:
@@ -37,8 +58,17 @@ def _unknown_key(kind: type[Section], location: tuple) -> str:
     readers = choice.readers(str(location[-1])) if choice else []
     if choice and readers:
         return f" is read by {', '.join(readers)}; {'.'.join([*section, choice.key])} is {location[-2]}"
-    hint = nearest(str(location[-1]), inside.model_fields)
+    hint = _hint(kind, inside, str(location[-1]))
     return ": unknown key" + (f", did you mean {hint}?" if hint else "")
+
+
+def _hint(kind: type[Section], inside: Any, word: str) -> str | None:
+    """The key that was meant: a synonym or the most similar one of the section, or the same word of another."""
+    usual = SYNONYMS.get(word.lower(), word.lower())
+    if usual in inside.model_fields:
+        return usual
+    others = [key.name for key in keys(kind) if key.name.rpartition(".")[2] == usual]
+    return others[0] if others else nearest(word, inside.model_fields)
 
 
 def _unknown_name(choice: Variants, section: Any, where: str) -> str:

@@ -11,6 +11,7 @@ from utils.sections import Section
 
 class Settings(Section):
     a: int = 1
+    """A number."""
 
 
 def call(tmp_path, *arguments: str, plan=None, **options) -> list:
@@ -34,9 +35,18 @@ def test_lists_settings_and_help_are_printed_and_nothing_runs(tmp_path, capsys):
     assert "lsq" in capsys.readouterr().out.split()
     assert call(tmp_path, "--print-config", "a=3") == []
     assert json.loads(capsys.readouterr().out) == {"a": 3}
-    with pytest.raises(SystemExit):
-        call(tmp_path, "--help")
+    assert call(tmp_path, "--help") == []
     assert "what it does" in capsys.readouterr().out
+    assert call(tmp_path, "--help", "a") == []
+    assert capsys.readouterr().out.startswith("a: ")
+
+
+def test_a_mistake_of_the_command_line_is_blamed_on_it(tmp_path):
+    def refuse(settings, path):
+        raise UserError("a: too small")
+
+    with pytest.raises(UserError, match="^command line: a: too small$"):
+        call(tmp_path, "a=3", plan=refuse)
 
 
 def test_an_error_of_the_plan_names_the_setting_file(tmp_path):
