@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from experiment.report import charts
 from experiment.report.charts import Point
 
-HOSTILE = "$\\frac{</text><script>alert(1)</script>"
+HOSTILE = "$\\frac{$</text><script>alert(1)</script>"
 
 
 def row(epoch: int, stage: str = "lsq", **more: float) -> dict:
