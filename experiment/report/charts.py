@@ -65,7 +65,8 @@ def _curves(runs: dict[str, list[dict]], what: str, axis: Any) -> None:
     for i, (name, rows) in enumerate(runs.items() if len(runs) > 1 else ()):
         part = "val" if f"val_{what}" in rows[0] else "train"
         _line(axis, rows, f"{part}_{what}", f"{short(name)}{'' if part == 'val' else ' (training)'}", i)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_xlim(0.5, max(row["epoch"] for rows in runs.values() for row in rows) + 0.5)
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axis.figure.legend(loc="outside lower center", ncols=3 if len(runs) == 1 else 1)
 
 

@@ -69,6 +69,7 @@ def facts(subject: Subject) -> dict[str, str]:
     """What was trained, on what and how, in lines."""
     s, found, dataset = subject.settings, subject.summary, subject.dataset
     names = ", ".join(dataset.classes[:MOST_CLASSES]) + (", ..." if len(dataset.classes) > MOST_CLASSES else "")
+    epochs = f"{s.run.epochs} epoch{'s' * (s.run.epochs != 1)}"
     parts = {"training": dataset.train, "validation": dataset.val, "test": dataset.test}
     counts = ", ".join(f"{len(images):,} {name}" for name, images in parts.items() if images is not None)
     return {
@@ -77,7 +78,7 @@ def facts(subject: Subject) -> dict[str, str]:
         "classes": f"{len(dataset.classes)}: {names}",
         "images": f"{counts}; {datasets.description(s.data, dataset).removeprefix('images: ')}",
         "method": f"{s.quant.method}{_bits(s.quant, found)}",
-        "training": f"{s.run.epochs} epochs, {s.optim.name}, learning rate {s.optim.lr:g}{_minutes(found)}",
+        "training": f"{epochs}, {s.optim.name}, learning rate {s.optim.lr:g}{_minutes(found)}",
     }
 
 

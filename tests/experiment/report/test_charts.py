@@ -32,6 +32,12 @@ def test_without_validation_images_there_is_one_curve():
     assert charts.curves({"": []}) == charts.curves({}) == []
 
 
+def test_epochs_are_whole_numbers():
+    _, top1 = charts.curves({"": [row(1)]})  # at 50 %
+    assert "1" in texts(top1)
+    assert not [text for text in texts(top1) if text.startswith(("0.", "1."))]
+
+
 def test_several_runs_have_a_curve_each():
     runs = {"first": [row(1, val_loss=1.0, val_top1=9.0)], HOSTILE: [row(1), row(2)], "untrained": []}
     loss, _ = charts.curves(runs)
