@@ -1,6 +1,6 @@
 """Datasets. A new one is a loader, its options, and a row in data/registry.py; or package.module:function."""
 
-from data.batches import Draw, batches, check_training, evaluation_batch
+from data.batches import Draw, batches, check_training, evaluation_batch, pixels
 from data.decoding import IMAGENET_MEAN
 from data.external import check_trusted
 from data.folders import looks_like_imagefolder
@@ -41,6 +41,7 @@ __all__ += [
     "identity",
     "load",
     "looks_like_imagefolder",
+    "pixels",
     "preprocessing_of",
     "renormalized",
     "scaled",

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import torch
@@ -54,8 +54,11 @@ class Batches:
     images is left out: batch norm has no statistics of one.
     """
 
+    seen: list[Tensor]
+    """Which images each batch has had since the last iteration began, int64 [B]: not those that could not be read."""
+
     def __init__(self, images: Images | Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
-        self.images, self.batch_size, self.draw = images, batch_size, draw
+        self.images, self.batch_size, self.draw, self.seen = images, batch_size, draw, []
         self.augmentation = _augmentation(images, image_size, draw)
         self.scale, self.shift = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
 
@@ -78,8 +81,10 @@ class Batches:
 
     def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of these indexes; `generator` gives what the epoch draws in addition to its order."""
-        drawn = self.augmentation.draw(len(self.images), generator)
+        drawn, seen = self.augmentation.draw(len(self.images), generator), list[Tensor]()
+        self.seen = seen
         for values, index in self.augmented(steps, drawn):
+            seen.append(index)
             yield values.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2), self.images.labels[index]
 
     def augmented(self, steps: list[Tensor], drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -260,3 +265,16 @@ def batches(images: Images | Files, batch_size: int, mean, std, image_size: int,
     if isinstance(images, Images):
         return MemoryBatches(images, batch_size, mean, std, image_size, draw)
     return FileBatches(images, batch_size, mean, std, image_size, draw)
+
+
+def pixels(images: Images | Files, index: Tensor, image_size: int) -> Tensor:
+    """These images as a model sees them but for the normalization, uint8 [B, H, W, C].
+
+    Raises UserError if a file cannot be read.
+    """
+    few = images.take(index)
+    if isinstance(few, Files):
+        few = replace(few, workers=0, on_error="fail")
+    made = batches(few, max(1, len(few)), (0.0,), (1.0,), image_size)
+    nothing_random = made.augmentation.draw(len(few), None)
+    return next(iter(made.augmented([torch.arange(len(few))], nothing_random)))[0]

@@ -10,10 +10,10 @@ from torch import fx, nn
 import data
 import models
 import quant
-from experiment import cli, datasets, exported, exported_evaluation, prediction, run_results
+from experiment import cli, comparison, datasets, exported, exported_evaluation, prediction, run_results
 from experiment.check import check_engines
 from experiment.rebuild import rebuild
-from experiment.report import sensitivity_table
+from experiment.report import confusion, html, run_report, sensitivity_table
 from experiment.report.accuracy_table import accuracy_table
 from experiment.settings import EvaluateSettings, TrainSettings
 from utils import files
@@ -33,11 +33,14 @@ EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
     """Run evaluate.py with this command line."""
-    cli.main(arguments, description, "setting/evaluate.json", EvaluateSettings, plan)
+    cli.main(arguments, description, "setting/evaluate.json", EvaluateSettings, plan, comparison.find_conflict)
 
 
 def plan(settings: EvaluateSettings, setting_file: str) -> cli.Job:
     """The evaluation that the settings describe. Raises UserError for what can be refused without the checkpoint."""
+    if settings.compare:
+        comparison.check(settings.compare)
+        return cli.Job(settings, functools.partial(comparison.compare, settings))
     usual = [] if settings.export else [*ALL]
     engines = usual if settings.engines is None else settings.engines
     settings = settings.model_copy(update={"engines": engines})
@@ -85,7 +88,7 @@ def check_overrides(values: dict[str, Any]) -> None:
 
 
 def evaluate(settings: EvaluateSettings, source: str) -> None:
-    """Measure the checkpoint; write evaluation.json and, if asked for, sensitivity.csv and the integer model.
+    """Measure the checkpoint; write evaluation.json, .html and, if asked for, sensitivity.csv and the integer model.
 
     source: what mistakes in settings.data are reported as mistakes of.
     """
@@ -124,13 +127,21 @@ def measure(
     engines = settings.engines or []
     measured = quant.measure(model.eval(), engines, test, trained.ends_in_float, d.image_size, d.channels)
     say(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
-    files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | measured.result)
+    confused = confusion.tables(measured.predictions, test.seen, dataset.test, dataset.classes)
+    result = {"checkpoint": settings.checkpoint} | measured.result | confused
+    files.write_json(folder / "evaluation.json", result)
     files.write_text(folder / "evaluation_layers.txt", measured.layers)
-    say(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
+    say(f"{len(dataset.test):,} test images; evaluation.json and evaluation.html in {folder}")
+    found, title = None, f"{trained.model.name} on {d.name}, {trained.quant.method}"
     if settings.sensitivity and quant.is_prepared(model):
         found = quant.sensitivity(model, test)
         say(f"\n{sensitivity_table.text(found)}\n\nsensitivity.csv and sensitivity.png in {folder}")
-        sensitivity_table.write(found, f"{trained.model.name} on {d.name}, {trained.quant.method}", folder)
+        sensitivity_table.write(found, title, folder)
+    with html.if_possible(folder / "evaluation.html"):
+        rows = ((state["training"] or {}).get("log") or {}).get("rows", [])
+        here = trained.model_copy(update={"data": d})
+        subject = run_report.Subject(title, here, dataset, result, rows, measured.layer_records, found)
+        run_report.write(subject, folder / "evaluation.html")
 
 
 def other_test_images(

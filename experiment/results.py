@@ -1,6 +1,6 @@
-"""What a finished run leaves: the final checkpoint, summary.json, layers.txt, curves.png and a table on the screen."""
+"""What a finished run leaves: the final checkpoint, summary.json, layers.txt, pictures, report.html, and a table."""
 
-from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ import data
 import models
 import quant
 from experiment import datasets
-from experiment.report import plot
+from experiment.report import confusion, html, plot, run_report
 from experiment.report.accuracy_table import accuracy_table
 from experiment.settings import TrainSettings
 from utils import files, metrics
@@ -38,11 +38,16 @@ def save_final(
 
 
 def measure(
-    model: nn.Module, settings: TrainSettings, test_batches: Collection, log: RunLog, size: dict[str, float]
+    model: nn.Module,
+    settings: TrainSettings,
+    dataset: data.Dataset,
+    test_batches: Any,
+    log: RunLog,
+    size: dict[str, float],
 ) -> None:
     """Convert the model to each engine of run.engines, compare them on the test images, and write the results.
 
-    size: {"params", "macs"} of the float model.
+    test_batches: of the dataset's test images (data/batches.py). size: {"params", "macs"} of the float model.
     """
     folder, d = log.folder, settings.data
     measured = quant.measure(model, settings.engines, test_batches, settings.ends_in_float, d.image_size, d.channels)
@@ -52,7 +57,11 @@ def measure(
         files.write_text(folder / "layers.txt", measured.layers)
     with files.if_possible(folder / "curves.png"):
         plot.curves(log.rows, title, folder / "curves.png")
-    summary = summarize(settings, quant.is_prepared(model), log, size) | measured.result
+    confused = confusion.tables(measured.predictions, test_batches.seen, dataset.test, dataset.classes)
+    summary = summarize(settings, quant.is_prepared(model), log, size) | measured.result | confused
+    with html.if_possible(folder / "report.html"):
+        subject = run_report.Subject(title, settings, dataset, summary, log.rows, measured.layer_records)
+        run_report.write(subject, folder / "report.html")
     files.write_json(folder / SUMMARY, summary)  # written last: it marks the run as finished
     (folder / PREVIOUS).unlink(missing_ok=True)
 

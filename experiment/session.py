@@ -262,8 +262,9 @@ class Session:
     def finish(self) -> None:
         """Save the final model, measure it on the test images and report."""
         results.save_final(self.model, self.settings, self.dataset, self.log, self.inputs)
-        results.measure(self.model, self.settings, self.batches(self.dataset.test), self.log, self.size)
-        say(f"{len(self.dataset.test):,} test images; layers.txt and more in {self.folder}")
+        test = self.batches(self.dataset.test)
+        results.measure(self.model, self.settings, self.dataset, test, self.log, self.size)
+        say(f"{len(self.dataset.test):,} test images; report.html, layers.txt and more in {self.folder}")
         reached = time_to_accuracy(self.log.rows)
         if reached:
             say(f"top-1 of the held-out images, in training time: {reached}")

@@ -181,7 +181,7 @@ class EvaluateSettings(Section):
     """Engines to convert to and measure; rows of quant.ENGINES. null: those of PyTorch; with export, none, so that
     nothing is measured."""
     output: PathText | None = None
-    """Folder for evaluation.json; null: that of the checkpoint."""
+    """Folder for evaluation.json and evaluation.html; null: that of the checkpoint."""
     export: PathText | None = None
     """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
     in .onnx, or of one as small as its bits, in .npz; null: none."""
@@ -190,6 +190,9 @@ class EvaluateSettings(Section):
     data: dict[str, Any] = Field({})
     """Keys of the data section that override the run's own, to measure on other images. Where they name another
     dataset, keys of the run's that it does not read are left out."""
+    compare: list[PathText] = Field([])
+    """Folders of finished runs: instead of measuring a checkpoint, compare them in one page, report.html in `output`
+    (null: runs/compare)."""
     trust: Trust = False
     """Let the checkpoint call functions that are not your own, which it names as its model's factory or its dataset:
     true, or the name of the one function, `package.module:function`."""

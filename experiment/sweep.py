@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from experiment import inputs
+from experiment.report import html, sweep_report
 from experiment.report.sweep_table import SEED, Row, write_tables
 from experiment.run_folder import run_folder
 from experiment.settings import TrainSettings
@@ -117,7 +118,8 @@ def run(
     title: str,
     processes: Processes,
 ) -> None:
-    """Train every cell that is not finished, each in its folder; update table.md, .csv and .png after each.
+    """Train every cell that is not finished, each in its folder; update table.md, .csv, .png and report.html after
+    each.
 
     train(settings, processes): trains one cell. baseline(): the accuracy of the float weights that all cells start
     from, or None. title: of the table.
@@ -128,6 +130,7 @@ def run(
     """
     failed: dict[str, str] = {}
     rows: list[Row] = []
+    shown: list[sweep_report.Cell] = []
     reference = baseline() if processes.is_main else None
     for i, (cell, settings) in enumerate(planned):
         try:
@@ -143,8 +146,11 @@ def run(
         if processes.is_main:
             (folder / cell.name / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
             rows.append((cell.labels, read_summary(folder / cell.name)))
+            shown.append((cell.name, *rows[-1]))
             with files.if_possible(folder / "table.md"):
                 write_tables(folder, rows, reference, title)
+            with html.if_possible(folder / "report.html"):
+                sweep_report.write(shown, reference, title, folder / "report.html")
     if rows and (folder / "table.md").is_file():
         say("\n" + (folder / "table.md").read_text(encoding="utf-8"))
     if failed:

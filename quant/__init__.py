@@ -4,7 +4,7 @@ A new method is one file in quant/methods and a row of METHODS in quant/registry
 """
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,8 +12,9 @@ from torch import Tensor, fx, nn
 from quant.analysis.compare import compare
 from quant.analysis.integer_share import IntegerShare, check_integer_share, integer_share
 from quant.analysis.integer_share import planned_integer_share as planned
-from quant.analysis.layer_table import float_operators, layer_rows, layer_summary, layer_table
+from quant.analysis.layer_table import float_operators, layer_records, layer_rows, layer_summary, layer_table
 from quant.analysis.mixed_precision import choose_bits
+from quant.analysis.predictions import Predictions
 from quant.analysis.sensitivity import sensitivity
 from quant.core.kernels import compile_all as compile_kernels
 from quant.core.kernels import interpret_all as interpret_kernels
@@ -109,12 +110,15 @@ class Measurement(NamedTuple):
     """What `measure` finds.
 
     result: of analysis/compare.py. in_float: one line: the share of MACs in integers, and what stays in float on the
-    first engine. layers: the layer table of each engine, as text.
+    first engine. layers: the layer table of each engine, as text. predictions: of each image. layer_records: the layer
+    table of the first engine, as values.
     """
 
     result: dict
     in_float: str
     layers: str
+    predictions: Predictions
+    layer_records: list[dict[str, Any]]
 
 
 def planned_integer_share(model: nn.Module, spec: ResolvedQuant, image_size: int, channels: int = 3) -> IntegerShare:
@@ -138,14 +142,17 @@ def measure(
     """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar."""
     shown = tracked(batches, len(batches), "measuring", "batches")
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
+    records: list[dict[str, Any]] = []
     if is_prepared(model) and engines:
-        share = f"{integer_share(model, image_size, channels).percent:.1f} % of MACs in integers"
-        in_float = f"{share}; {float_operators(model, next(iter(engines.values())))}"
+        share, first = integer_share(model, image_size, channels), next(iter(engines.values()))
+        in_float = f"{share.percent:.1f} % of MACs in integers; {float_operators(model, first)}"
+        records = layer_records(model, first, share)
         layers = "\n".join(f"{layer_summary(model, one)}\n\n{layer_table(model, one)}\n" for one in engines.values())
     else:
         in_float = "no engine: nothing was converted" if is_prepared(model) else "float: nothing is quantized"
         layers = f"{in_float}\n"
-    return Measurement(compare(model, engines, shown, with_float), in_float, layers)
+    result, predictions = compare(model, engines, shown, with_float)
+    return Measurement(result, in_float, layers, predictions, records)
 
 
 __all__ = [
@@ -154,6 +161,8 @@ __all__ = [
     "SECTIONS",
     "Dampening",
     "EngineFailed",
+    "Measurement",
+    "Predictions",
     "QuantSettings",
     "ResolvedQuant",
     "calibrate",

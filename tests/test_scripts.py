@@ -16,7 +16,7 @@ import torch
 import data
 import models
 import quant
-from experiment import check, evaluation, latency, training
+from experiment import check, comparison, evaluation, latency, training
 from experiment.rebuild import rebuild
 from quant.core import kernels
 from quant.methods import gradboost
@@ -60,6 +60,7 @@ def test_a_command_of_the_documents_is_one_that_its_script_takes(command, monkey
     monkeypatch.setattr(check, "as_weights", lambda d, model: d)
     monkeypatch.setattr(latency, "is_run", lambda entry: str(entry).startswith("runs/"))
     monkeypatch.setattr(latency, "checkpoint_of", str)
+    monkeypatch.setattr(comparison, "check", lambda folders: None)
     script, *arguments = shlex.split(command, comments=True)
     SCRIPTS[script].main([*arguments, "--print-config"])
     assert capsys.readouterr().out
@@ -77,6 +78,7 @@ def test_a_run_leaves_its_files(trained):
         "last.pt",
         "best.pt",
         "summary.json",
+        "report.html",
         "layers.txt",
         "run.log",
     }
@@ -125,8 +127,11 @@ def test_evaluate_gives_the_numbers_of_the_run(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     evaluation = json.loads((tmp_path / "evaluation.json").read_text())
     summary = json.loads((folder / "summary.json").read_text())
-    for key in ("accuracy", "agreement", "size_mb"):
+    for key in ("accuracy", "agreement", "size_mb", "by_class", "confusion", "mistakes"):
         assert evaluation[key] == summary[key]
+    page = (tmp_path / "evaluation.html").read_text()
+    assert f"{summary['accuracy']['fbgemm']['top1']:.2f}" in page
+    assert page.count("<svg") == 2, "the curves of its training"
     layers = (tmp_path / "evaluation_layers.txt").read_text()
     assert "layer1.0.conv1" in layers
     line = next(line for line in layers.splitlines() if line.startswith("fbgemm:"))

@@ -18,14 +18,15 @@ class Score:
     correct5: int = 0
     loss_sum: float = 0.0
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch. logits: [N, classes], labels: [N]."""
+    def add(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Add a batch. logits: [N, classes], labels: [N]. Returns the class that counts as predicted, of each: [N]."""
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = best == labels[:, None]
         self.images += len(labels)
         self.correct1 += int(hits[:, 0].sum())
         self.correct5 += int(hits.sum())
         self.loss_sum += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
+        return best[:, 0]
 
     def summary(self) -> dict[str, float]:
         """{"top1", "top5"}: percent of all images; "loss": the mean cross-entropy."""

@@ -100,8 +100,8 @@ def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
     points = _points_of(rows)
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axis, cost, label in zip(figure.subplots(1, 2, sharey=True), ("ms", "mb"), ("milliseconds", "MB"), strict=True):
-        front = _front([(point[cost], point["top1"]) for point in points])
-        axis.plot(*zip(*front, strict=True), color="0.75", zorder=1)
+        best = front([(point[cost], point["top1"]) for point in points])
+        axis.plot(*zip(*best, strict=True), color="0.75", zorder=1)
         for point in points:
             at = point[cost], point["top1"]
             axis.plot(*at, "o", color=point["colour"], markersize=6)
@@ -132,7 +132,7 @@ def _points_of(rows: list[dict]) -> list[dict]:
     return points
 
 
-def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """The (cost, value) pairs, sorted by cost, for which no other costs at most as much and has as high a value."""
     front: list[tuple[float, float]] = []
     for cost, value in sorted(points, key=lambda p: (p[0], -p[1])):

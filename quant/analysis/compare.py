@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
+from quant.analysis.predictions import Predictions, Recorder
 from quant.core.batch_norm import BatchNorm
 from quant.core.quantizer import ActivationQuantizer, Quantizer
 from quant.engines.base import EngineFailed, IntegerModel
@@ -17,12 +19,19 @@ from utils.metrics import Score
 from utils.runs import tensor_file
 
 
+class Comparison(NamedTuple):
+    """What `compare` finds: its table of numbers, and what each model predicts for each image."""
+
+    result: dict
+    predictions: Predictions
+
+
 @torch.inference_mode()
-def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iterable, with_float: bool) -> dict:
+def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iterable, with_float: bool) -> Comparison:
     """Measure a prepared model and its integer models over batches of (images, labels).
 
     engines: integer models by engine name. with_float: also measure the model with all quantizers disabled. A model
-    without quantizers is only measured in float. Returns
+    without quantizers is only measured in float. The result has
 
         accuracy         {name: {"top1", "top5" (percent), "loss"}}, name: "float", "simulated" or an engine
         agreement        {engine: percent of images with the same top-1 class as the simulation}
@@ -36,31 +45,36 @@ def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iter
     quantized = bool(quantizers(prepared))
     with_float = with_float or not quantized
     names = [*(["float"] if with_float else []), *(["simulated"] if quantized else []), *engines]
-    scores = {name: Score() for name in names}
+    scores, recorder = {name: Score() for name in names}, Recorder(names)
     same, equal = dict.fromkeys(engines, 0), dict.fromkeys(engines, 0)
     engines, failed = dict(engines), {}
+
+    def add(name: str, logits: Tensor, labels: Tensor) -> None:
+        recorder.add(name, logits, scores[name].add(logits, labels))
+
     for images, labels in batches:
+        recorder.labels.append(labels)
         if with_float:
             with without_quantizers(prepared):
-                scores["float"].add(prepared(images), labels)
+                add("float", prepared(images), labels)
         if not quantized:
             continue
         simulated = prepared(images)
-        scores["simulated"].add(simulated, labels)
+        add("simulated", simulated, labels)
         for name, model in list(engines.items()):
             try:
                 logits = model(images)
             except EngineFailed as error:
                 failed[name] = str(error)
-                for table in (engines, scores, same, equal):
+                for table in (engines, scores, same, equal, recorder.found):
                     del table[name]
                 continue
-            scores[name].add(logits, labels)
+            add(name, logits, labels)
             same[name] += int((logits.argmax(1) == simulated.argmax(1)).sum())
             equal[name] += int((logits == simulated).all(1).sum())
     _check_finite({name: score for name, score in scores.items() if name not in engines})
     images_seen = max(next(iter(scores.values())).images, 1)
-    return {
+    result = {
         "accuracy": {name: score.summary() for name, score in scores.items()},
         "agreement": {name: 100 * count / images_seen for name, count in same.items()},
         "bit_equal": {name: 100 * count / images_seen for name, count in equal.items()},
@@ -69,6 +83,7 @@ def compare(prepared: nn.Module, engines: dict[str, IntegerModel], batches: Iter
         "size_mb_at_bits": megabytes_at_bits(prepared),
         **({"failed": failed} if failed else {}),
     }
+    return Comparison(result, recorder.predictions())
 
 
 def _check_finite(scores: dict[str, Score]) -> None:

@@ -7,7 +7,7 @@ are.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,11 +34,16 @@ MAX_NAMED = 4
 
 @dataclass(frozen=True)
 class IntegerShare:
-    """Multiply-accumulates of one image: all of them, and those that run in float, {name: (count, why)}, the most
-    first."""
+    """Multiply-accumulates of one image: all of them, those that run in float, {name: (count, why)}, the most first,
+    and all by the name of the layer or operator."""
 
     macs: int
     in_float: dict[str, tuple[int, str]]
+    by_name: dict[str, int] = field(default_factory=dict)
+
+    def percent_of(self, name: str) -> float:
+        """Of 100 multiply-accumulates, how many are in this layer or operator."""
+        return 100.0 * self.by_name.get(name, self.by_name.get(f"operators.{name}", 0)) / max(self.macs, 1)
 
     @property
     def percent(self) -> float:
@@ -77,12 +82,16 @@ def _share(module: fx.GraphModule, image_shape: tuple[int, int, int], integers: 
     counter, graph = _Counter(module), TypedGraph(module)
     with torch.no_grad():
         counter.run(torch.empty(2, *image_shape, device="meta"))
-    found = {
-        target(node) if node.op == "call_module" else node.name: (count, _why(node, graph))
-        for node, count in counter.macs.items()
-        if node not in integers
-    }
-    return IntegerShare(sum(counter.macs.values()), dict(sorted(found.items(), key=lambda pair: -pair[1][0])))
+    by_name: dict[str, int] = {}
+    for node, count in counter.macs.items():
+        by_name[_name(node)] = by_name.get(_name(node), 0) + count
+    found = {_name(node): (count, _why(node, graph)) for node, count in counter.macs.items() if node not in integers}
+    in_float = dict(sorted(found.items(), key=lambda pair: -pair[1][0]))
+    return IntegerShare(sum(counter.macs.values()), in_float, by_name)
+
+
+def _name(node: fx.Node) -> str:
+    return target(node) if node.op == "call_module" else node.name
 
 
 def check_integer_share(share: IntegerShare, spec: ResolvedQuant) -> None:

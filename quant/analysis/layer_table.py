@@ -4,9 +4,11 @@ Everything that stays in float has a row, so nothing does so silently.
 """
 
 from collections import Counter
+from typing import Any
 
 from torch import fx, nn
 
+from quant.analysis.integer_share import IntegerShare
 from quant.core.quantizer import Quantizer
 from quant.engines.base import FLOAT32_KERNEL, IntegerModel
 from quant.graph.node_view import as_node, target
@@ -41,6 +43,13 @@ def layer_rows(prepared: fx.GraphModule, model: IntegerModel) -> list[list[str]]
 def _acts_in_float(node: fx.Node, graph: TypedGraph, model: IntegerModel) -> bool:
     """Whether an activation is a separate operator on float values. Most are part of the operator before them."""
     return graph.roles[node] == "activation" and model.node_map.get(node.name, ("", True))[1] is None
+
+
+def layer_records(prepared: fx.GraphModule, model: IntegerModel, share: IntegerShare) -> list[dict[str, Any]]:
+    """The rows with the names of HEADER as keys, and macs_percent: the layer's part of all multiply-accumulates."""
+    keys = [name.replace(" ", "_") for name in HEADER]
+    rows = layer_rows(prepared, model)
+    return [dict(zip(keys, row, strict=True)) | {"macs_percent": share.percent_of(row[0])} for row in rows]
 
 
 def layer_table(prepared: fx.GraphModule, model: IntegerModel) -> str:

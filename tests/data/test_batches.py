@@ -288,3 +288,39 @@ def test_workers_that_always_die_end_the_run(folder, monkeypatch):
     )
     with pytest.raises(UserError, match=r"data.workers: workers died 2 times"):
         list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))
+
+
+def test_batches_say_which_images_they_had(folder, monkeypatch):
+    """Of those with an unreadable image, too; and again from the start when they are iterated again."""
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    dataset = imagefolder(folder, on_error="skip")
+    dataset.train.paths[2].write_bytes(b"none")
+    made = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32)
+    assert made.seen == []
+    for _ in range(2):
+        labels = torch.cat([labels for _, labels in made])
+        seen = torch.cat(made.seen)
+        assert seen.tolist() == [i for i in range(12) if i != 2]
+        assert torch.equal(labels, dataset.train.labels[seen])
+    memory = MemoryBatches(data.DATASETS["fake"].load(16, 50).train, 20, **ONE, image_size=16)
+    next(iter(memory))
+    assert [index.tolist() for index in memory.seen] == [[*range(20)]]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_pixels_are_what_the_model_sees(in_memory, folder, monkeypatch):
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 10**9 if in_memory else 1)
+    images = imagefolder(folder, workers=2).test
+    assert isinstance(images, data.Images) == in_memory
+    (seen, _), *_ = data.batches(images, len(images), **ONE, image_size=32)
+    found = data.pixels(images, torch.tensor([3, 0]), 32)
+    assert found.dtype == torch.uint8
+    assert torch.allclose(seen[[3, 0]].permute(0, 2, 3, 1), found.float(), atol=1e-2)
+
+
+def test_pixels_of_a_file_that_is_gone_are_an_error(folder, monkeypatch):
+    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
+    images = imagefolder(folder, on_error="skip").test
+    images.paths[1].unlink()
+    with pytest.raises(UserError, match=r"1\.png"):
+        data.pixels(images, torch.tensor([0, 1]), 32)

@@ -45,7 +45,7 @@ def test_a_mistake_of_the_command_line_is_blamed_on_it(tmp_path):
     def refuse(settings, path):
         raise UserError("a: too small")
 
-    with pytest.raises(UserError, match="^command line: a: too small$"):
+    with pytest.raises(UserError, match=r"^command line: a: too small$"):
         call(tmp_path, "a=3", plan=refuse)
 
 

@@ -1,18 +1,23 @@
 """What a finished run leaves, and which float accuracy a sweep is compared with."""
 
 import errno
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import data
 import models
+import quant
 from experiment import results
 from experiment.settings import TrainSettings, resolved
 from utils import files
 from utils.runs.log import RunLog
 
-DATASET = SimpleNamespace(classes=["a", "b"], mean=(0.5,) * 3, std=(0.25,) * 3)
+PIXELS = torch.zeros(3, 16, 16, 3, dtype=torch.uint8)
+IMAGES = data.Images(PIXELS, torch.tensor([0, 1, 1]))
+DATASET = data.Dataset(IMAGES, IMAGES, ["a", "b"], (0.5,) * 3, (0.25,) * 3, flip=False)
 
 
 def settings(**sections) -> TrainSettings:
@@ -60,18 +65,49 @@ def test_runs_are_compared_with_the_float_weights_that_all_start_from(tmp_path):
     assert results.float_score([same, trained_on]) is None, "one trains the float net further"
 
 
-def test_a_full_disk_costs_no_finished_work(tmp_path, monkeypatch, capsys):
-    """The table is on the screen, and what can still be written is."""
-    measured = SimpleNamespace(result={}, layers="layers", in_float="all in integers")
-    monkeypatch.setattr(results.quant, "measure", lambda *_: measured)
+@pytest.fixture
+def measured(monkeypatch):
+    """Stands in for the measurement of a model that predicts class 1 for all images."""
+    predictions = quant.Predictions(IMAGES.labels, {"float": torch.tensor([1, 1, 1])}, {"float": torch.ones(3)})
+    result = {"accuracy": {"float": {"top1": 66.7, "top5": 100.0, "loss": 0.5}}, "size_mb": {"float": 1.0}}
+    found = quant.Measurement(result, "all in integers", "layers", predictions, [])
+    monkeypatch.setattr(results.quant, "measure", lambda *_: found)
     monkeypatch.setattr(results, "accuracy_table", lambda _: "the table")
+
+
+def measure(folder):
+    batches = SimpleNamespace(seen=[torch.arange(3)])
+    results.measure(torch.nn.Linear(2, 2), settings(), DATASET, batches, RunLog(folder, 2), {})
+
+
+def test_a_full_disk_costs_no_finished_work(tmp_path, monkeypatch, capsys, measured):
+    """The table is on the screen, and what can still be written is."""
 
     def full(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "write_text", full)
     with pytest.raises(OSError, match="No space"):
-        results.measure(torch.nn.Linear(2, 2), settings(), [], RunLog(tmp_path, 2), {})
+        measure(tmp_path)
     said = capsys.readouterr().out
     assert "the table" in said
-    assert f"{tmp_path}/layers.txt could not be written (No space left on device); going on without it" in said
+    for name in ("layers.txt", "report.html"):
+        assert f"{tmp_path}/{name} could not be written (No space left on device); going on without it" in said
+
+
+def test_a_summary_says_what_is_confused(tmp_path, measured):
+    measure(tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["confusion"] == {"float": {"cells": [["a", "b", 1]], "cells_left_out": 0}}
+    assert summary["mistakes"]["images"] == [{"index": 0, "label": "a", "predicted": "b", "probability": 1.0}]
+    assert summary["accuracy"]["float"]["top1"] == 66.7
+
+
+def test_a_page_that_cannot_be_made_costs_no_result(tmp_path, monkeypatch, capsys, measured):
+    def broken(subject, path):
+        raise KeyError("a mistake in the page")
+
+    monkeypatch.setattr(results.run_report, "write", broken)
+    measure(tmp_path)
+    assert (tmp_path / "summary.json").is_file()
+    assert f"{tmp_path}/report.html could not be made ('a mistake in the page')" in capsys.readouterr().out

@@ -57,6 +57,10 @@ def test_a_grid_of_bits_makes_a_table_a_csv_and_a_picture(tmp_path, capsys):
     table = (folder / "table.md").read_text()
     assert "weight_bits 4 | weight_bits 8 |" in table
     assert f"{summary['accuracy']['reference']['top1']:.2f}" in table
+    page = (folder / "report.html").read_text()
+    assert f"{summary['accuracy']['reference']['top1']:.2f}" in page
+    assert 'href="act_bits%3D4%2Cweight_bits%3D8/report.html"' in page
+    assert (folder / "act_bits=4,weight_bits=8" / "report.html").is_file()
     assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
 
     stamp = (folder / "act_bits=4,weight_bits=8" / "summary.json").stat().st_mtime_ns

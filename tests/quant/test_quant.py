@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 import quant
-from quant.analysis.layer_table import float_operators, layer_summary, layer_table
+from quant.analysis.integer_share import integer_share
+from quant.analysis.layer_table import float_operators, layer_records, layer_summary, layer_table
 from quant.core.options import PipelineOptions
 from quant.core.quantizer import GradientQuantizer
 from quant.graph.views import quantizers
@@ -114,13 +115,16 @@ def test_measuring_tells_of_every_engine():
     assert found.result["bit_equal"] == {"reference": 100.0}
     assert found.in_float == f"100.0 % of MACs in integers; {float_operators(prepared, integer)}"
     assert found.layers == f"{layer_summary(prepared, integer)}\n\n{layer_table(prepared, integer)}\n"
+    assert list(found.predictions.predicted) == ["float", "simulated", "reference"]
+    assert found.layer_records == layer_records(prepared, integer, integer_share(prepared, 16))
     found = quant.measure(prepared, [], batches, False, 16)
     assert list(found.result["accuracy"]) == ["simulated"]
-    assert found[1:] == ("no engine: nothing was converted", "no engine: nothing was converted\n")
+    assert found[1:3] == ("no engine: nothing was converted", "no engine: nothing was converted\n")
     model: nn.Module = plain(3).eval()
     found = quant.measure(model, ["reference"], batches, False, 16)
     assert list(found.result["accuracy"]) == ["float"]
-    assert found[1:] == ("float: nothing is quantized", "float: nothing is quantized\n")
+    assert found[1:3] == ("float: nothing is quantized", "float: nothing is quantized\n")
+    assert found.layer_records == []
 
 
 def test_chosen_layers_are_those_that_the_method_can_quantize(monkeypatch):

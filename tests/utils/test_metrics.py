@@ -23,3 +23,8 @@ def test_top5_with_fewer_than_five_classes():
     score = metrics.Score()
     score.add(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
     assert score.summary()["top5"] == 100.0
+
+
+def test_what_counts_as_predicted_is_returned():
+    logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
+    assert metrics.Score().add(logits, torch.tensor([1, 1])).tolist() == [1, 0]

@@ -211,7 +211,7 @@ def check_no_sweep(folder: Path) -> None:
 
 def differences(there: dict, here: dict, ignored: tuple[str, ...] = ()) -> list[str]:
     """'key: value there, value here' for each dotted key in which two settings differ. ignored: keys to skip."""
-    old, new = dict(_flat(there)), dict(_flat(here))
+    old, new = dict(flat(there)), dict(flat(here))
     keys = [key for key in {**new, **old} if not f"{key}.".startswith(tuple(f"{name}." for name in ignored))]
     return [
         f"{key}: {json.dumps(old.get(key))} there, {json.dumps(new.get(key))} here"
@@ -220,9 +220,10 @@ def differences(there: dict, here: dict, ignored: tuple[str, ...] = ()) -> list[
     ]
 
 
-def _flat(values: dict, before: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict, before: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested values."""
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            yield from _flat(value, f"{before}{key}.")
+            yield from flat(value, f"{before}{key}.")
         else:
             yield f"{before}{key}", list(value) if isinstance(value, tuple) else value

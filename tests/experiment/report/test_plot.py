@@ -4,7 +4,7 @@ from experiment.report import plot
 
 
 def test_the_pareto_front_is_what_nothing_beats():
-    assert plot._front([(1, 80), (2, 79), (2, 85), (3, 85), (4, 90)]) == [(1, 80), (2, 85), (4, 90)]
+    assert plot.front([(1, 80), (2, 79), (2, 85), (3, 85), (4, 90)]) == [(1, 80), (2, 85), (4, 90)]
 
 
 def test_a_net_is_plotted_on_its_fastest_engine_of_known_accuracy():

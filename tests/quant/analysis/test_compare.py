@@ -82,7 +82,12 @@ def test_the_numbers_are_those_of_all_images():
             prepared, lambda i, logits: {7: -logits, 8: last_raised(logits), 2: logits + 1}.get(i, logits)
         ),
     }
-    result = compare(prepared, engines, batches, with_float=True)
+    result, predictions = compare(prepared, engines, batches, with_float=True)
+    assert torch.equal(predictions.labels, labels)
+    for name, predicted in predictions.predicted.items():
+        assert 100 * float((predicted == labels).float().mean()) == pytest.approx(result["accuracy"][name]["top1"])
+    with torch.no_grad():
+        assert torch.allclose(predictions.probability["simulated"], prepared(images).softmax(1).max(1).values)
     assert list(result["accuracy"]) == ["float", "simulated", "same", "other"]
     assert result["agreement"] == {"same": 100.0, "other": 90.0}
     assert result["bit_equal"] == {"same": 100.0, "other": 70.0}
@@ -104,7 +109,7 @@ def test_the_numbers_are_those_of_all_images():
 def test_the_float_net_is_measured_on_demand_and_quantizers_stay_on():
     images = photos(2, 16)
     prepared = calibrated(net(), images)
-    result = compare(prepared, {}, [(images, torch.zeros(2).long())], with_float=False)
+    result = compare(prepared, {}, [(images, torch.zeros(2).long())], with_float=False).result
     assert list(result["accuracy"]) == ["simulated"]
     assert result["agreement"] == result["bit_equal"] == {}
     compare(prepared, {}, [(images, torch.zeros(2).long())], with_float=True)
@@ -116,12 +121,13 @@ def test_a_net_without_quantizers_is_float():
     model = quant.prepare(net().eval(), spec(method="ptq", weight_bits=32, act_bits=32, first_last_bits=32))
     for quantizer in quantizers(model):
         raise AssertionError(quantizer)
-    result = compare(model, {}, [(images, torch.zeros(2).long())], with_float=False)
+    result = compare(model, {}, [(images, torch.zeros(2).long())], with_float=False).result
     assert list(result["accuracy"]) == ["float"]
 
 
 def test_no_images_are_no_error():
-    result = compare(calibrated(net(), photos(2, 16)), {"same": Altered(None, None)}, [], with_float=False)
+    result, predictions = compare(calibrated(net(), photos(2, 16)), {"same": Altered(None, None)}, [], with_float=False)
+    assert len(predictions.labels) == len(predictions.predicted["same"]) == 0
     assert result["agreement"] == {"same": 0.0}
 
 
@@ -142,12 +148,13 @@ def test_an_engine_that_fails_is_left_out_and_the_others_are_measured():
             raise quant.EngineFailed("engines: other cannot run this model: no such shape")
 
     engines = {"other": Failing(), "reference": quant.convert(prepared, "reference")}
-    result = compare(prepared, engines, [(images[:4], labels[:4]), (images[4:], labels[4:])], False)
+    result, predictions = compare(prepared, engines, [(images[:4], labels[:4]), (images[4:], labels[4:])], False)
+    assert list(predictions.predicted) == list(predictions.probability) == ["simulated", "reference"]
     assert result["failed"] == {"other": "engines: other cannot run this model: no such shape"}
     assert list(result["accuracy"]) == ["simulated", "reference"]
     assert result["agreement"] == result["bit_equal"] == {"reference": 100.0}
     assert list(result["size_mb"]) == ["float", "reference"]
-    assert "failed" not in compare(prepared, {}, [(images, labels)], False)
+    assert "failed" not in compare(prepared, {}, [(images, labels)], False).result
 
 
 @pytest.mark.parametrize("with_float", [True, False])

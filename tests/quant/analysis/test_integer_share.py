@@ -36,6 +36,9 @@ def test_what_is_counted_is_what_is_multiplied():
     assert share.in_float["up"][1] == "ConvTranspose2d has no integer form here"
     integers = 3 * 9 * 4 * 36 + 24
     assert share.macs == integers + sum(COUNTS.values())
+    assert share.by_name == {"a": integers - 24, "fc": 24} | COUNTS
+    assert share.percent_of("fc") == pytest.approx(2400 / share.macs)
+    assert share.percent_of("norm") == 0.0
     assert share.percent == pytest.approx(100 * integers / share.macs)
     assert str(share) == (
         "69.4 % of MACs in integers; in float: up (20.4 %, ConvTranspose2d has no integer form here), "

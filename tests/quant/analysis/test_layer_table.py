@@ -7,6 +7,8 @@ from torch import nn
 
 import models
 import quant
+from quant.analysis.integer_share import integer_share
+from quant.analysis.layer_table import layer_records
 from quant.engines.base import Engine
 from quant.engines.convert import convert
 from quant.graph.quant_layers import QuantLayer, QuantOperator
@@ -33,6 +35,12 @@ def test_reports_name_the_kernel_or_the_reason():
     assert rows["fc"][4] == "integers in float32"
     assert rows["up"][4:] == ["float", "ConvTranspose2d has no integer form here"]
     assert rows["twice"][1:5] == rows["layers.twice_1"][1:5] == ["8", "8", "8", "integers in float32"]
+    share = integer_share(prepared, 8)
+    records = {one["layer"]: one for one in layer_records(prepared, quant.convert(prepared, "reference"), share)}
+    assert records["conv"]["weight_bits"] == "8"
+    assert records["up"]["runs_on"] == "float"
+    assert sum(one["macs_percent"] for one in records.values()) == pytest.approx(100)
+    assert records["sigmoid"]["macs_percent"] == 0
     assert rows["sigmoid"][1:5] == rows["mean"][1:5] == ["", "8", "8", "integers in float32"]
 
 
