@@ -63,14 +63,20 @@ def check_engines(names: list[str], key: str, run: bool = True) -> None:
             quant.engine(name, key)
 
 
-def notices(q: quant.ResolvedQuant) -> list[str]:
-    """What a run says of its quant section when it starts, one line each."""
+def notices(q: quant.ResolvedQuant, from_scratch: bool = False) -> list[str]:
+    """What a run says of its quant section when it starts, one line each. from_scratch: it trains, without weights."""
     unread = quant.unread_by_float(q)
     if unread:
         return [f"quant.method=float reads none of {', '.join(f'quant.{key}' for key in unread)}"]
+    found = []
     if q.method != "float" and q.reduce_range:
-        return ["weights stay within +-63: beyond, the engine's int8 kernels are not exact on this CPU (reduce_range)"]
-    return []
+        found.append("weights stay within +-63: beyond, the engine's int8 kernels are not exact here (reduce_range)")
+    if from_scratch and q.method not in ("float", "ptq") and min(q.weight_bits, q.act_bits) < 8:
+        found.append(
+            "below 8 bits, a float net to start from ends higher than a start from scratch: train one with "
+            "quant.method=float, then name it: model.weights=runs/NAME/last.pt"
+        )
+    return found
 
 
 def check_model(asked: ModelSettings, image_size: int, channels: int, spec: quant.ResolvedQuant) -> None:

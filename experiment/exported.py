@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +57,16 @@ def read(path: str, trust: bool | str) -> Exported:
     """
     if not Path(path).exists():
         raise UserError(f"checkpoint: there is no {path}")
-    return _folder(path, trust) if Path(path).is_dir() else READERS[Path(path).suffix](path)
+    found = _folder(path, trust) if Path(path).is_dir() else READERS[Path(path).suffix](path)
+    return replace(found, run=functools.partial(_finite_logits, found.run, path))
+
+
+def _finite_logits(run: Callable[[Tensor], Tensor], path: str, images: Tensor) -> Tensor:
+    """run(images). Raises UserError if it is no table of finite numbers: a file may hold scales of zero, say."""
+    logits = run(images)
+    if logits.ndim != 2 or len(logits) != len(images) or not bool(torch.isfinite(logits).all()):
+        raise UserError(f"{path}: its logits {list(logits.shape)} are not finite numbers [N, classes]: a damaged model")
+    return logits
 
 
 def _packed(path: str) -> Exported:

@@ -94,7 +94,8 @@ class Session:
             share = quant.planned_integer_share(self.model, self.quant_spec, d.image_size, d.channels)
             self.size["integer_macs_percent"] = share.percent
             say(str(share))
-        for notice in check.notices(self.quant_spec):
+        from_scratch = self.settings.run.epochs > 0 and not asked.weights
+        for notice in check.notices(self.quant_spec, from_scratch):
             say(notice)
 
     def restore_chosen_layers(self) -> None:

@@ -134,3 +134,18 @@ def test_a_packed_file_of_which_anything_was_changed(seed, folder):
     numpy.savez(folder / "bad.npz", model=numpy.array(json.dumps(model, default=str, skipkeys=True)), **arrays)
     with contextlib.suppress(UserError):
         assert torch.is_tensor(quant.load_packed(str(folder / "bad.npz"))(torch.zeros(1, 3, 8, 8)))
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, 1e-45])
+def test_a_step_of_zero_or_below_counts_as_the_least_scale_on_every_engine(step):
+    """As in training, where the next step of the optimizer may leave it there."""
+    model = quant.prepare(models.build(MODEL, 10, 8, {}), quant.resolve(quant.parse(method="lsq")))
+    images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model.train()(images)
+    name = next(name for name in model.state_dict() if name.endswith("weight_quantizer.s"))
+    logits = []
+    for value in (step, 2.0**-24):
+        model.load_state_dict(model.state_dict() | {name: torch.full_like(model.state_dict()[name], value)})
+        with torch.inference_mode():
+            logits += [quant.convert(model.eval(), engine)(images) for engine in ("reference", "x86", "onednn")]
+    assert all(torch.equal(logits[0], other) for other in logits[1:])

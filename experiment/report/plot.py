@@ -5,12 +5,9 @@ from pathlib import Path
 
 from utils.files import write_atomically
 
-BARS = (
-    ("as_built_ms", "float, eager", "#c9d3df"),
-    ("float_ms", "float, compiled", "#6f8fb3"),
-    ("int8_ms", "INT8", "#e07b39"),
-)
+FLOAT_BARS = (("as_built_ms", "float, eager", "#c9d3df"), ("float_ms", "float, compiled", "#6f8fb3"))
 """(key of a latency row, its name in the legend, its colour)."""
+COLOURS = {"float": "#6f8fb3", "int8": "#e07b39"}
 
 
 def save(figure, path: Path) -> None:
@@ -45,54 +42,56 @@ def curves(rows: list[dict], title: str, path: Path) -> None:
 
 
 def latency(rows: list[dict], title: str, path: Path) -> None:
-    """Plot rows of latency.json: a panel for each engine, bars of milliseconds by model, whiskers from the 10th to the
-    90th percentile.
+    """Plot rows of latency.json: for each model its bars of milliseconds in float and, one an engine, in INT8.
 
-    The number after each INT8 bar is its speed-up over the float model in its fastest form.
+    Whiskers go from the 10th to the 90th percentile. The number after each INT8 bar is its speed-up over the float
+    model in its fastest form.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     engines = list(dict.fromkeys(row["engine"] for row in rows))
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    columns = min(3, len(engines))
-    lines = -(-len(engines) // columns)
-    figure = Figure(figsize=(2.6 + 3.6 * columns, lines * (1.1 + 0.62 * len(models))), layout="constrained")
-    panels = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
-    for axis, engine in zip(panels, engines, strict=False):
-        _bars(axis, [row for row in rows if row["engine"] == engine])
-        axis.set_title(engine, fontsize=10)
-    for axis in panels[len(engines) :]:
-        axis.set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(BARS), frameon=False)
-    figure.suptitle(title, fontsize=9)
-    save(figure, path)
-
-
-def _bars(axis, rows: list[dict]) -> None:
-    """Three bars for each row (BARS): medians, with whiskers from the 10th to the 90th percentile."""
-    for i, (key, label, colour) in enumerate(BARS):
-        middle = [row[key] for row in rows]
-        spread = [[row[key] - row[f"{key}_p10"] for row in rows], [row[f"{key}_p90"] - row[key] for row in rows]]
-        at = [n + (i - 1) * 0.27 for n in range(len(rows))]
-        axis.barh(at, middle, 0.25, xerr=spread, capsize=2, label=label, color=colour, ecolor="0.4")
-    for n, row in enumerate(rows):
-        end = max(row["int8_ms"], row["int8_ms_p90"])
-        text = f"{row['speedup']:.2f} x"
-        axis.annotate(text, (end, n + 0.27), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axis.set_yticks(range(len(rows)), [f"{row['model']} @{row['image_size']}" for row in rows], fontsize=8)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
+    models = list(dict.fromkeys((row["model"], row["image_size"]) for row in rows))
+    warm = colormaps["Oranges"].resampled(len(engines) + 2)
+    bars = [*FLOAT_BARS, *(("int8_ms", name, warm(i + 1)) for i, name in enumerate(engines))]
+    figure = Figure(figsize=(9, 1.4 + len(models) * (0.25 + 0.2 * len(bars))), layout="constrained")
+    axis = figure.subplots()
+    for place, (key, name, colour) in enumerate(bars):
+        shown = {(r["model"], r["image_size"]): r for r in rows if key != "int8_ms" or r["engine"] == name}
+        _bars(
+            axis, [shown.get(model) for model in models], key, (place + 0.5) / len(bars), 0.8 / len(bars), name, colour
+        )
+    axis.set_yticks(range(len(models)), [f"{name} @{size}" for name, size in models], fontsize=8)
+    axis.set_ylim(len(models) - 0.5, -0.5)
     axis.set_xlim(0, 1.12 * axis.get_xlim()[1])  # room for the ratio after the longest bar
     axis.set_xlabel("milliseconds", fontsize=9)
     axis.grid(axis="x", alpha=0.3)
     axis.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=min(len(bars), 5), frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=9)
+    save(figure, path)
+
+
+def _bars(axis, rows: list[dict | None], key: str, place: float, height: float, name: str, colour) -> None:
+    """A bar for each row that is not None, within the tenth to ninth tenth of the space from -0.5 to 0.5 around its
+    number. place: where, from 0 to 1."""
+    for n, row in enumerate(rows):
+        if row is None:
+            continue
+        at, label = n + 0.8 * (place - 0.5), name if row is next(filter(None, rows)) else None
+        spread = [[row[key] - row[f"{key}_p10"]], [row[f"{key}_p90"] - row[key]]]
+        axis.barh(at, row[key], height, xerr=spread, capsize=1.5, label=label, color=colour, ecolor="0.4")
+        if key == "int8_ms":
+            end = max(row[key], row[f"{key}_p90"])
+            text = f"{row['speedup']:.2f} x"
+            axis.annotate(text, (end, at), (4, 0), textcoords="offset points", va="center", fontsize=7)
 
 
 def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
     """Plot top-1 accuracy against milliseconds and against MB, for the rows of latency.json that come from runs.
 
-    Each model has a point in float and one on its fastest engine. A line joins the Pareto front: the points that no
-    other point beats in both.
+    Each model has a point in float and one on its fastest engine, numbered as in the legend, so that no names overlap.
+    A line joins the Pareto front: the points that no other point beats in both.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
@@ -102,10 +101,10 @@ def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
     for axis, cost, label in zip(figure.subplots(1, 2, sharey=True), ("ms", "mb"), ("milliseconds", "MB"), strict=True):
         best = front([(point[cost], point["top1"]) for point in points])
         axis.plot(*zip(*best, strict=True), color="0.75", zorder=1)
-        for point in points:
-            at = point[cost], point["top1"]
-            axis.plot(*at, "o", color=point["colour"], markersize=6)
-            axis.annotate(point["name"], at, (6, -3), textcoords="offset points", fontsize=8)
+        for number, point in enumerate(points, 1):
+            at, name = (point[cost], point["top1"]), f"{number}  {point['name']}"
+            axis.plot(*at, "o", color=point["colour"], markersize=11, label=name if cost == "ms" else None)
+            axis.annotate(str(number), at, color="white", fontsize=7, ha="center", va="center")
         axis.set(xlabel=label, xscale="log")
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(ScalarFormatter())
@@ -113,6 +112,7 @@ def accuracy_against_cost(rows: list[dict], title: str, path: Path) -> None:
         axis.margins(x=0.25, y=0.15)
         axis.grid(alpha=0.3, which="both")
     figure.axes[0].set_ylabel("top-1 accuracy, %")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=8, handlelength=0.5)
     figure.suptitle(title, fontsize=9)
     save(figure, path)
 
@@ -125,7 +125,7 @@ def _points_of(rows: list[dict]) -> list[dict]:
         if not known:
             continue
         model, best = same[0]["model"], min(known, key=lambda row: row["int8_ms"])
-        for kind, (_, _, colour) in (("float", BARS[1]), ("int8", BARS[2])):
+        for kind, colour in COLOURS.items():
             point = {"name": f"{model}, {'float' if kind == 'float' else best['engine']}", "colour": colour}
             point |= {key: best[f"{kind}_{key}"] for key in ("top1", "ms", "mb")}
             points += [point] if point["top1"] is not None else []

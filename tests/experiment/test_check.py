@@ -84,4 +84,7 @@ def test_a_float_run_names_the_keys_that_it_does_not_read():
     found = notices(spec(method="float", weight_bits=4, act_bits=8, granularity="per_tensor", reduce_range=True))
     assert found == ["quant.method=float reads none of quant.weight_bits, quant.granularity, quant.reduce_range"]
     assert notices(spec(method="lsq", weight_bits=4, reduce_range=False)) == []
+    [low] = notices(spec(method="lsq", weight_bits=4, reduce_range=False), from_scratch=True)
+    assert "model.weights=runs/NAME/last.pt" in low
+    assert notices(spec(method="lsq", weight_bits=8, act_bits=8, reduce_range=False), from_scratch=True) == []
     assert "+-63" in notices(spec(method="lsq", reduce_range=True))[0]

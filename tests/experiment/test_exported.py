@@ -38,3 +38,12 @@ def test_a_file_that_says_nothing_of_its_images_is_refused(tmp_path):
     onnx.save(onnx.ModelProto(), tmp_path / "bare.onnx")
     with pytest.raises(UserError, match=r"bare\.onnx: image_size"):
         exported.read(str(tmp_path / "bare.onnx"), trust=False)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_a_line(broken, run, monkeypatch):
+    spoiled = exported.Exported(lambda images: torch.full((len(images), 3), broken), None, "packed")
+    monkeypatch.setitem(exported.READERS, ".npz", lambda path: spoiled)
+    found = exported.read(str(run / "a.npz"), trust=False)
+    with pytest.raises(UserError, match=r"a\.npz: its logits \[2, 3\] are not finite"):
+        found.run(torch.zeros(2, 3, 16, 16))
