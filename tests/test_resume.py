@@ -364,7 +364,7 @@ def test_a_file_size_limit_does_not_end_the_run(tmp_path):
     out, said = process.communicate()
     assert "last.pt could not be saved (File too large); the run goes on" in out
     assert "ended: " in (tmp_path / "run" / "run.log").read_text().splitlines()[-1]
-    assert "epoch   3/3" in out
+    assert "epoch 3/3" in out
     assert process.returncode == 2, "in the end there is no checkpoint"
     assert said.count("\n") == 1
 
