@@ -317,7 +317,7 @@ def test_a_finished_run_that_is_asked_for_another_engine_is_measured_not_trained
     before = outcome(tmp_path / "run")
     capsys.readouterr()
     training.main([*command, 'run.engines=["reference","fbgemm"]'])
-    assert "epoch   1/1" not in capsys.readouterr().out
+    assert "epoch 1/1" not in capsys.readouterr().out
     after = outcome(tmp_path / "run")
     assert after["accuracy"].pop("fbgemm") == before["accuracy"]["reference"]
     assert same(after, before)

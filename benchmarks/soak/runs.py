@@ -137,7 +137,7 @@ def outcome(folder: Path) -> dict[str, str]:
 
 ADDRESSES = re.compile(rb"0x[0-9a-f]{8,}|(?<=graph_id)\W+\d+")
 """Where objects were in memory, which torch writes into a model.pt2."""
-UNCOMPARED = ("run.log", "environment.json", "config.json", "curves.png", "table.png")
+UNCOMPARED = ("run.log", "environment.json", "config.json", "curves.png", "table.png", "report.html", "evaluation.html")
 
 
 def _contents(path: Path) -> Iterator[tuple[str, bytes]]:
