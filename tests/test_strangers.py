@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import resource
 from pathlib import Path
 
 import numpy
@@ -83,6 +84,15 @@ def folder(tmp_path_factory) -> Path:
     quant.export_packed(model.eval(), folder / "good.npz", 8, {})
     (folder / "summary.json").write_text("mine")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_memory(folder):
+    """Whatever a file says, it takes no more than 1 GB more than the intact ones."""
+    outcome(folder, "good.pt")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "in kB"
 
 
 def outcome(folder: Path, name: str) -> int:

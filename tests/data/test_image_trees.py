@@ -10,10 +10,12 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import warnings
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -242,6 +244,14 @@ def check(seed: int, base: Path) -> bool:
         assert (kept is None) == (decoded is None), line
         assert kept is None or same(kept, decoded)
     return kept is not None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_memory():
+    """Whatever is in a folder, it takes no more than 1 GB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20, "in kB"
 
 
 @settings(max_examples=FAULTS or 120, **MANY)
