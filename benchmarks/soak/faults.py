@@ -221,7 +221,8 @@ def another_folder(trial: Trial) -> str:
 
 
 def two_threads(trial: Trial) -> str:
-    trial.how = replace(trial.how, threads=2)
+    """By new Pythons: a fork of a process that has started OpenMP hangs in its first parallel operator."""
+    trial.how = replace(trial.how, threads=2, fresh=True)
     return killed(trial)
 
 
