@@ -108,7 +108,8 @@ def undisturbed(name: str, threads: int, sources: Path) -> tuple[dict[str, str],
             kind = KINDS[name]
             kind.prepare(folder, sources)
             began = time.monotonic()
-            code, line = Program(kind.script, kind.command(folder), How(threads=threads, fresh=threads > 1), folder / "made").end()
+            how = How(threads=threads, fresh=threads > 1)
+            code, line = Program(kind.script, kind.command(folder), how, folder / "made").end()
             if code:
                 raise Violation(f"the undisturbed run ends with {code}: {line}")
             found = {"outcome": outcome(folder), "seconds": time.monotonic() - began}
