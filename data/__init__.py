@@ -6,7 +6,7 @@ from data.external import check_trusted
 from data.folders import looks_like_imagefolder
 from data.identity import identity
 from data.image_files import find as find_images
-from data.images import Dataset, Files, Images, check_classes, first, renormalized, split
+from data.images import Dataset, Files, Images, check_classes, check_normalization, first, renormalized, split
 from data.registry import (
     DATASETS,
     SECTIONS,
@@ -34,10 +34,13 @@ __all__ = [
     "Images",
     "batches",
     "check",
-]
-__all__ += ["check_classes", "check_training", "check_trusted", "evaluation_batch", "first"]
-__all__ += [
+    "check_classes",
+    "check_normalization",
+    "check_training",
+    "check_trusted",
+    "evaluation_batch",
     "find_images",
+    "first",
     "identity",
     "load",
     "looks_like_imagefolder",
@@ -47,5 +50,7 @@ __all__ += [
     "scaled",
     "split",
     "stated",
+    "switch_dataset",
+    "with_overrides",
+    "with_val_fraction",
 ]
-__all__ += ["switch_dataset", "with_overrides", "with_val_fraction"]

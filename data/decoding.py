@@ -56,7 +56,7 @@ def preprocessing(
 
 
 def normalization(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of photographs: ImageNet's; of grey, their average; of opacity, a half."""
+    """(mean, std) of photographs: ImageNet's; of grey, their average; of alpha, a half."""
     if channels == 1:
         return (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)
     return (*IMAGENET_MEAN, 0.5)[:channels], (*IMAGENET_STD, 0.5)[:channels]

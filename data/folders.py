@@ -24,11 +24,13 @@ from utils.sections import PathText, Section
 MEMORY_BYTES = 2**31
 PARTS = ("train", "val", "test")
 """Folders of images by their use."""
+Labelled = tuple[list[Path], torch.Tensor]
+"""The images of a part and their labels."""
 
 
 class FileOptions(Section):
     channels: Literal[1, 3, 4] = 3
-    """Channels of an image: 3, RGB; 1, grey; 4, RGB and opacity."""
+    """Channels of an image: 3, RGB; 1, grey; 4, RGBA."""
     resize: int | None = Field(None, ge=8, le=4096)
     """To what the shorter side of an image is resized, before image_size is cut out of its middle. null: as for
     model.weights; else 8/7 of image_size above 64 pixels, and image_size up to that, and where images are
@@ -82,10 +84,6 @@ def imagefolder(
     used = [part for part in every if train or part == "test"]
     files = {part: first(every[part], limit) for part in used}
     return _dataset({part: _decode(part_files) for part, part_files in files.items()} if kept else files, classes, made)
-
-
-Labelled = tuple[list[Path], torch.Tensor]
-"""The images of a part and their labels."""
 
 
 def _in_parts(root: Path, train: bool) -> tuple[list[str], dict[str, Labelled]]:

@@ -95,6 +95,13 @@ def _in_grey(images: Images | Files) -> Images | Files:
     return replace(images, pixels=grey.to(torch.uint8)[..., None])
 
 
+def check_normalization(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> None:
+    """Raise UserError unless mean and std, as far as they are given, have a number for each channel."""
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != channels:
+            raise UserError(f"data.{key}: {len(values)} numbers for images of {channels} channel(s)")
+
+
 def renormalized(here: tuple, there: tuple) -> tuple[Tensor, Tensor]:
     """(gain, shift), fp32 [C, 1, 1], from images normalized by (mean, std) `here` to the same images as `there`."""
     (mean, std), (other_mean, other_std) = (map(torch.tensor, pair) for pair in (here, there))

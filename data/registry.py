@@ -10,11 +10,10 @@ from pydantic import create_model
 from data import external
 from data.decoding import Preprocessing, preprocessing
 from data.folders import FileOptions, FolderOptions, has_val, imagefolder, imagenet
-from data.images import Dataset, in_grey
+from data.images import Dataset, check_normalization, in_grey
 from data.settings import DataSettings
 from data.sources import NoOptions, Root, cifar10, cifar100, digits, fake, fashion_mnist, svhn
 from utils.config import validate_section
-from utils.errors import UserError
 from utils.names import plain_name
 from utils.sections import NO_SOURCE, OWN, Section, part, variants
 
@@ -61,10 +60,8 @@ SECTIONS = variants("name", DataSettings, _OPTIONS, "digits")
 
 
 def check(section: DataSettings) -> None:
-    """Raise UserError for another count of means than of channels, or a function that cannot be imported."""
-    for key, values in (("mean", section.mean), ("std", section.std)):
-        if values is not None and len(values) != section.channels:
-            raise UserError(f"data.{key}: {len(values)} numbers for images of {section.channels} channel(s)")
+    """Raise UserError if mean or std do not have a number for each channel, or a function cannot be imported."""
+    check_normalization(section.mean, section.std, section.channels)
     if section.name not in DATASETS:
         external.function(section.name)
 

@@ -73,8 +73,8 @@ def notices(q: quant.ResolvedQuant, from_scratch: bool = False) -> list[str]:
         found.append("weights stay within +-63: beyond, the engine's int8 kernels are not exact here (reduce_range)")
     if from_scratch and q.method not in ("float", "ptq") and min(q.weight_bits, q.act_bits) < 8:
         found.append(
-            "below 8 bits, a float net to start from ends higher than a start from scratch: train one with "
-            "quant.method=float, then name it: model.weights=runs/NAME/last.pt"
+            "below 8 bits, training from scratch ends lower than fine-tuning a float model: train that first with "
+            "quant.method=float, then start from it: model.weights=runs/NAME/last.pt"
         )
     return found
 

@@ -56,12 +56,21 @@ def description(d: DataSettings, dataset: data.Dataset) -> str:
     square = size
     if "resize" in made:
         resized = f"to {made['resize']} x {made['resize']}" if made["crop"] == "squash" else f"to {made['resize']}"
-        square = f"resized {resized} ({made['interpolation']}), the middle {size}"
+        square = f"resized {resized} ({made['interpolation']}), center crop {size}"
     return f"images: {square}, {d.channels} channel(s), mean {mean}, std {std}"
 
 
+def normalization(asked: dict[str, Any], stored: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """(mean, std) of the data keys that are asked for, else those that are stored with a model."""
+    return asked.get("mean") or stored["mean"], asked.get("std") or stored["std"]
+
+
 def batch_maker(d: DataSettings, mean: Sequence[float], std: Sequence[float]) -> Callable:
-    """make(images, batch_size, draw=None): batches of the images, normalized with this mean and std."""
+    """make(images, batch_size, draw=None): batches of the images, normalized with this mean and std.
+
+    Raises UserError if these do not have a number for each channel.
+    """
+    data.check_normalization(mean, std, d.channels)
     return functools.partial(data.batches, mean=mean, std=std, image_size=d.image_size)
 
 

@@ -41,17 +41,21 @@ def plan(settings: EvaluateSettings, setting_file: str) -> cli.Job:
     if settings.compare:
         comparison.check(settings.compare)
         return cli.Job(settings, functools.partial(comparison.compare, settings))
-    usual = [] if settings.export else [*ALL]
-    engines = usual if settings.engines is None else settings.engines
-    settings = settings.model_copy(update={"engines": engines})
-    check_engines(engines, "engines")
+    check_engines(settings.engines or [], "engines")
     check_overrides(settings.data)
-    settings = settings.model_copy(update={"checkpoint": measured_file(settings.checkpoint)})
+    path = measured_file(settings.checkpoint)
+    if exported.is_export(path):
+        exported.check_asked(settings)
+    if settings.images is not None:
+        prediction.check(settings)
     if settings.export:
         check_suffix(settings.export)
+    usual = [] if settings.export else [*ALL]
+    engines = usual if settings.engines is None else settings.engines
+    settings = settings.model_copy(update={"checkpoint": path, "engines": engines})
     if settings.images is not None:
         return cli.Job(settings, functools.partial(prediction.predict, settings))
-    evaluated = exported_evaluation.evaluate if exported.is_export(settings.checkpoint) else evaluate
+    evaluated = exported_evaluation.evaluate if exported.is_export(path) else evaluate
     return cli.Job(settings, functools.partial(evaluated, settings, setting_file))
 
 
@@ -121,8 +125,7 @@ def measure(
     data.check_classes(dataset.classes, state["classes"])
     if (notice := other_test_images(dataset, state, d, trained.data)) is not None:
         say(notice)
-    mean, std = (settings.data.get(key) or state[key] for key in ("mean", "std"))
-    make = datasets.batch_maker(d, mean, std)
+    make = datasets.batch_maker(d, *datasets.normalization(settings.data, state))
     test = make(dataset.test, data.evaluation_batch(d.image_size))
     engines = settings.engines or []
     measured = quant.measure(model.eval(), engines, test, trained.ends_in_float, d.image_size, d.channels)
@@ -140,8 +143,8 @@ def measure(
     with html.if_possible(folder / "evaluation.html"):
         rows = ((state["training"] or {}).get("log") or {}).get("rows", [])
         here = trained.model_copy(update={"data": d})
-        subject = run_report.Subject(title, here, dataset, result, rows, measured.layer_records, found)
-        run_report.write(subject, folder / "evaluation.html")
+        contents = run_report.Contents(title, here, dataset, result, rows, measured.layer_records, found)
+        run_report.write(contents, folder / "evaluation.html")
 
 
 def other_test_images(

@@ -12,12 +12,13 @@ from pydantic import Field, FiniteFloat, PositiveFloat
 from torch import Tensor
 
 import quant
+from experiment.settings import EvaluateSettings
 from utils.config import validate
 from utils.errors import UserError, first_line
+from utils.runs.checkpoint import Channels
 from utils.sections import Section
 
 PT2 = "model.pt2"
-Channels = Field(min_length=1, max_length=64)
 
 
 class Info(Section):
@@ -48,6 +49,13 @@ class Exported:
 def is_export(path: str) -> bool:
     """Whether a path is called as a file of an export, or is a folder with a model.pt2."""
     return Path(path).suffix in READERS or (Path(path) / PT2).is_file()
+
+
+def check_asked(settings: EvaluateSettings) -> None:
+    """Raise UserError for keys that an exported model cannot serve."""
+    for key in ("export", "sensitivity", "engines"):
+        if getattr(settings, key):
+            raise UserError(f"{key}: {settings.checkpoint} is an exported model: name the checkpoint that it is of")
 
 
 def read(path: str, trust: bool | str) -> Exported:
@@ -103,9 +111,7 @@ def _plain(text: str) -> Any:
 def _folder(path: str, trust: bool | str) -> Exported:
     if trust is not True:
         raise UserError(f"checkpoint: torch may run code of {path}/{PT2}: set trust=true if you trust its origin")
-    import quant.export.integer_ops  # noqa: F401  its operators; the copy in the folder is not imported
-
-    try:
+    try:  # its operators are those that quant defines; the copy in the folder is not imported
         info = json.loads((Path(path) / "model.json").read_text(encoding="utf-8"))
         model = torch.export.load(Path(path) / PT2).module()
     except Exception as error:  # torch raises anything for a damaged file

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import data
-from experiment import datasets, subject
+from experiment import classifier, datasets
 from experiment.report.accuracy_table import accuracy_table
 from experiment.settings import EvaluateSettings
 from utils import files, metrics
@@ -19,9 +19,10 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
 
     source: what mistakes in settings.data are reported as mistakes of.
     """
-    check(settings)
+    if not settings.data:
+        raise UserError(f"data: {settings.checkpoint} does not say on which images to measure it: data.root=..., say")
     with blame(source):
-        asked = subject.load(settings)
+        asked = classifier.load(settings)
     d = asked.section
     dataset = datasets.load_test(d)
     data.check_classes(dataset.classes, asked.classes)
@@ -33,15 +34,6 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     files.write_json(folder / "evaluation.json", {"checkpoint": settings.checkpoint} | result)
     say(f"{len(dataset.test):,} test images; evaluation.json in {folder}")
-
-
-def check(settings: EvaluateSettings) -> None:
-    """Raise UserError for what an exported model cannot give, or if no images are named."""
-    for key in ("export", "sensitivity"):
-        if getattr(settings, key):
-            raise UserError(f"{key}: {settings.checkpoint} is an exported model: name the checkpoint that it is of")
-    if not settings.data:
-        raise UserError(f"data: {settings.checkpoint} does not say on which images to measure it: data.root=..., say")
 
 
 def megabytes(path: Path) -> float:

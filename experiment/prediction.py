@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import data
-from experiment import datasets, subject
+from experiment import classifier, datasets
+from experiment.classifier import Classifier
 from experiment.settings import EvaluateSettings
-from experiment.subject import Subject
 from utils import files
 from utils.console import say, tracked
 from utils.errors import UserError
@@ -17,6 +17,8 @@ from utils.names import printable
 from utils.table import text_table
 
 TOP = 5
+PICTURE_CHANNELS = (1, 3, 4)
+"""Of grey, RGB and RGBA, which picture files can be read as."""
 SHOWN = 40
 """Pictures of a folder that are shown on the screen; the table in the file has all."""
 
@@ -24,7 +26,9 @@ SHOWN = 40
 def predict(settings: EvaluateSettings) -> None:
     """Print the likeliest classes of each picture, and write them to predictions.csv."""
     pictures = find(Path(settings.images or ""))
-    asked = subject.load(settings)
+    asked = classifier.load(settings)
+    if asked.section.channels not in PICTURE_CHANNELS:
+        raise UserError(f"images: the model takes {asked.section.channels} channels, and pictures have 1, 3 or 4")
     folder = files.make_folder(Path(settings.output or Path(settings.checkpoint).parent), "output")
     rows = [row for batch in answers(asked, pictures) for row in batch]
     common = f"{Path(settings.images or '')}/"
@@ -33,16 +37,23 @@ def predict(settings: EvaluateSettings) -> None:
     say(f"{len(rows):,} of {len(pictures):,} pictures; predictions.csv in {folder}")
 
 
+def check(settings: EvaluateSettings) -> None:
+    """Raise UserError for keys that have no effect where pictures are asked for."""
+    for key in ("export", "sensitivity"):
+        if getattr(settings, key):
+            raise UserError(f"{key}: with `images`, nothing is exported or measured; leave one of them out")
+
+
 def find(path: Path) -> list[Path]:
     """The picture, or all in the folder and in folders in it. Raises UserError if there are none."""
     found = [path] if path.is_file() else data.find_images(path).images if path.is_dir() else []
     if not found:
-        raise UserError(f"images: no picture {path}" if not path.is_dir() else f"images: no pictures in {path}")
+        raise UserError(f"images: no {'pictures in' if path.is_dir() else 'picture'} {path}")
     return found
 
 
 @torch.inference_mode()
-def answers(asked: Subject, pictures: list[Path]) -> Iterator[list[dict]]:
+def answers(asked: Classifier, pictures: list[Path]) -> Iterator[list[dict]]:
     """Rows {"image", "class 1", "percent 1", ...} of each batch of pictures. Of several, those that cannot be read are
     named and left out."""
     d = asked.section
@@ -75,9 +86,10 @@ def shown(rows: list[dict], engine: str) -> str:
         places = range(1, len(row) // 2 + 1)
         lines = [[row[f"class {place}"], f"{row[f'percent {place}']:.2f}"] for place in places]
         return f"{row['image']}, by {engine}\n\n{text_table(['class', '%'], lines)}\n"
-    header = ["image", "class", "%", "or", "%"]
+    shown_places = [place for place in (1, 2) if any(f"class {place}" in row for row in rows)]
+    header = ["image", *(title for place in shown_places for title in ("class" if place == 1 else "or", "%"))]
     lines = [
-        [row["image"], row["class 1"], f"{row['percent 1']:.2f}", row["class 2"], f"{row['percent 2']:.2f}"]
+        [row["image"], *(text for i in shown_places for text in (row[f"class {i}"], f"{row[f'percent {i}']:.2f}"))]
         for row in rows[:SHOWN]
     ]
     more = f"and {len(rows) - SHOWN:,} more\n" if len(rows) > SHOWN else ""

@@ -19,8 +19,7 @@ def as_weights(d: data.DataSettings, model: ModelSettings) -> data.DataSettings:
     open_keys = [key for key in KEYS if getattr(d, key, "") is None]
     if not model.weights or not open_keys:
         return d
-    stated = _stated(model.name, model.weights) or {}
-    here = data.scaled(stated, d.image_size) if "resize" in stated else stated
+    here = data.scaled(_stated(model.name, model.weights) or {}, d.image_size)
     return data.with_overrides(d, {key: here[key] for key in open_keys if fits(key, here.get(key), d.channels)})
 
 

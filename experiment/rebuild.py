@@ -8,6 +8,7 @@ import data
 import models
 import quant
 from experiment.settings import TrainSettings, stored
+from utils.config import blame
 from utils.runs import checkpoint
 
 
@@ -32,6 +33,8 @@ def rebuild(path: str, check_trusted: Callable[[str], None]) -> tuple[nn.Module,
     """
     state = checkpoint.load(path)
     trained = read_settings(state, path)
+    with blame(path):
+        data.check_normalization(state["mean"], state["std"], trained.data.channels)
     check_trusted(trained.model.name)
     d, options = trained.data, trained.model.options
     model = models.build(trained.model.name, len(state["classes"]), d.image_size, options, d.channels)

@@ -60,8 +60,8 @@ def measure(
     confused = confusion.tables(measured.predictions, test_batches.seen, dataset.test, dataset.classes)
     summary = summarize(settings, quant.is_prepared(model), log, size) | measured.result | confused
     with html.if_possible(folder / "report.html"):
-        subject = run_report.Subject(title, settings, dataset, summary, log.rows, measured.layer_records)
-        run_report.write(subject, folder / "report.html")
+        contents = run_report.Contents(title, settings, dataset, summary, log.rows, measured.layer_records)
+        run_report.write(contents, folder / "report.html")
     files.write_json(folder / SUMMARY, summary)  # written last: it marks the run as finished
     (folder / PREVIOUS).unlink(missing_ok=True)
 

@@ -129,6 +129,15 @@ def test_a_checkpoint_of_which_anything_was_changed(seed, folder):
     outcome(folder, "bad.pt")
 
 
+@pytest.mark.parametrize("key", ["mean", "std"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_a_checkpoint_with_another_count_of_means_than_of_channels(key, count, folder, capsys):
+    state = torch.load(folder / "good.pt", weights_only=True)
+    state.pop(tensor_file.CHECKSUM)
+    torch.save(state | {key: [0.5] * count}, folder / "bad.pt")
+    assert outcome(folder, "bad.pt") == 2
+
+
 @settings(max_examples=FAULTS or 40, **MANY)
 @given(seed=st.integers(0, 2**32))
 def test_a_packed_file_of_which_anything_was_changed(seed, folder):

@@ -10,6 +10,10 @@ from pydantic.fields import FieldInfo
 from utils.errors import UserError, nearest
 from utils.sections import Section, Variants
 
+NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
+LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+"""JSON Schema's words for types and limits, and ours."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -74,10 +78,6 @@ def values(field: FieldInfo) -> str:
     for one in field.metadata:
         annotation = Annotated[annotation, one]
     return _values(TypeAdapter(annotation).json_schema())
-
-
-NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
-LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 
 
 def _values(schema: dict[str, Any]) -> str:

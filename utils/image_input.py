@@ -37,8 +37,8 @@ def in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def upright(image: Image.Image, channels: int = 3) -> Image.Image:
-    """The image rotated as its EXIF data says, more than 8 bits scaled to 8, in 1 channel (grey), 3 (RGB) or 4 (RGB and
-    opacity). In fewer than 4, what is transparent is white."""
+    """The image rotated as its EXIF data says, more than 8 bits scaled to 8, in 1 channel (grey), 3 (RGB) or 4 (RGBA).
+    In fewer than 4, what is transparent is white."""
     keep_only_orientation(image)
     ImageOps.exif_transpose(image, in_place=True)  # without in_place it copies every image
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

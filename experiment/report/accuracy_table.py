@@ -11,16 +11,23 @@ def accuracy_table(result: dict) -> str:
     Engines that are equal to the bit share a row. Columns without any number, and a top-5 of five classes, are left
     out. gap: top-1 less that of the float model, where it was measured.
     """
-    shared = _equal_engines(result)
-    rows = [row for row in _rows(result) if row[0] not in shared[1:]]
+    (header, rows), shared = columns(result), _equal_engines(result)
+    rows = [row for row in rows if row[0] not in shared[1:]]
     if len(shared) > 1:
         rows = [[f"{len(shared)} engines" if row[0] == shared[0] else row[0], *row[1:]] for row in rows]
-    table = _without_empty(rows, all(score["top5"] == 100 for score in result["accuracy"].values()))
+    table = text_table(header, rows)
     if "simulated" not in result["accuracy"]:
         return table
     packed = f"packed at its own bit-widths: {result['size_mb_at_bits']:.3f} MB"
     names = [f"{len(shared)} engines, all bit-equal: {', '.join(shared)}"] if len(shared) > 1 else []
     return "\n\n".join([table, *result.get("failed", {}).values(), "\n".join([*names, packed])])
+
+
+def columns(result: dict) -> tuple[list[str], list[list[str]]]:
+    """(header, a row for each model) with the columns that say something."""
+    rows, few_classes = _rows(result), all(score["top5"] == 100 for score in result["accuracy"].values())
+    shown = [i for i, title in enumerate(HEADER) if any(row[i] for row in rows) and not (few_classes and "5" in title)]
+    return [HEADER[i] for i in shown], [[row[i] for i in shown] for row in rows]
 
 
 def _equal_engines(result: dict) -> list[str]:
@@ -48,8 +55,3 @@ def _rows(result: dict) -> list[list[str]]:
             ]
         )
     return rows
-
-
-def _without_empty(rows: list[list[str]], few_classes: bool) -> str:
-    shown = [i for i, title in enumerate(HEADER) if any(row[i] for row in rows) and not (few_classes and "5" in title)]
-    return text_table([HEADER[i] for i in shown], [[row[i] for i in shown] for row in rows])

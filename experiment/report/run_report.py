@@ -6,6 +6,7 @@ from pathlib import Path
 import data
 from experiment import datasets
 from experiment.report import charts, html
+from experiment.report.accuracy_table import columns
 from experiment.report.confusion import judged_model
 from experiment.report.thumbnails import thumbnails
 from experiment.settings import TrainSettings
@@ -22,8 +23,8 @@ MOST_PAIRS = 40
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What a page is about.
+class Contents:
+    """What a page shows.
 
     summary: what summary.json or evaluation.json holds. rows: of metrics.csv. layers: quant.Measurement.layer_records.
     sensitivity: of quant.sensitivity, or None.
@@ -38,36 +39,36 @@ class Subject:
     sensitivity: dict | None = None
 
 
-def write(subject: Subject, path: Path) -> None:
-    """Write the page of a subject."""
-    summary, size = subject.summary, subject.settings.data.image_size
+def write(contents: Contents, path: Path) -> None:
+    """Write the page of a contents."""
+    summary, size = contents.summary, contents.settings.data.image_size
     wrong, changed = _pictured(summary, "mistakes"), _pictured(summary, "changed_by_quantization")
     numbers = [one["index"] for one in (*wrong, *changed)]
     page = html.render(
         "run",
-        title=subject.title,
-        facts=facts(subject),
-        accuracy=accuracy(summary),
+        title=contents.title,
+        facts=facts(contents),
+        accuracy=html.Table(*columns(summary)),
         notes=[*summary.get("failed", {}).values()],
-        curves=charts.curves({"": subject.rows}),
-        layers=layer_table(subject.layers, subject.sensitivity),
-        sensitivity=sensitivity_table(subject.sensitivity),
+        curves=charts.curves({"": contents.rows}),
+        layers=layer_table(contents.layers, contents.sensitivity),
+        sensitivity=sensitivity_table(contents.sensitivity),
         by_class=by_class(summary),
         confusions=[confusion(summary, model) for model in _judged_first(summary)],
         mistakes=wrong,
         judged=summary.get("mistakes", {}).get("model"),
         changes=summary.get("changed_by_quantization"),
         changed=changed,
-        pictures=thumbnails(subject.dataset.test, numbers, size),
+        pictures=thumbnails(contents.dataset.test, numbers, size),
         environment=environment(),
-        setting=subject.settings.model_dump_json(indent=2),
+        setting=contents.settings.model_dump_json(indent=2),
     )
     files.write_text(path, page)
 
 
-def facts(subject: Subject) -> dict[str, str]:
+def facts(contents: Contents) -> dict[str, str]:
     """What was trained, on what and how, in lines."""
-    s, found, dataset = subject.settings, subject.summary, subject.dataset
+    s, found, dataset = contents.settings, contents.summary, contents.dataset
     names = ", ".join(dataset.classes[:MOST_CLASSES]) + (", ..." if len(dataset.classes) > MOST_CLASSES else "")
     epochs = f"{s.run.epochs} epoch{'s' * (s.run.epochs != 1)}"
     parts = {"training": dataset.train, "validation": dataset.val, "test": dataset.test}
@@ -96,20 +97,6 @@ def _bits(spec: QuantSettings, found: dict) -> str:
 
 def _minutes(found: dict) -> str:
     return f", {found['seconds'] / 60:.1f} minutes" if "seconds" in found else ""
-
-
-def accuracy(result: dict) -> html.Table:
-    """The accuracy table, with the gap to float where that was measured."""
-    in_float = result["accuracy"].get("float", {}).get("top1")
-    header = ["", "top-1 %", *(["to float"] if in_float is not None else []), "top-5 %", "loss"]
-    rows = []
-    for name, score in result["accuracy"].items():
-        gap = [] if in_float is None else ["" if name == "float" else f"{score['top1'] - in_float:+.2f}"]
-        shares = [_number(result.get(key, {}).get(name)) for key in ("agreement", "bit_equal")]
-        megabytes = _number(result["size_mb"].get(name), 3)
-        rows.append([name, f"{score['top1']:.2f}", *gap, f"{score['top5']:.2f}", f"{score['loss']:.4f}"])
-        rows[-1] += [*shares, megabytes]
-    return html.Table([*header, "agreement %", "bit-equal %", "MB"], rows)
 
 
 def layer_table(layers: list[dict], measured: dict | None) -> html.Table | None:

@@ -23,6 +23,7 @@ def test_an_export_is_measured_on_the_images_that_are_named(what, run, capsys):
     ("arguments", "message"),
     [
         (["a.npz"], "data: .*a.npz does not say on which images to measure it"),
+        (["a.npz", 'engines=["x86"]', "data.name=digits"], "engines: .*a.npz is an exported model"),
         (["a.npz", "sensitivity=true", "data.name=digits"], "sensitivity: .*a.npz is an exported model"),
         (["exported", f"images={__file__}"], "torch may run code of .*exported/model.pt2: set trust=true"),
         (["a.npz", "data.name=digits"], "data: 10 classes .* trained on 3"),
@@ -46,3 +47,8 @@ def test_a_folder_is_as_large_as_its_files(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(bytes(500_000))
     assert (megabytes(tmp_path), megabytes(tmp_path / "a")) == (1.0, 0.5)
+
+
+def test_a_mean_has_a_number_for_each_channel(run):
+    with pytest.raises(UserError, match=r"data\.mean: 1 numbers for images of 3 channel"):
+        evaluation.main([str(run / "a.npz"), "data.name=imagefolder", f"data.root={run / 'images'}", "data.mean=[0.5]"])

@@ -1,11 +1,13 @@
 """What a model says of single pictures: the likeliest classes, as the test images are seen, in a table and a file."""
 
 import csv
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from experiment import evaluation
+from experiment import evaluation, prediction
 from utils.errors import UserError
 
 
@@ -56,3 +58,24 @@ def test_no_picture_is_a_line(run, tmp_path):
     for path, message in ((tmp_path / "nowhere", "no picture"), (tmp_path, "no pictures in")):
         with pytest.raises(UserError, match=f"^images: {message} {path}$"):
             evaluation.main([str(run / "a"), f"images={path}"])
+
+
+@pytest.mark.parametrize("keys", [["export=a.onnx"], ["sensitivity=true"]])
+def test_nothing_else_is_done_with_pictures(keys, run):
+    with pytest.raises(UserError, match=r"^command line: (export|sensitivity): with `images`, nothing is"):
+        evaluation.main([str(run / "a"), f"images={run / 'images'}", *keys])
+
+
+def test_a_mean_has_a_number_for_each_channel(run):
+    with pytest.raises(UserError, match=r"data\.mean: 2 numbers for images of 3 channel"):
+        evaluation.main([str(run / "a"), f"images={run / 'images'}", "data.mean=[0.5,0.5]"])
+
+
+def test_a_model_of_one_class_has_no_second():
+    rows = prediction.rows_of(torch.zeros(2, 1), [Path("a"), Path("b")], ["only"])
+    assert prediction.shown(rows, "x86").splitlines()[2:] == [
+        "image  class       %",
+        "--------------------",
+        "a       only  100.00",
+        "b       only  100.00",
+    ]

@@ -30,6 +30,8 @@ IGNORED_ON_RESUME = (
 only where training would have failed."""
 LOCATIONS = ("data.root", "model.weights", "quant.teacher")
 """Keys that say where inputs are, which may have moved."""
+NORMALIZATION = "data.normalization"
+"""In the inputs: mean and std of the images."""
 MEASUREMENT_KEYS = ("run.engines",)
 """Keys of the final measurement: a finished run with other values of these is measured again, not trained again."""
 OLD_NAMES = {"fake_quant": "simulated"}
@@ -118,7 +120,8 @@ class RunFolder:
         """
         read: list[str] = []
         if inputs is not None and self.inputs is not None:
-            unknown = () if "normalization" in inputs.get("data", {}) else ("data.normalization",)  # an older version's
+            known = any(key.startswith(f"{NORMALIZATION}.") for key, _ in flat(inputs))
+            unknown = () if known else (NORMALIZATION,)  # an older version kept none
             ignored, read = (*ignored, *LOCATIONS), differences(inputs, self.inputs, unknown)
         set_otherwise = differences(settings, self.settings, self._ignored(ignored))
         found, kinds = [*set_otherwise, *read], {"settings": set_otherwise, "inputs": read}

@@ -41,7 +41,7 @@ def noisy(labels: torch.Tensor, classes: int, share: float, seed: int) -> torch.
     return torch.where(wrong, torch.randint(0, classes, labels.shape, generator=generator), labels)
 
 
-def subject(count: int = 300, classes: int = 10, size: int = 16, **more) -> run_report.Subject:
+def contents(count: int = 300, classes: int = 10, size: int = 16, **more) -> run_report.Contents:
     names = [HOSTILE, *(f"class {i}" for i in range(1, classes))]
     labels = torch.arange(count) % classes
     pixels = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
@@ -60,7 +60,7 @@ def subject(count: int = 300, classes: int = 10, size: int = 16, **more) -> run_
     tables = confusion.tables(found, [torch.arange(count)], dataset.test, names)
     layers = [LAYER | {"layer": HOSTILE}, LAYER]
     settings = resolved(TrainSettings.model_validate({"data": {"image_size": 16}, "note": HOSTILE}))
-    return run_report.Subject(HOSTILE, settings, dataset, result | tables, ROWS, layers, **more)
+    return run_report.Contents(HOSTILE, settings, dataset, result | tables, ROWS, layers, **more)
 
 
 SHARES = {"float": 0.1, "simulated": 0.2}
@@ -81,7 +81,7 @@ SENSITIVITY = {
 
 
 def written(folder: Path, **keys) -> str:
-    run_report.write(subject(**keys), folder / "report.html")
+    run_report.write(contents(**keys), folder / "report.html")
     return (folder / "report.html").read_text()
 
 
@@ -107,9 +107,9 @@ def test_a_page_says_what_there_is_to_say(tmp_path):
 
 
 def test_a_page_of_what_trained_nothing_and_was_not_quantized(tmp_path):
-    plain = subject()
+    plain = contents()
     summary = {key: plain.summary[key] for key in ("accuracy", "size_mb")}
-    bare = run_report.Subject("bare", plain.settings, plain.dataset, summary, [], [])
+    bare = run_report.Contents("bare", plain.settings, plain.dataset, summary, [], [])
     run_report.write(bare, tmp_path / "report.html")
     assert "svg" not in Contents((tmp_path / "report.html").read_text()).tags
 
@@ -127,7 +127,7 @@ def test_sensitivity_is_a_table_and_gives_layers_their_noise(tmp_path):
 
 
 def test_the_matrix_has_every_image():
-    summary = subject().summary
+    summary = contents().summary
     found = run_report.confusion(summary, "simulated")
     assert sum(count for row in found.matrix for count, _ in row) == 300
     for row in found.matrix:
@@ -137,7 +137,7 @@ def test_the_matrix_has_every_image():
 
 
 def test_of_many_classes_the_worst_pairs_are_listed(tmp_path):
-    many = subject(2000, classes=40)
+    many = contents(2000, classes=40)
     found = run_report.confusion(many.summary, "simulated")
     assert found.matrix == []
     counts = [int(row[2]) for row in found.pairs.rows]
@@ -146,7 +146,7 @@ def test_of_many_classes_the_worst_pairs_are_listed(tmp_path):
 
 
 def test_ten_thousand_images_of_a_thousand_classes_are_a_small_page(tmp_path):
-    many = subject(10_000, classes=1000, size=64)
+    many = contents(10_000, classes=1000, size=64)
     run_report.write(many, tmp_path / "report.html")  # imports matplotlib
     began = time.process_time()
     run_report.write(many, tmp_path / "report.html")

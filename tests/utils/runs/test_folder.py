@@ -151,3 +151,9 @@ def test_other_normalization_is_another_run_unless_an_older_version_kept_none(fi
     assert not RunFolder(finished, SETTINGS, 1, inputs=other).is_finished()
     files.write_json(finished / INPUTS, {"data": {"classes": {"0": "cat"}}})
     assert RunFolder(finished, SETTINGS, 1, inputs=other).is_finished()
+
+
+@pytest.mark.parametrize("inputs", [{"data": 3}, {"data": None}, {"data": ["normalization"]}, {}])
+def test_inputs_that_hold_anything_are_another_runs(inputs, finished):
+    files.write_json(finished / INPUTS, inputs)
+    assert not RunFolder(finished, SETTINGS, 1, inputs={"data": {"classes": {"0": "cat"}}}).is_finished()

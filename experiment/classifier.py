@@ -10,7 +10,7 @@ from torch import Tensor
 import data
 import models
 import quant
-from experiment import exported
+from experiment import datasets, exported
 from experiment.rebuild import rebuild
 from experiment.settings import EvaluateSettings
 from utils.config import validate_section
@@ -18,7 +18,7 @@ from utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Subject:
+class Classifier:
     """run: normalized images [N, C, H, W] -> logits. engine: what runs it. section: by which its images are made."""
 
     run: Callable[[Tensor], Tensor]
@@ -29,7 +29,7 @@ class Subject:
     classes: list[str]
 
 
-def load(settings: EvaluateSettings) -> Subject:
+def load(settings: EvaluateSettings) -> Classifier:
     """The model of settings.checkpoint; if that is a checkpoint, converted to the first of the engines, or in float if
     it is not quantized. Raises UserError if it cannot be had."""
     if exported.is_export(settings.checkpoint):
@@ -39,16 +39,16 @@ def load(settings: EvaluateSettings) -> Subject:
     model = model.eval()
     engine = (settings.engines or ["reference"])[0]
     run, name = (quant.convert(model, engine), engine) if quant.is_prepared(model) else (model, "float")
-    mean, std = (settings.data.get(key) or state[key] for key in ("mean", "std"))
+    mean, std = datasets.normalization(settings.data, state)
     section = data.with_overrides(trained.data, settings.data)
-    return Subject(run, name, section, mean, std, state["classes"])
+    return Classifier(run, name, section, mean, std, state["classes"])
 
 
-def _of_export(settings: EvaluateSettings) -> Subject:
+def _of_export(settings: EvaluateSettings) -> Classifier:
     found = exported.read(settings.checkpoint, settings.trust)
     info, asked = found.info, settings.data
-    mean, std = asked.get("mean") or info.mean, asked.get("std") or info.std
-    return Subject(found.run, found.engine, section_of_export(info, asked), mean, std, info.classes)
+    mean, std = datasets.normalization(asked, info.model_dump())
+    return Classifier(found.run, found.engine, section_of_export(info, asked), mean, std, info.classes)
 
 
 def section_of_export(info: exported.Info, asked: dict[str, Any]) -> data.DataSettings:
