@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 PAD = 4
-SMALLEST_SHARE = 0.08
+SHARES = (0.08, 1.0)
 WIDEST_RATIO = 4 / 3
 
 
@@ -86,13 +86,17 @@ class ResizedCrop(Center):
         return resized.permute(0, 2, 3, 1).contiguous()
 
 
-def rectangles(drawn: Tensor, high: int, wide: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def rectangles(
+    drawn: Tensor, high: int, wide: int, shares: tuple[float, float] = SHARES, widest: float = WIDEST_RATIO
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(top, left, bottom, right) in pixels of random rectangles in images of high x wide.
 
-    drawn: uniform in [0, 1): [area, ratio, top, left, ...], each [B].
+    drawn: uniform in [0, 1): [area, ratio, top, left, ...], each [B]. shares: least and most of the area. widest: most
+    that one side is of the other.
     """
-    area = (SMALLEST_SHARE + (1 - SMALLEST_SHARE) * drawn[0]) * high * wide
-    ratio = torch.exp((2 * drawn[1] - 1) * math.log(WIDEST_RATIO))
+    least, most = shares
+    area = (least + (most - least) * drawn[0]) * high * wide
+    ratio = torch.exp((2 * drawn[1] - 1) * math.log(widest))
     width, height = (area * ratio).sqrt().clamp(max=wide), (area / ratio).sqrt().clamp(max=high)
     top, left = drawn[2] * (high - height), drawn[3] * (wide - width)
     return top, left, top + height, left + width

@@ -24,6 +24,8 @@ from torch import Tensor
 from data.augment import Center, PaddedCrop, ResizedCrop, rectangles
 from data.decoding import LARGE, open_image, squared
 from data.images import Files, Images
+from data.mixing import Mixing, erased
+from data.policies import POLICIES, transformed
 from utils.console import say
 from utils.errors import UserError
 from utils.seed import derive_seed
@@ -35,16 +37,35 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Draw:
-    """How training batches are drawn. Process `rank` of `world` takes its share of every batch."""
+    """How training batches are drawn. Process `rank` of `world` takes its share of every batch.
+
+    augment: none, crop (and mirrorings where `flip` is set) or, after that, a policy of data/policies.py; learned_on:
+    the pairs of auto. erasing: share of the images. mixing: what mixes the images of a batch. balanced: each class is
+    as frequent as the others.
+    """
 
     seed: int
-    augment: bool = False
+    augment: str = "none"
     flip: bool = False
+    learned_on: str = "imagenet"
+    erasing: float = 0.0
+    mixing: Mixing | None = None
+    balanced: bool = False
     rank: int = 0
     world: int = 1
 
+    def epoch_seed(self, epoch: int) -> int:
+        return derive_seed(self.seed, epoch)
+
     def generator(self, epoch: int) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+        return torch.Generator().manual_seed(self.epoch_seed(epoch))
+
+    def order(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """The images of an epoch, int64 [N]: each once or, balanced, N of all, those of rarer classes more often."""
+        if not self.balanced:
+            return torch.randperm(len(labels), generator=generator)
+        weights = 1 / labels.bincount().double()
+        return torch.multinomial(weights[labels], len(labels), replacement=True, generator=generator)
 
 
 class Batches:
@@ -60,6 +81,7 @@ class Batches:
     def __init__(self, images: Images | Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
         self.images, self.batch_size, self.draw, self.seen = images, batch_size, draw, []
         self.augmentation = _augmentation(images, image_size, draw)
+        self.policy = POLICIES[draw.augment](draw.learned_on) if draw and draw.augment in POLICIES else None
         self.scale, self.shift = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
 
     def __len__(self) -> int:
@@ -71,30 +93,43 @@ class Batches:
         return self.epoch(0)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        n = len(self.images)
-        if self.draw is None:
-            yield from self.read([*torch.arange(n).split(self.batch_size)][first : len(self)], None)
+        draw = self.draw
+        if draw is None:
+            yield from self.read([*torch.arange(len(self.images)).split(self.batch_size)][first : len(self)], None)
             return
-        generator = self.draw.generator(number)
-        steps = torch.randperm(n, generator=generator).split(self.batch_size)[first : len(self)]
-        yield from self.read([step[self.draw.rank :: self.draw.world] for step in steps], generator)
+        generator = draw.generator(number)
+        steps = draw.order(self.images.labels, generator).split(self.batch_size)[first : len(self)]
+        batches = self.read([step[draw.rank :: draw.world] for step in steps], generator)
+        yield from draw.mixing.mixed(batches, draw.epoch_seed(number), first) if draw.mixing else batches
 
     def read(self, steps: list[Tensor], generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of these indexes; `generator` gives what the epoch draws in addition to its order."""
-        drawn, seen = self.augmentation.draw(len(self.images), generator), list[Tensor]()
+        n, erasing = len(self.images), self.draw.erasing if self.draw else 0.0
+        drawn, seen = self.augmentation.draw(n, generator), list[Tensor]()
+        operations = self.policy.draw(n, generator) if self.policy else None
+        erasures = torch.rand(5, n, generator=generator) if erasing else None
         self.seen = seen
         for values, index in self.augmented(steps, drawn):
             seen.append(index)
-            yield values.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2), self.images.labels[index]
+            if self.policy and operations is not None:
+                values = transformed(self.policy, _whole(values), operations[:, index])
+            images = values.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
+            if erasures is not None:
+                erased(images, erasures[:, index], erasing)
+            yield images, self.images.labels[index]
 
     def augmented(self, steps: list[Tensor], drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """(values 0..255 [B, H, W, C], index int64 [B]) of each step. drawn: the augmentation's, of all images."""
         raise NotImplementedError
 
 
+def _whole(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.uint8 else values.round().to(torch.uint8)
+
+
 def _augmentation(images: Images | Files, image_size: int, draw: Draw | None) -> Center:
     """Small images are shifted; of photographs, parts are cut out."""
-    if draw is None or not draw.augment:
+    if draw is None or draw.augment == "none":
         return Center(image_size)
     files = images if isinstance(images, Files) else images.source
     return (PaddedCrop if files is None or image_size <= LARGE else ResizedCrop)(image_size, 0.5 * draw.flip)

@@ -8,12 +8,16 @@ from typing import Any, Literal
 from pydantic import create_model
 
 from data import external
+from data.batches import Draw
 from data.decoding import Preprocessing, preprocessing
 from data.folders import FileOptions, FolderOptions, has_val, imagefolder, imagenet
 from data.images import Dataset, check_normalization, in_grey
+from data.mixing import Mixing
+from data.policies import POLICIES
 from data.settings import DataSettings
 from data.sources import NoOptions, Root, cifar10, cifar100, digits, fake, fashion_mnist, svhn
 from utils.config import validate_section
+from utils.errors import UserError
 from utils.names import plain_name
 from utils.sections import NO_SOURCE, OWN, Section, part, variants
 
@@ -23,24 +27,25 @@ class Row:
     """load(image_size, limit, train, **options) -> Dataset, and the keys of the data section that it reads.
 
     image_size: the default of data.image_size, which its images have or are usually brought to. downloads: whether it
-    takes `download`, too, and without it writes what it lacks into its root.
+    takes `download`, too, and without it writes what it lacks into its root. auto: whose pairs data.augment auto takes.
     """
 
     load: Callable[..., Dataset]
     options: type[Section]
     image_size: int = 32
     downloads: bool = False
+    auto: str = "imagenet"
 
 
 DATASETS = {
-    "digits": Row(digits, NoOptions, 16),
-    "cifar10": Row(cifar10, Root, 32, downloads=True),
-    "cifar100": Row(cifar100, Root, 32, downloads=True),
-    "svhn": Row(svhn, Root, 32, downloads=True),
+    "digits": Row(digits, NoOptions, 16, auto="svhn"),
+    "cifar10": Row(cifar10, Root, 32, downloads=True, auto="cifar10"),
+    "cifar100": Row(cifar100, Root, 32, downloads=True, auto="cifar10"),
+    "svhn": Row(svhn, Root, 32, downloads=True, auto="svhn"),
     "fashion_mnist": Row(fashion_mnist, Root, 28, downloads=True),
     "imagenet": Row(imagenet, FileOptions, 224),
     "imagefolder": Row(imagefolder, FolderOptions, 224),
-    "fake": Row(fake, NoOptions, 32),
+    "fake": Row(fake, NoOptions, 32, auto="cifar10"),
 }
 
 
@@ -60,8 +65,14 @@ SECTIONS = variants("name", DataSettings, _OPTIONS, "digits")
 
 
 def check(section: DataSettings) -> None:
-    """Raise UserError if mean or std do not have a number for each channel, or a function cannot be imported."""
+    """Raise UserError for what no key says by itself.
+
+    mean or std without a number for each channel, a policy for images without colours, a function that cannot be
+    imported.
+    """
     check_normalization(section.mean, section.std, section.channels)
+    if section.augment in POLICIES and section.channels not in (1, 3):
+        raise UserError(f"data.augment: {section.augment} is for 1 or 3 channels; data.channels is {section.channels}")
     if section.name not in DATASETS:
         external.function(section.name)
 
@@ -85,6 +96,31 @@ def _load(section: DataSettings, train: bool, download: bool) -> Dataset:
     row = DATASETS[section.name]
     own = part(section, row.options).model_dump() | ({"download": download} if row.downloads else {})
     return row.load(section.image_size, section.limit, train, **own)
+
+
+TRAINING_ALONE = ("batch_size", "augment", "random_erasing", "mixup", "cutmix", "sampling")
+"""Keys that change no image of the dataset, but how batches of training images are made."""
+
+
+def draw_of(section: DataSettings, dataset: Dataset, seed: int, rank: int = 0, world: int = 1) -> Draw:
+    """How a section asks for training batches of its dataset to be drawn, for process `rank` of `world`."""
+    mixes = section.mixup or section.cutmix
+    return Draw(
+        seed=seed,
+        augment=section.augment,
+        flip=dataset.flip,
+        learned_on=DATASETS[section.name].auto if section.name in DATASETS else "imagenet",
+        erasing=section.random_erasing,
+        mixing=Mixing(section.mixup, section.cutmix, len(dataset.classes)) if mixes else None,
+        balanced=section.sampling == "balanced",
+        rank=rank,
+        world=world,
+    )
+
+
+def plain_draw_of(section: DataSettings, dataset: Dataset, seed: int) -> Draw:
+    """The same without what changes an image's colours, shape or label, whose statistics a model is not used on."""
+    return Draw(seed, "none" if section.augment == "none" else "crop", dataset.flip)
 
 
 def switch_dataset(values: dict[str, Any], name: str) -> tuple[dict[str, Any], list[str]]:

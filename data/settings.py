@@ -1,5 +1,7 @@
 """The keys of the data section that every dataset reads. A dataset's own options are declared next to its loader."""
 
+from typing import Literal
+
 from pydantic import Field, FiniteFloat, PositiveFloat
 
 from utils.sections import Section
@@ -21,8 +23,18 @@ class DataSettings(Section):
     """Standard deviation of each channel, by which it is divided. null: as for mean."""
     batch_size: int = Field(128, ge=1, le=2**20)
     """Images a training step, of all processes together. Evaluation takes its own batches."""
-    augment: bool = True
-    """Random crop and, where the dataset allows it, horizontal flip of the training images."""
+    augment: Literal["none", "crop", "trivial", "rand", "auto"] = "crop"
+    """Of training images. crop: a random part, mirrored at random where the dataset allows it. trivial, rand, auto:
+    after that, random changes of colours and shapes (TrivialAugment, RandAugment, AutoAugment)."""
+    random_erasing: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of the training images in which a random rectangle is erased."""
+    mixup: float = Field(0.0, ge=0.0, le=100.0)
+    """Alpha, 0.2, say: training images and labels are blended in pairs, by shares of Beta(alpha, alpha); 0: never."""
+    cutmix: float = Field(0.0, ge=0.0, le=100.0)
+    """Alpha, 1, say: a rectangle of another image is put into each training image; 0: never. With mixup, too, each
+    batch gets one of them."""
+    sampling: Literal["once", "balanced"] = "once"
+    """An epoch has each training image once; or, for uneven classes, as many images, of each class as often."""
     limit: int | None = Field(None, ge=1)
     """Take only this many images (of a fixed shuffle) of each part, training, validation and test, for trials."""
     val_fraction: float | None = Field(None, ge=0.0, lt=1.0)

@@ -11,6 +11,8 @@ from data import DataSettings
 from utils.config import validate_section
 from utils.errors import UserError
 
+USUAL = DataSettings.model_fields
+
 
 def load(d: DataSettings) -> data.Dataset:
     """Training, validation and test images; read once for all runs of a sweep."""
@@ -30,7 +32,7 @@ def identity(d: DataSettings) -> dict[str, Any]:
 
 def _of_images(d: DataSettings) -> str:
     """The section, with fixed values for what changes no image."""
-    return d.model_copy(update={"batch_size": 1, "augment": True}).model_dump_json()
+    return d.model_copy(update={key: USUAL[key].default for key in data.TRAINING_ALONE}).model_dump_json()
 
 
 @functools.lru_cache(maxsize=1)

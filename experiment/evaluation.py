@@ -25,7 +25,7 @@ from utils.runs.folder import differences
 
 ALL = ("reference", "fbgemm", "qnnpack", "x86", "onednn")
 """Engines of PyTorch, which are measured unless others are named."""
-LOCATION = ("root", "workers", "on_error", "cache", "batch_size", "augment", "val_fraction", "mean", "std")
+LOCATION = (*data.TRAINING_ALONE, "root", "workers", "on_error", "cache", "val_fraction", "mean", "std")
 """Keys of the data section with any value of which the test images are the same."""
 EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
 """Functions that write a single file, by its suffix. A path without a suffix is a folder for quant.export."""
@@ -86,7 +86,7 @@ def check_suffix(target: str) -> None:
 
 def check_overrides(values: dict[str, Any]) -> None:
     """Raise UserError for keys of the data section that change no test image."""
-    for key in ("batch_size", "augment", "val_fraction"):
+    for key in (*data.TRAINING_ALONE, "val_fraction"):
         if key in values:
             raise UserError(f"data.{key}: read in training alone; it changes no test image")
 

@@ -195,9 +195,9 @@ class Session:
         return optimizer
 
     def reestimation_batches(self):
-        """Batches of the training images, augmented, from which batch norm statistics are estimated again."""
+        """Batches of the training images, cropped at random, from which batch norm statistics are estimated again."""
         count = self.quant_spec.bn_reestimation_images or self.quant_spec.calibration_images
-        draw = data.Draw(self.settings.run.seed, self.settings.data.augment, self.dataset.flip)
+        draw = data.plain_draw_of(self.settings.data, self.dataset, self.settings.run.seed)
         return self.batches(data.first(self.dataset.training, count), draw=draw)
 
     def choose_precision(self) -> Precision:
@@ -209,7 +209,7 @@ class Session:
     def train_batches(self):
         """This process's share of the augmented training images."""
         asked, processes = self.settings.data, self.processes
-        draw = data.Draw(self.settings.run.seed, asked.augment, self.dataset.flip, processes.rank, processes.world_size)
+        draw = data.draw_of(asked, self.dataset, self.settings.run.seed, processes.rank, processes.world_size)
         return self.batches(self.dataset.training, asked.batch_size, draw)
 
     def val_batches(self):

@@ -19,7 +19,7 @@ from data import SECTIONS as data_sections
 from quant import SECTIONS as quant_sections
 from quant import QuantSettings
 from quant.methods import gradboost
-from utils.config import rename, validate
+from utils.config import rename, rename_values, validate
 from utils.sections import NO_SOURCE, PathText, RunName, Section, variants
 from utils.training import optim
 from utils.training.optim import OptimSettings
@@ -33,6 +33,8 @@ RENAMED = {
     "quant.norm_images": "quant.bn_reestimation_images",
 }
 """Keys of earlier versions, and what they are called now."""
+AUGMENT = {"true": "crop", "false": "none"}
+"""Values of data.augment in earlier versions, as JSON writes them, and what they are called now."""
 
 
 Trust = bool | Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
@@ -131,12 +133,14 @@ class TrainSettings(Section):
 
     @classmethod
     def rename(cls, values: dict) -> list[str]:
-        """RENAMED, in the sections, in dotted keys, and in those of a sweep."""
+        """RENAMED and AUGMENT, in the sections, in dotted keys, and in those of a sweep."""
         tables, sweep = [values], values.get("sweep")
         if isinstance(sweep, dict):
             groups = [group for axis in sweep.values() if isinstance(axis, dict) for group in axis.values()]
             tables += [sweep, *(group for group in groups if isinstance(group, dict))]
-        return list(dict.fromkeys(notice for table in tables for notice in rename(table, RENAMED)))
+        notices = [notice for table in tables for notice in rename(table, RENAMED)]
+        notices += [notice for table in tables for notice in rename_values(table, "data.augment", AUGMENT)]
+        return list(dict.fromkeys(notices))
 
     @classmethod
     def adapt_to_overrides(cls, values: dict, overrides: Mapping[str, Any]) -> list[str]:

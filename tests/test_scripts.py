@@ -206,7 +206,7 @@ def test_evaluate_on_other_images(trained, tmp_path, capsys):
         evaluation.main([*arguments, "data.name=fake"])
     with pytest.raises(UserError, match=r"^setting/evaluate.json: data.root is read by .*; data.name is digits$"):
         evaluation.main([*arguments, "data.root=elsewhere"])
-    for key, value in (("batch_size", 9), ("augment", "false"), ("val_fraction", 0.5)):
+    for key, value in (("batch_size", 9), ("augment", "none"), ("mixup", 0.2), ("val_fraction", 0.5)):
         with pytest.raises(UserError, match=rf"^command line: data.{key}: read in training alone"):
             evaluation.main([*arguments, f"data.{key}={value}"])
 

@@ -20,7 +20,7 @@ from utils.runs import tensor_file
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = ["data.image_size=16", "data.batch_size=60", "data.limit=300", 'run.engines=["reference"]', "run.name=run"]
-PLAIN = ["model.name=tests.nets:plain", "data.augment=true", "data.val_fraction=0.2", "optim.lr=0.05"]
+PLAIN = ["model.name=tests.nets:plain", "data.augment=crop", "data.val_fraction=0.2", "optim.lr=0.05"]
 LEARN = {
     "float": ["quant.method=float", "run.epochs=2"],
     "lsq": ["quant.method=lsq", "quant.weight_bits=4", "quant.act_bits=4", "run.epochs=2"],
@@ -30,7 +30,7 @@ START = {method: ["optim.lr=1e-20", "run.epochs=1", f"quant.method={method}"] fo
 START["statassist"] = ["optim.lr=1e-20", "run.epochs=1", "quant.method=statassist", "quant.float_epochs=0"]
 NETS = ("unused", "synced", "dropout", "all_of_them")
 """Of tests/nets_of_processes.py."""
-UNEVEN = ["data.batch_size=45", "data.augment=true", "data.val_fraction=0.2", "optim.lr=0.05"]
+UNEVEN = ["data.batch_size=45", "data.augment=crop", "data.val_fraction=0.2", "optim.lr=0.05"]
 """One process has an image more than the other."""
 IN_A_ROW = """
 import json, os, sys, torch

@@ -104,6 +104,20 @@ def rename(values: dict, table: Mapping[str, str]) -> list[str]:
     return notices
 
 
+def rename_values(values: dict, key: str, table: Mapping[Any, Any]) -> list[str]:
+    """Replace old values of a dotted key by those of today, in place, in a sweep's list, too; returns a notice of each.
+
+    table: by the old value as JSON writes it.
+    """
+    notices = []
+    for there, name, _ in _places(values, key.split("."), key.split(".")):
+        found = there[name] if isinstance(there[name], list) else [there[name]]
+        now = [table.get(json.dumps(value), value) for value in found]
+        notices += [f"{key}: {json.dumps(old)} is now {new}" for old, new in zip(found, now, strict=True) if old != new]
+        there[name] = now if isinstance(there[name], list) else now[0]
+    return notices
+
+
 def _places(values: Any, old: list[str], new: list[str]) -> Iterator[tuple[dict, str, str]]:
     """Where an old key is: (the dict that has it, the key as written there, the new key in the same form)."""
     if not isinstance(values, dict):

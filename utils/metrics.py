@@ -19,9 +19,12 @@ class Score:
     loss_sum: float = 0.0
 
     def add(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Add a batch. logits: [N, classes], labels: [N]. Returns the class that counts as predicted, of each: [N]."""
+        """Add a batch. logits: [N, classes]. Returns the class that counts as predicted, of each: [N].
+
+        labels: [N], or probabilities [N, classes], of which the largest is the class.
+        """
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = best == labels[:, None]
+        hits = best == (labels if labels.ndim == 1 else labels.argmax(1))[:, None]
         self.images += len(labels)
         self.correct1 += int(hits[:, 0].sum())
         self.correct5 += int(hits.sum())

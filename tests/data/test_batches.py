@@ -16,6 +16,9 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 import data
 from data.augment import PAD
 from data.batches import Batches, MemoryBatches
+from data.images import Images
+from data.mixing import Mixing
+from data.policies import POLICIES
 from tests.data.conftest import imagefolder
 from utils.errors import UserError
 
@@ -48,7 +51,7 @@ def test_normalization():
 
 def test_every_augmented_image_is_a_crop_of_its_padded_self_or_its_mirror():
     images = data.DATASETS["fake"].load(12, 60).train
-    draw = data.Draw(seed=3, augment=True, flip=True)
+    draw = data.Draw(seed=3, augment="crop", flip=True)
     batches = MemoryBatches(images, 60, **ONE, image_size=12, draw=draw)
     order = torch.randperm(60, generator=draw.generator(epoch=0))
     x, labels = next(iter(batches))
@@ -91,20 +94,26 @@ def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
     return len(some) == len(others) and all(map(torch.equal, some, others))
 
 
-def test_what_is_drawn_depends_on_the_seed_the_epoch_and_the_step_alone(drawn):
-    draw = data.Draw(seed=5, augment=True, flip=True)
+CROP = data.Draw(seed=5, augment="crop", flip=True)
+ALL = replace(CROP, augment="trivial", erasing=0.5, mixing=Mixing(0.4, 1.0, 2), balanced=True)
+
+
+@pytest.mark.parametrize("draw", [CROP, ALL], ids=["crop", "all"])
+def test_what_is_drawn_depends_on_the_seed_the_epoch_and_the_step_alone(draw, drawn):
     every = [pixels(drawn(draw), epoch) for epoch in range(2)]
     assert not same(every[0], every[1])
-    assert not same(every[0], pixels(drawn(data.Draw(seed=6, augment=True, flip=True))))
+    assert not same(every[0], pixels(drawn(replace(draw, seed=6))))
     torch.manual_seed(1)
     assert same(every[1], pixels(drawn(draw), 1)), "without the epoch before, and wherever torch's generator stands"
     assert same(every[1], pixels(drawn(draw, workers=2), 1))
     assert same(every[1][2:], pixels(drawn(draw), 1, first=2)), "in the middle of an epoch"
 
 
-def test_processes_share_each_batch(drawn):
-    alone = pixels(drawn(data.Draw(seed=5, augment=True)), 1)
-    parts = [pixels(drawn(data.Draw(seed=5, augment=True, rank=rank, world=2)), 1) for rank in range(2)]
+@pytest.mark.parametrize("draw", [CROP, replace(ALL, mixing=None)], ids=["crop", "all"])
+def test_processes_share_each_batch(draw, drawn):
+    """But for mixing, in which each process's images are mixed with each other."""
+    alone = pixels(drawn(draw), 1)
+    parts = [pixels(drawn(replace(draw, rank=rank, world=2)), 1) for rank in range(2)]
     assert len(alone) == 3, "twelve images: 5, 5 and 2"
     assert len(parts[0]) == 2, "two images are too few for two processes"
     for whole, first, second in zip(alone, *parts, strict=False):
@@ -113,7 +122,7 @@ def test_processes_share_each_batch(drawn):
 
 
 @pytest.mark.parametrize("image_size", [32, 72])
-@pytest.mark.parametrize("draw", [None, data.Draw(seed=5, augment=True, flip=True)], ids=["plain", "augmented"])
+@pytest.mark.parametrize("draw", [None, CROP, ALL], ids=["plain", "crop", "all"])
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_whether_images_are_kept_in_memory_changes_no_bit(image_size, draw, part, folder):
     """Nor does the number of workers; small images are shifted, of larger ones parts are cut out."""
@@ -129,13 +138,38 @@ def test_whether_images_are_kept_in_memory_changes_no_bit(image_size, draw, part
     assert same(found[0], found[2])
 
 
+@pytest.mark.parametrize("change", [{"augment": name} for name in POLICIES] + [{"erasing": 1.0}], ids=str)
+def test_what_is_asked_for_changes_the_cropped_images(change, drawn):
+    plain, changed = (torch.cat(pixels(drawn(draw))) for draw in (CROP, replace(CROP, **change)))
+    assert (plain != changed).flatten(1).any(1).float().mean() >= 0.5
+
+
+def test_mixed_batches_have_probabilities(drawn):
+    for _, probabilities in drawn(ALL):
+        assert probabilities.shape[1:] == (2,)
+        assert torch.allclose(probabilities.sum(1), torch.ones(len(probabilities)))
+
+
+def test_balanced_sampling_takes_each_class_as_often_and_all_of_its_images():
+    uneven = torch.cat([torch.zeros(900), torch.ones(90), torch.full((10,), 3)]).long()
+    images = Images(torch.zeros(1000, 8, 8, 1, dtype=torch.uint8), uneven)
+    batches = MemoryBatches(images, 100, (0.5,), (1.0,), 8, data.Draw(seed=0, balanced=True))
+    labels = torch.cat([labels for number in range(4) for _, labels in batches.epoch(number)])
+    assert len(labels) == 4000
+    for label, share in ((0, 1 / 3), (1, 1 / 3), (2, 0), (3, 1 / 3)):
+        assert (labels == label).float().mean() == pytest.approx(share, abs=0.03)
+    list(batches.epoch(0))
+    of_rarest = torch.cat(batches.seen)
+    assert {*of_rarest[of_rarest >= 990].tolist()} == {*range(990, 1000)}
+
+
 def test_parts_of_imagenet_are_cut_out_of_the_files_as_they_are(folder):
     """Not of the squares that are measured: one that is larger than those has details of the file."""
     (folder / "test").rename(folder / "val")
     random = numpy.random.default_rng(0)
     for path in (folder / "train").rglob("*.png"):
         Image.fromarray(random.integers(0, 256, (400, 400, 3), dtype=numpy.uint8)).save(path)
-    draw = data.Draw(seed=1, augment=True)
+    draw = data.Draw(seed=1, augment="crop")
     sharp, soft = (
         data.batches(
             replace(data.DATASETS["imagenet"].load(72, None, root=str(folder), workers=0).train, whole=whole),
@@ -189,7 +223,7 @@ def test_a_broken_file_is_left_out_if_asked(folder, monkeypatch, capsys):
     for limit in (2**31, 1):
         monkeypatch.setattr("data.folders.MEMORY_BYTES", limit)
         dataset = imagefolder(folder, on_error="skip", workers=1)
-        for draw in (None, data.Draw(seed=0, augment=True)):
+        for draw in (None, data.Draw(seed=0, augment="crop")):
             batches = data.batches(dataset.train, 6, dataset.mean, dataset.std, 32, draw)
             for epoch in range(2):
                 assert sum(len(y) for _, y in batches.epoch(epoch)) == 11
@@ -226,7 +260,7 @@ def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, cap
     dataset = imagefolder(folder, workers=1)
 
     def make():
-        return data.batches(dataset.train, 2, dataset.mean, dataset.std, 32, data.Draw(seed=1, augment=True))
+        return data.batches(dataset.train, 2, dataset.mean, dataset.std, 32, data.Draw(seed=1, augment="crop"))
 
     whole, found = pixels(make()), []
     for images, _ in make().epoch(0):

@@ -23,7 +23,7 @@ def test_imagefolder_too_large_for_memory_is_read_by_the_batch(folder, monkeypat
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
     dataset = imagefolder(folder, workers=2)
     assert type(imagefolder(folder, cache="always", workers=2).train) is data.Images
-    for draw in (None, data.Draw(seed=0, augment=True, flip=True)):
+    for draw in (None, data.Draw(seed=0, augment="crop", flip=True)):
         batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, draw)
         assert isinstance(batches, FileBatches)
         shapes = [tuple(x.shape) for x, _ in batches]

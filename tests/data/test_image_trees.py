@@ -190,7 +190,7 @@ def read(asked: dict) -> Read:
     found = {}
     for part in ("train", "val", "test"):
         images = getattr(dataset, part)
-        draws = [None, data.Draw(seed=3, augment=True, flip=True)] if part == "train" else [None]
+        draws = [None, data.Draw(seed=3, augment="crop", flip=True)] if part == "train" else [None]
         made = [data.batches(images, 3, dataset.mean, dataset.std, d.image_size, draw) for draw in draws if images]
         found[part] = [batch for batches in made for batch in batches.epoch(1)]
         for x, labels in found[part]:

@@ -8,7 +8,7 @@ from data import DataSettings
 
 def test_without_validation_images_or_a_limit_by_default():
     section = DataSettings()
-    assert (section.name, section.val_fraction, section.limit, section.augment) == ("digits", None, None, True)
+    assert (section.name, section.val_fraction, section.limit, section.augment) == ("digits", None, None, "crop")
 
 
 @pytest.mark.parametrize(

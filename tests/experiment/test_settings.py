@@ -91,6 +91,18 @@ def test_renamed_keys_in_a_file_on_the_command_line_and_in_a_sweep(tmp_path, cap
     assert len(told) == len(set(told)) == 6
 
 
+def test_augment_was_true_or_false(tmp_path, capsys):
+    path = tmp_path / "my.json"
+    path.write_text('{"data": {"augment": true}, "sweep": {"data.augment": [false, "rand"]}}')
+    found = config.load(TrainSettings, str(path), [])
+    assert (found.data.augment, found.sweep) == ("crop", {"data.augment": ["none", "rand"]})
+    assert config.load(TrainSettings, str(path), ["data.augment=false"]).data.augment == "none"
+    assert stored({"data": {"augment": False}}, "last.pt").data.augment == "none"
+    told = capsys.readouterr().err.splitlines()
+    assert f"{path}: data.augment: true is now crop" in told
+    assert "command line: data.augment: false is now none" in told
+
+
 def test_the_default_setting_takes_every_method_optimizer_and_dataset():
     """It sets no key that another of them would refuse."""
     for key, names in (("quant.method", quant.METHODS), ("optim.name", OPTIM_SECTIONS.kinds)):

@@ -28,3 +28,13 @@ def test_top5_with_fewer_than_five_classes():
 def test_what_counts_as_predicted_is_returned():
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0]])
     assert metrics.Score().add(logits, torch.tensor([1, 1])).tolist() == [1, 0]
+
+
+def test_of_mixed_labels_the_larger_share_is_the_class():
+    logits, shares = torch.randn(40, 6), torch.rand(40, 6).softmax(1)
+    mixed, plain = metrics.Score(), metrics.Score()
+    mixed.add(logits, shares)
+    plain.add(logits, shares.argmax(1))
+    assert (mixed.correct1, mixed.correct5) == (plain.correct1, plain.correct5)
+    of_each = -(shares * logits.log_softmax(1)).sum(1)
+    assert mixed.loss_sum == pytest.approx(float(of_each.sum()), rel=1e-5)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(images [N, 3, H, W], logits fp32 [N, classes], labels [N]) -> the mean loss over the images, a scalar."""
+"""(images [N, C, H, W], logits fp32 [N, classes], labels [N] or probabilities [N, classes]) -> the mean loss over them."""
 
 
 def loss(label_smoothing: float, teacher: Callable[[Tensor], Tensor] | None, share: float, temperature: float) -> Loss:

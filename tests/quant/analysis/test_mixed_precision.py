@@ -196,7 +196,7 @@ def test_a_method_that_trains_starts_on_the_chosen_bits(weights, tmp_path):
         "quant.method=lsq",
         "run.epochs=1",
         "optim.lr=0.005",
-        "data.augment=false",
+        "data.augment=none",
         "quant.step_init=mse",
         "quant.layers=auto",
         "quant.target_drop=3",
