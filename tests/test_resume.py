@@ -40,6 +40,15 @@ RECIPES = {
     "dorefa": ["quant.method=dorefa", "quant.weight_bits=4", "quant.act_bits=4", "quant.grad_bits=6"],
     "statassist": ["quant.method=statassist", "optim.name=qsgd"],
     "ptq": ["quant.method=ptq", "optim.name=adam"],
+    "lsq, all augmentations": [
+        "quant.method=lsq",
+        "data.augment=auto",
+        "data.random_erasing=0.5",
+        "data.mixup=0.2",
+        "data.cutmix=1",
+        "data.sampling=balanced",
+        "optim.label_smoothing=0.1",
+    ],
     "float": [LARGE, "quant.method=float", "optim.name=rmsprop"],
 }
 

@@ -27,6 +27,14 @@ SYNONYMS = {
     "a_bits": "act_bits",
     "pretrained": "weights",
     "optimizer": "name",
+    "aa": "augment",
+    "auto_augment": "augment",
+    "augmentation": "augment",
+    "mixup_alpha": "mixup",
+    "cutmix_alpha": "cutmix",
+    "random_erase": "random_erasing",
+    "reprob": "random_erasing",
+    "smoothing": "label_smoothing",
 }
 """What other programs call a key."""
 

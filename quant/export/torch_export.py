@@ -3,7 +3,7 @@
 model.pt2        the integer model: int8 weights, any batch size
 integer_ops.py   its operators (a copy of export/integer_ops.py); import it before loading model.pt2
 model.json       image size, normalization, class names
-example.py       classifies an image file
+example.py       asks it what it sees in pictures (export/example.py, with what it imports of this repository)
 """
 
 import inspect
@@ -18,45 +18,11 @@ from quant.core.grid import Grid
 from quant.core.integer_layer import IntegerLayer
 from quant.engines.base import Engine, IntegerModel, Operator
 from quant.engines.convert import convert
-from quant.export import integer_ops
+from quant.export import example, integer_ops
 from quant.export.batch_check import check_batches
 from quant.graph import operator_row
 from utils.files import write_atomically, write_json, write_text
 from utils.image_input import in_8_bits, keep_only_orientation, resize_and_crop, upright
-
-EXAMPLE = '''\
-"""python example.py image.jpg"""
-
-import json
-import sys
-from pathlib import Path
-
-import integer_ops  # noqa: F401  the operators of model.pt2
-import numpy
-import torch
-from PIL import Image, ImageOps
-from torchvision.transforms import v2
-
-
-'''
-EXAMPLE += "\n\n".join(
-    inspect.getsource(function) for function in (keep_only_orientation, in_8_bits, upright, resize_and_crop)
-)
-EXAMPLE += """
-
-here = Path(__file__).parent
-info = json.loads((here / "model.json").read_text(encoding="utf-8"))
-model = torch.export.load(here / "model.pt2").module()
-values = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(info["mean"], info["std"])])
-prepare = v2.Compose([v2.ToImage(), values])
-with open(sys.argv[1], "rb") as file:
-    shown = upright(Image.open(file), info["channels"])
-image = prepare(resize_and_crop(shown, *(info[key] for key in ("image_size", "resize", "crop", "interpolation"))))
-sys.stdout.reconfigure(encoding="utf-8")
-with torch.inference_mode():
-    print(info["classes"][int(model(image[None]).argmax())])
-"""
-
 
 FLOAT_ERROR = 1e-5
 """What torch.export may change in float, of the largest logit."""
@@ -131,5 +97,21 @@ def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict, 
     write_atomically(folder / "model.pt2", lambda part: part.write_bytes(buffer.getbuffer()))
     write_atomically(folder / "integer_ops.py", lambda part: shutil.copyfile(integer_ops.__file__, part))
     write_json(folder / "model.json", info)
-    write_text(folder / "example.py", EXAMPLE)
+    write_text(folder / "example.py", example_text())
     return model
+
+
+def example_text() -> str:
+    """export/example.py as it stands beside the model, without this repository."""
+    made_square = (keep_only_orientation, in_8_bits, upright, resize_and_crop)
+    functions = "\n\n" + "\n\n".join(inspect.getsource(function) for function in made_square)
+    moved = {
+        "from quant.export import integer_ops": "import integer_ops",
+        "from utils.image_input import resize_and_crop, upright\n": functions,
+    }
+    text = inspect.getsource(example)
+    for here, there in moved.items():
+        if here not in text:
+            raise RuntimeError(f"export/example.py has no line {here!r}")
+        text = text.replace(here, there)
+    return text

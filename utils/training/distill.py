@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(images [N, C, H, W], logits fp32 [N, classes], labels [N] or probabilities [N, classes]) -> the mean loss over them."""
+"""(images [N, C, H, W], logits fp32 [N, classes], labels [N] or probabilities [N, classes]) -> the mean loss."""
 
 
 def loss(label_smoothing: float, teacher: Callable[[Tensor], Tensor] | None, share: float, temperature: float) -> Loss:

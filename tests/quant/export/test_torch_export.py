@@ -1,20 +1,15 @@
 """The exported file computes what the simulation computes, in a process that knows nothing of this repository."""
 
-import ast
-import json
 import os
 import subprocess
 import sys
 
-import numpy
 import pytest
 import torch
 
 import quant
-from data.decoding import open_image, resize_and_crop, upright
 from quant.engines import verify
-from quant.export.torch_export import EXAMPLE
-from tests.conftest import photos, spec, with_real_statistics
+from tests.conftest import photos, spec
 
 PROGRAM = """
 import integer_ops, torch
@@ -111,41 +106,3 @@ def test_an_export_does_not_depend_on_how_fast_kernels_are_here(tmp_path, monkey
     verify._by_speed.cache_clear()
     assert numbers[0] == numbers[1]
     assert any("True" in arguments for arguments in numbers[0]), "there was something to choose"
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "I;16", "CMYK"])
-def test_the_example_sees_an_image_as_training_does(mode):
-    from PIL import Image, ImageOps
-
-    defined = [node for node in ast.parse(EXAMPLE).body if isinstance(node, ast.FunctionDef)]
-    example = {"Image": Image, "ImageOps": ImageOps, "numpy": numpy}
-    exec(compile(ast.Module(defined, []), "example.py", "exec"), example)
-    image = Image.fromarray(numpy.random.default_rng(0).integers(0, 256, (45, 37, 3), dtype=numpy.uint8)).convert(mode)
-    image.getexif()[0x0112] = 3
-    expected = resize_and_crop(upright(image), 24, 27, "center", "bicubic")
-    assert numpy.array_equal(
-        numpy.asarray(example["resize_and_crop"](example["upright"](image), 24, 27, "center", "bicubic")),
-        numpy.asarray(expected),
-    )
-
-
-def test_the_example_names_the_class_of_an_image_file(tmp_path):
-    from PIL import Image
-    from torchvision.models import resnet18
-
-    model = with_real_statistics(resnet18(num_classes=4), photos(8, 64))
-    prepared = quant.prepare(model, spec(method="ptq"))
-    quant.calibrate(prepared, [photos(8, 64)])
-    geometry = {"image_size": 64, "resize": 70, "crop": "center", "interpolation": "bicubic"}
-    info = {**geometry, "channels": 3, "mean": [0.5] * 3, "std": [0.25] * 3, "classes": ["a", "b", "c", "d"]}
-    quant.export(prepared, tmp_path, 64, info)
-    picture = (photos(1, 97)[0].permute(1, 2, 0) * 32 + 128).clamp(0, 255).to(torch.uint8)[:, :83]
-    Image.fromarray(picture.numpy()).save(tmp_path / "image.png")
-    pixels = torch.tensor(numpy.asarray(resize_and_crop(open_image(tmp_path / "image.png"), *geometry.values())))
-    done = run_alone(tmp_path, "example.py", "image.png")
-    assert done.returncode == 0, done.stderr
-    seen = (pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
-    with torch.inference_mode():
-        expected = info["classes"][int(quant.convert(prepared, "reference")(seen).argmax())]
-    assert done.stdout.split() == [expected]
-    assert json.loads((tmp_path / "model.json").read_text()) == info
