@@ -9,6 +9,7 @@ import models
 import quant
 from experiment.settings import TrainSettings, stored
 from utils.config import blame
+from utils.console import say
 from utils.runs import checkpoint
 
 
@@ -41,4 +42,7 @@ def rebuild(path: str, check_trusted: Callable[[str], None]) -> tuple[nn.Module,
     if state["prepared"]:
         model = quant.prepare(model, quant.resolve(trained.quant))
     checkpoint.restore(model, state, path)
+    lost = quant.without_range(model) if state["prepared"] else []
+    if lost:
+        say(f"{path}: {len(lost)} quantizer(s) with scales of zero or below, which count as 2^-24: {lost[0]}, ...")
     return model, state, trained

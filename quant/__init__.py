@@ -31,7 +31,7 @@ from quant.export.onnx import check_onnx, export_onnx
 from quant.export.torch_export import export
 from quant.graph.prepare import prepare as _prepare
 from quant.graph.trace import trace
-from quant.graph.views import quantizers, set_enabled
+from quant.graph.views import quantizers, set_enabled, without_range
 from quant.ptq import pipeline
 from quant.ptq.calibrate import calibrate
 from quant.ptq.cross_layer_equalization import equalize_cross_layer
@@ -203,4 +203,5 @@ __all__ = [
     "set_enabled",
     "trace",
     "unread_by_float",
+    "without_range",
 ]

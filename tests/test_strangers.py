@@ -167,4 +167,5 @@ def test_a_step_of_zero_or_below_counts_as_the_least_scale_on_every_engine(step)
         model.load_state_dict(model.state_dict() | {name: torch.full_like(model.state_dict()[name], value)})
         with torch.inference_mode():
             logits += [quant.convert(model.eval(), engine)(images) for engine in ("reference", "x86", "onednn")]
+        assert quant.without_range(model) == [name.removesuffix(".s")]
     assert all(torch.equal(logits[0], other) for other in logits[1:])

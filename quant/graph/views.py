@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from quant.core.batch_norm import BatchNorm
-from quant.core.quantizer import ActivationQuantizer, Quantizer
+from quant.core.quantizer import TINY, ActivationQuantizer, Quantizer, WeightQuantizer
 from quant.graph.node_view import as_node, target
 from quant.graph.quant_layers import QuantLayer, QuantOperator
 
@@ -118,6 +118,13 @@ def layers(prepared: fx.GraphModule) -> dict[str, LayerView]:
 def quantizers(prepared: nn.Module) -> dict[str, Quantizer]:
     """All quantizers of a prepared model by name."""
     return {name: module for name, module in prepared.named_modules() if isinstance(module, Quantizer)}
+
+
+def without_range(prepared: nn.Module) -> list[str]:
+    """The quantizers of which every scale is the least one: learned steps or ranges have come to zero or below."""
+    kinds = (WeightQuantizer, ActivationQuantizer)
+    ranged = {name: q for name, q in quantizers(prepared).items() if isinstance(q, kinds) and q.is_calibrated()}
+    return [name for name, q in ranged.items() if bool((q.grid().scale <= TINY).all())]
 
 
 def switch(some: Iterable[Quantizer], enabled: bool, observing: bool = False) -> None:

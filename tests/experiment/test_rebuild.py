@@ -39,6 +39,18 @@ def test_the_model_computes_what_it_computed(prepared, tmp_path):
     assert (state["classes"], trained) == (["a", "b", "c"], SETTINGS)
 
 
+def test_scales_of_zero_are_named(tmp_path, capsys):
+    _, path = saved(tmp_path, True)
+    state = torch.load(path)
+    for end in ("low", "high"):
+        state["model"][f"layer1.0.conv1.weight_quantizer.{end}"].zero_()
+    torch.save(state, path)
+    capsys.readouterr()
+    rebuild(path, trust)
+    said = "1 quantizer(s) with scales of zero or below, which count as 2^-24: layer1.0.conv1.weight_quantizer, ...\n"
+    assert capsys.readouterr().out == f"{path}: {said}"
+
+
 def test_a_model_that_is_not_trusted_is_not_built(tmp_path, monkeypatch):
     _, path = saved(tmp_path, prepared=False)
     monkeypatch.setattr(models, "build", lambda *_: pytest.fail("it was built"))
