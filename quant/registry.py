@@ -9,6 +9,7 @@ from collections.abc import Callable
 from quant.core.method import FLOAT, AnyMethod
 from quant.core.settings import QuantSettings
 from quant.engines.base import Engine
+from quant.engines.executorch import XnnpackEngine
 from quant.engines.runtimes import onnxruntime_engine, openvino_engine
 from quant.methods import dorefa, lsq, pact, ptq, statassist
 from utils.errors import UserError, choose
@@ -44,6 +45,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "onednn": _native("onednn"),
     "onnxruntime": onnxruntime_engine,
     "openvino": openvino_engine,
+    "executorch": XnnpackEngine,
 }
 
 

@@ -83,7 +83,7 @@ class QdqEngine(Engine):
 
     def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
         x, y = tuple(map(self.stored, op.x)), None if op.y is None else self.stored(op.y)
-        return [(self.name, _OPERATORS.get(op.arithmetic, _in_float)(replace(op, x=x, y=y)))]
+        return [(self.name, _OPERATORS.get(op.arithmetic, written_in_float)(replace(op, x=x, y=y)))]
 
     def concatenate(self, grid: Grid, axis: int) -> Operator:
         scale, zero_point, _, _ = on_grid(self.stored(grid), 0, 0)
@@ -131,7 +131,7 @@ def _shuffled(x: Tensor, groups: int) -> Tensor:
     return x.reshape(n, groups, c // groups, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-def _in_float(op: IntegerOperator) -> Operator:
+def written_in_float(op: IntegerOperator) -> Operator:
     """The operator on float values: what core/integer_operator.py computes for a sum."""
     rounded = Rounded(float(op.output_grid.scale), *on_grid(op.output_grid, op.lo, op.hi))
     grids = [on_grid(grid, 0, 0)[:2] for grid in op.x]
@@ -149,12 +149,12 @@ def _divided(op: IntegerOperator) -> Rounded:
     return Rounded(float(op.divisor()), *on_grid(op.output_grid, op.lo, op.hi))
 
 
-def _product(op: IntegerOperator) -> Operator:
+def written_product(op: IntegerOperator) -> Operator:
     integers, rounded = _on_integers(op), _divided(op)
     return lambda p, q: rounded(op.run(*integers(p, q)))
 
 
-def _average(op: IntegerOperator) -> Operator:
+def written_average(op: IntegerOperator) -> Operator:
     integers = _on_integers(op)
     rounded = op.x[0].value if op.y is None else _divided(op)
     return lambda x: rounded(exact_average(op.run, *integers(x)))
@@ -197,8 +197,8 @@ def step_off_ties(op: IntegerOperator) -> float | None:
 
 
 _OPERATORS: dict[Callable, Callable[[IntegerOperator], Operator]] = {
-    mul: _product,
-    average: _average,
+    mul: written_product,
+    average: written_average,
     function: _function,
 }
 """Arithmetic of an operator -> how it is written; others are written in float."""

@@ -1,0 +1,189 @@
+"""Torch's operators in fp32, in XNNPACK's."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quant.engines.xnnpack_builder import Builder, NotThere
+from quant.engines.xnnpack_graph import Value
+from quant.engines.xnnpack_moves import pair, pooled, reshape
+
+aten = torch.ops.aten
+
+
+def binary(to: Builder, kind, p, q, clamp=None):
+    p, q = (to.in_float(torch.tensor([x]) if isinstance(x, int | float) else x) for x in (p, q))
+    new = to.graph.value(torch.broadcast_shapes(p.shape, q.shape))
+    to.graph.node(kind, clamp, input1_id=p.id, input2_id=q.id, output_id=new.id)
+    return new
+
+
+def unary(to: Builder, kind, x, **arguments):
+    x = to.in_float(x)
+    new = to.graph.value(x.shape)
+    to.graph.node(kind, input_id=x.id, output_id=new.id, **arguments)
+    return new
+
+
+def hardsigmoid(to: Builder, x):
+    x = binary(to, "XNNAdd", x, 3.0)
+    return binary(to, "XNNDiv", bounded(to, x, 0.0, 6.0), 6.0)
+
+
+def bounded(to: Builder, x, low=None, high=None):
+    clamp = (-math.inf if low is None else low, math.inf if high is None else high)
+    return unary(to, "XNNClamp", x, clamp=clamp)
+
+
+def silu(to: Builder, x):
+    return binary(to, "XNNMultiply", x, unary(to, "XNNSigmoid", x))
+
+
+def elu(to: Builder, x, alpha=1.0, scale=1.0, inner=1.0):
+    """scale (max(x, 0) + min(alpha (exp(inner x) - 1), 0))"""
+    below = binary(to, "XNNMultiply", bounded(to, x, high=0.0), inner)
+    below = binary(to, "XNNSubtract", unary(to, "XNNExp", below), 1.0)
+    below = binary(to, "XNNMultiply", below, alpha)
+    return binary(to, "XNNMultiply", binary(to, "XNNAdd", bounded(to, x, 0.0), below), scale)
+
+
+def leaky_relu(to: Builder, x, slope=0.01):
+    return prelu(to, x, torch.tensor([slope]))
+
+
+def prelu(to: Builder, x, slope):
+    slope = slope.reshape(1, -1, *[1] * (len(x.shape) - 2)) if slope.numel() > 1 else slope
+    below = binary(to, "XNNMultiply", bounded(to, x, high=0.0), slope)
+    return binary(to, "XNNAdd", bounded(to, x, 0.0), below)
+
+
+def softplus(to: Builder, x, beta=1.0, threshold=20.0):
+    """(max(z, 0) + log(1 + exp(-|z|))) / beta, z = beta x: what torch computes too, before and after its threshold."""
+    z = binary(to, "XNNMultiply", x, beta)
+    tail = unary(to, "XNNExp", unary(to, "XNNNegate", unary(to, "XNNAbs", z)))
+    tail = unary(to, "XNNLog", binary(to, "XNNAdd", tail, 1.0))
+    return binary(to, "XNNDiv", binary(to, "XNNAdd", bounded(to, z, 0.0), tail), beta)
+
+
+def mish(to: Builder, x):
+    return binary(to, "XNNMultiply", x, unary(to, "XNNTanh", softplus(to, x)))
+
+
+def power(to: Builder, x, exponent):
+    if exponent != int(exponent) or not 1 <= exponent <= 8:
+        raise NotThere(f"XNNPACK has no power of {exponent}")
+    found = x = to.in_float(x)
+    for _ in range(int(exponent) - 1):
+        found = binary(to, "XNNMultiply", found, x)
+    return found
+
+
+def gelu(to: Builder, x, approximate="none"):
+    if approximate == "none":
+        return unary(to, "XNNGelu", x)
+    cube = binary(to, "XNNMultiply", power(to, x, 3), 0.044715)
+    inner = binary(to, "XNNMultiply", binary(to, "XNNAdd", x, cube), math.sqrt(2 / math.pi))
+    half = binary(to, "XNNMultiply", x, 0.5)
+    return binary(to, "XNNMultiply", half, binary(to, "XNNAdd", unary(to, "XNNTanh", inner), 1.0))
+
+
+def mean(to: Builder, x, axes=None, keep=False):
+    """Of the integers of maps: exact sums, divided."""
+    axes = sorted(axis % len(x.shape) for axis in (axes or range(len(x.shape))))
+    if len(x.shape) != 4 or axes != [2, 3]:
+        raise NotThere("XNNPACK has no such mean")
+    whole = averaged(to, x, torch.ones(1, x.shape[2] * x.shape[3]), (1, 1))
+    return whole if keep else reshape(to, whole, x.shape[:2])
+
+
+def averaged(to: Builder, x, windows: Tensor, size: Sequence[int]) -> Value:
+    """The averages over `windows` [H' W', H W] of ones and zeros: sums by a linear layer, then a division."""
+    x = to.in_float(x)
+    n, c, h, w = x.shape
+    rows = to.graph.value((n, c, h * w))
+    flat = to.reshaped(x, (n, h * w, c))
+    to.transposed(flat, (0, 2, 1), rows)
+    sums = to.graph.value((n, c, len(windows)))
+    to.linear(rows, sums, windows, None, torch.zeros(len(windows)))
+    means = binary(to, "XNNDiv", sums, windows.sum(1))
+    back = to.transposed(means, (0, 2, 1), to.graph.value((n, len(windows), c)))
+    return to.reshaped(back, (n, c, *size))
+
+
+def adaptive_avg_pool2d(to: Builder, x, size):
+    size = [whole if part is None else part for part, whole in zip(pair(size), x.shape[2:], strict=True)]
+    rows, columns = (adaptive_windows(*sides) for sides in zip(x.shape[2:], size, strict=True))
+    return averaged(to, x, torch.kron(rows, columns), size)
+
+
+def avg_pool2d(to: Builder, x, size, stride=(), padding=(0, 0), ceil_mode=False, count_include_pad=True, divisor=None):
+    """Sums by a depthwise convolution with ones, divided by the counts that torch divides by."""
+    size, stride, padding = pair(size), pair(stride or size), pair(padding)
+    x = to.in_float(x)
+    c, axes = x.shape[1], zip(x.shape[2:], size, stride, padding, strict=True)
+    windows, ends = zip(*(pooled(n, k, s, p, 1, ceil_mode) for n, k, s, p in axes), strict=True)
+    sums = to.graph.value((x.shape[0], c, *windows))
+    geometry = [*stride, *padding, 1, 1, c]
+    to.convolved(x, sums, torch.ones(c, 1, *size), None, torch.zeros(c), geometry, ends=ends)
+    ones = torch.ones(1, 1, *x.shape[2:])
+    pool = functools.partial(F.avg_pool2d, ones, size, stride, padding, ceil_mode, count_include_pad)
+    return binary(to, "XNNDiv", sums, (pool(divisor_override=1) / pool(divisor_override=divisor)).round())
+
+
+def adaptive_windows(whole: int, parts: int) -> Tensor:
+    """[parts, whole]: ones where torch's adaptive pools average."""
+    windows = torch.zeros(parts, whole)
+    for i in range(parts):
+        windows[i, i * whole // parts : -(-(i + 1) * whole // parts)] = 1
+    return windows
+
+
+SELU = 1.6732632423543772, 1.0507009873554805
+"""alpha and scale of SELU."""
+
+
+def _unary(kind: str) -> Callable:
+    return lambda to, x: unary(to, kind, x)
+
+
+def _binary(kind: str) -> Callable:
+    return lambda to, p, q: binary(to, kind, p, q)
+
+
+FLOATS: dict[Any, Callable] = {
+    aten.add.Tensor: _binary("XNNAdd"),
+    aten.add_.Tensor: _binary("XNNAdd"),
+    aten.sub.Tensor: _binary("XNNSubtract"),
+    aten.mul.Tensor: _binary("XNNMultiply"),
+    aten.mul_.Tensor: _binary("XNNMultiply"),
+    aten.div.Tensor: _binary("XNNDiv"),
+    aten.sigmoid.default: _unary("XNNSigmoid"),
+    aten.tanh.default: _unary("XNNTanh"),
+    aten.hardswish.default: _unary("XNNHardswish"),
+    aten.abs.default: _unary("XNNAbs"),
+    aten.neg.default: _unary("XNNNegate"),
+    aten.square.default: _unary("XNNSquare"),
+    aten.gelu.default: gelu,
+    aten.elu.default: elu,
+    aten.selu.default: lambda to, x: elu(to, x, *SELU),
+    aten.celu.default: lambda to, x, alpha=1.0: elu(to, x, alpha, 1.0, 1 / alpha),
+    aten.leaky_relu.default: leaky_relu,
+    aten.prelu.default: prelu,
+    aten.softplus.default: softplus,
+    aten.mish.default: mish,
+    aten.pow.Tensor_Scalar: power,
+    aten.rsub.Tensor: lambda to, p, q: binary(to, "XNNSubtract", q, p),
+    aten.hardsigmoid.default: hardsigmoid,
+    aten.hardtanh.default: bounded,
+    aten.clamp.default: bounded,
+    aten.silu.default: silu,
+    aten.mean.dim: mean,
+    aten.mean.default: mean,
+    aten.adaptive_avg_pool2d.default: adaptive_avg_pool2d,
+    aten.avg_pool2d.default: avg_pool2d,
+}

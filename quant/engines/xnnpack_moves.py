@@ -1,0 +1,226 @@
+"""Torch's operators that move or select values, in XNNPACK's. They keep the grid of what they read."""
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quant.engines.xnnpack_builder import Builder, NotThere, OnGrid, place, sides
+from quant.engines.xnnpack_graph import ABSENT, order
+
+aten = torch.ops.aten
+
+
+def relu(to: Builder, x):
+    read, new, made = to.moved(x, x.shape)
+    to.graph.node("XNNClamp", (0.0, math.inf), input_id=read.id, output_id=new.id)
+    return made(new)
+
+
+def max_pool2d(to: Builder, x, size, stride=(), padding=(0, 0), dilation=(1, 1), ceil_mode=False):
+    size, stride, padding, dilation = pair(size), pair(stride or size), pair(padding), pair(dilation)
+    axes = zip(x.shape[2:], size, stride, padding, dilation, strict=True)
+    windows, ends = zip(*(pooled(n, k, s, p, d, ceil_mode) for n, k, s, p, d in axes), strict=True)
+    read, new, made = to.moved(x, (*x.shape[:2], *windows))
+    if max(stride[0] - size[0], stride[1] - size[1]) > 0:
+        raise NotThere("XNNPACK has no max-pool whose windows leave out rows")
+    to.graph.node(
+        "XNNMaxPooling2d",
+        None,
+        **sides("padding", padding, ends),
+        pooling_height=size[0],
+        pooling_width=size[1],
+        stride_height=stride[0],
+        stride_width=stride[1],
+        dilation_height=dilation[0],
+        dilation_width=dilation[1],
+        input_id=read.id,
+        output_id=new.id,
+    )
+    return made(new)
+
+
+def reshape(to: Builder, x, shape):
+    known = -math.prod(shape)
+    shape = [math.prod(x.shape) // known if n == -1 else n for n in shape] if -1 in shape else [*shape]
+    if isinstance(x, Tensor):
+        return x.reshape(shape)
+    read, _, made = to.moved(x, x.shape)
+    if len(read.shape) == 4 and math.prod(read.shape[2:]) > 1:
+        plain = to.graph.value(read.shape, read.scale, read.zero_point, plain=True)
+        read = to.transposed(read, (0, 3, 1, 2), plain)
+    if len(shape) != 4 or math.prod(shape[2:]) == 1:
+        return made(to.reshaped(read, shape))
+    plain = to.graph.value(shape, read.scale, read.zero_point, plain=True)
+    to.graph.node("XNNStaticReshape", num_dims=4, new_shape=[*shape], input_id=read.id, output_id=plain.id)
+    return made(to.as_map(plain))
+
+
+def flatten(to: Builder, x, start=0, end=-1):
+    end = end % len(x.shape)
+    return reshape(to, x, [*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]])
+
+
+def squeeze(to: Builder, x, axes):
+    gone = {axis % len(x.shape) for axis in ([axes] if isinstance(axes, int) else axes)}
+    return reshape(to, x, [n for i, n in enumerate(x.shape) if i not in gone or n != 1])
+
+
+def unsqueeze(to: Builder, x, axis):
+    shape = [*x.shape]
+    shape.insert(axis % (len(shape) + 1), 1)
+    return reshape(to, x, shape)
+
+
+def permute(to: Builder, x, axes):
+    """Maps stay maps, with their axes stored as torch has them in between."""
+    axes = [axis % len(axes) for axis in axes]
+    read, _, made = to.moved(x, x.shape)
+    shape = [x.shape[axis] for axis in axes]
+    source = [0, 3, 1, 2] if len(axes) == 4 else [*range(len(axes))]  # where each axis of torch is stored
+    order_of = [0, 2, 3, 1] if len(axes) == 4 else [*range(len(axes))]  # which of the new axes is stored where
+    return made(to.transposed(read, [source[axes[i]] for i in order_of], to.like(read, shape)))
+
+
+def transpose(to: Builder, x, one, other):
+    axes = [*range(len(x.shape))]
+    axes[one], axes[other] = axes[other], axes[one]
+    return permute(to, x, axes)
+
+
+def same(to: Builder, x, *rest, **named):
+    return x
+
+
+def joined(to: Builder, values, axis=0):
+    axis %= len(values[0].shape)
+    shape = [*values[0].shape]
+    shape[axis] = sum(x.shape[axis] for x in values)
+    if len(values) > 4:
+        return joined(to, [joined(to, values[:4], axis), *values[4:]], axis)
+    if len(values) == 1:
+        return values[0]
+    on_grid = all(isinstance(x, OnGrid) for x in values)
+    reads = [to.at_scale(x, x.scale).value if on_grid else to.in_float(x) for x in values]
+    new = to.like(reads[0], shape)
+    ids = {f"input{i + 1}_id": reads[i].id if i < len(reads) else ABSENT for i in range(5)}
+    to.graph.node(f"XNNConcatenate{len(reads)}", None, axis=place(axis, shape), output_id=new.id, **ids)
+    return OnGrid(new, values[0].scale) if on_grid else new
+
+
+def sliced(to: Builder, x, axis=0, start=None, end=None, step=1):
+    size, axis = x.shape[axis], axis % len(x.shape)
+    start, end, _ = slice(start, end).indices(size)
+    if step > 1 and isinstance(x, OnGrid) and len(x.shape) == 4 and axis > 1:
+        return strided(to, sliced(to, x, axis, start, end) if (start, end) != (0, size) else x, axis, step)
+    if step > 1:
+        raise NotThere("XNNPACK has no slices with a step")
+    if (start, end) == (0, size):
+        return x
+    shape = [*x.shape]
+    shape[axis] = end - start
+    read, new, made = to.moved(x, shape)
+    offsets = [0] * len(shape)
+    offsets[place(axis, shape)] = start
+    to.graph.node(
+        "XNNStaticSlice",
+        num_dims=len(shape),
+        offsets=offsets,
+        sizes=order(shape),
+        input_id=read.id,
+        output_id=new.id,
+    )
+    return made(new)
+
+
+def strided(to: Builder, x: OnGrid, axis: int, step: int) -> OnGrid:
+    """Every step-th row or column: a depthwise convolution with ones."""
+    c, shape = x.shape[1], [*x.shape]
+    shape[axis] = -(-shape[axis] // step)
+    new = to.like(x.value, shape)
+    geometry = [step if axis == 2 else 1, step if axis == 3 else 1, 0, 0, 1, 1, c]
+    to.convolved(x.value, new, torch.ones(c, 1, 1, 1, dtype=torch.int8), torch.ones(c), torch.zeros(c), geometry)
+    return OnGrid(new, x.scale)
+
+
+def chunk(to: Builder, x, count, axis=0):
+    return split(to, x, -(-x.shape[axis] // count), axis)
+
+
+def split(to: Builder, x, sizes, axis=0):
+    whole = x.shape[axis]
+    sizes = [min(sizes, whole - i) for i in range(0, whole, sizes)] if isinstance(sizes, int) else sizes
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    return [sliced(to, x, axis, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def item(to: Builder, x, index):
+    return x[index]
+
+
+def select(to: Builder, x, axis, index):
+    index %= x.shape[axis]
+    return squeeze(to, sliced(to, x, axis, index, index + 1), axis)
+
+
+def padded(to: Builder, x, ends, mode="constant", value=None):
+    if mode != "constant" or min(ends) < 0:
+        raise NotThere(f"XNNPACK has no padding of the mode {mode}, or by less than nothing")
+    shape, before, after = [*x.shape], [0] * len(x.shape), [0] * len(x.shape)
+    for i in range(len(ends) // 2):
+        axis = len(shape) - 1 - i
+        shape[axis] += ends[2 * i] + ends[2 * i + 1]
+        before[place(axis, shape)], after[place(axis, shape)] = ends[2 * i], ends[2 * i + 1]
+    x = x if not value else to.in_float(x)
+    read, new, made = to.moved(x, shape)
+    to.graph.node(
+        "XNNStaticConstantPad",
+        pre_paddings=before,
+        post_paddings=after,
+        padding_value=float(value or 0),
+        input_id=read.id,
+        output_id=new.id,
+    )
+    return made(new)
+
+
+def pair(numbers: int | Sequence[int]) -> list[int]:
+    numbers = [numbers] if isinstance(numbers, int) else [*numbers]
+    return numbers * 2 if len(numbers) == 1 else numbers
+
+
+def pooled(n: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> tuple[int, int]:
+    """(the number of windows, the padding behind the last value) of a pool along an axis."""
+    reach = d * (k - 1) + 1
+    windows = (n + 2 * p - reach + (s - 1 if ceil_mode else 0)) // s + 1
+    if ceil_mode and (windows - 1) * s >= n + p:
+        windows -= 1
+    return windows, max(p, (windows - 1) * s + reach - n - p)
+
+
+MOVES: dict[Any, Callable] = {
+    operator.getitem: item,
+    aten.relu.default: relu,
+    aten.max_pool2d.default: max_pool2d,
+    aten.reshape.default: reshape,
+    aten.view.default: reshape,
+    aten.flatten.using_ints: flatten,
+    aten.squeeze.dim: squeeze,
+    aten.squeeze.dims: squeeze,
+    aten.unsqueeze.default: unsqueeze,
+    aten.transpose.int: transpose,
+    aten.permute.default: permute,
+    aten.clone.default: same,
+    aten.contiguous.default: same,
+    aten.cat.default: joined,
+    aten.slice.Tensor: sliced,
+    aten.select.int: select,
+    aten.chunk.default: chunk,
+    aten.split.Tensor: split,
+    aten.split_with_sizes.default: split,
+    aten.pad.default: padded,
+    aten.constant_pad_nd.default: lambda to, x, ends, value=0: padded(to, x, ends, "constant", value),
+}
