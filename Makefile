@@ -34,6 +34,7 @@ schema: .venv/installed
 	$(INSTALL) -r requirements.txt
 	touch $@
 
-.venv/deploy: .venv/installed requirements-deploy.txt
+.venv/deploy: .venv/installed requirements-deploy.txt requirements-executorch.txt
 	$(INSTALL) -r requirements-deploy.txt
+	$(INSTALL) --no-deps -r requirements-executorch.txt
 	touch $@

@@ -27,7 +27,7 @@ ALL = ("reference", "fbgemm", "qnnpack", "x86", "onednn")
 """Engines of PyTorch, which are measured unless others are named."""
 LOCATION = (*data.TRAINING_ALONE, "root", "workers", "on_error", "cache", "val_fraction", "mean", "std")
 """Keys of the data section with any value of which the test images are the same."""
-EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
+EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed, ".pte": quant.export_executorch}
 """Functions that write a single file, by its suffix. A path without a suffix is a folder for quant.export."""
 
 
@@ -82,6 +82,8 @@ def check_suffix(target: str) -> None:
         )
     if suffix == ".onnx":
         quant.check_onnx("export")
+    if suffix == ".pte":
+        quant.check_executorch("export")
 
 
 def check_overrides(values: dict[str, Any]) -> None:
@@ -218,7 +220,8 @@ def export(model: fx.GraphModule, target: Path, info: dict) -> None:
     size, channels = info["image_size"], info["channels"]
     if target.suffix in EXPORTERS:
         EXPORTERS[target.suffix](model, target, size, info, channels)
-        say(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [N, {channels}, {size}, {size}] -> logits")
+        count = 1 if target.suffix == ".pte" else "N"
+        say(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [{count}, {channels}, {size}, {size}] -> logits")
         return
     quant.export(model, target, size, info, channels)
     megabytes = (target / "model.pt2").stat().st_size / 1e6

@@ -1,4 +1,4 @@
-"""Models in exported files (.npz, .onnx, folders with a model.pt2), and what they say of their images."""
+"""Models in exported files (.npz, .onnx, .pte, folders with a model.pt2), and what they say of their images."""
 
 import functools
 import json
@@ -100,6 +100,28 @@ def _onnx(path: str) -> Exported:
     return Exported(run, validate(Info, {key: _plain(text) for key, text in texts.items()}, path), "onnxruntime")
 
 
+def _executorch(path: str) -> Exported:
+    """A program, and what NAME.json beside it says of its images."""
+    quant.check_executorch("checkpoint")
+    file, beside = Path(path), Path(path).with_suffix(".json")
+    try:
+        said = json.loads(beside.read_text(encoding="utf-8"))
+        program = quant.executorch_program(file.read_bytes())
+    except Exception as error:  # of the runtime, of the system
+        raise UserError(f"{path}: not a readable program with {beside.name} ({first_line(error, 100)})") from None
+    info = validate(Info, {key: said[key] for key in Info.model_fields if key in said}, str(beside))
+    probe = torch.zeros(1, info.channels, info.image_size, info.image_size)
+
+    def run(images: Tensor) -> Tensor:
+        return torch.cat([program(image.contiguous())[0].clone() for image in images.split(1)])
+
+    try:
+        run(probe)
+    except Exception as error:
+        raise UserError(f"{path}: not a program for images {[*probe.shape]} ({first_line(error, 100)})") from None
+    return Exported(run, info, "executorch")
+
+
 def _plain(text: str) -> Any:
     """A value of an ONNX file's metadata: text as it is, all else as JSON."""
     try:
@@ -119,5 +141,5 @@ def _folder(path: str, trust: bool | str) -> Exported:
     return Exported(model, validate(Info, info, f"{path}/model.json"), "torch.export")
 
 
-READERS: dict[str, Callable[[str], Exported]] = {".npz": _packed, ".onnx": _onnx}
+READERS: dict[str, Callable[[str], Exported]] = {".npz": _packed, ".onnx": _onnx, ".pte": _executorch}
 """How an exported file is read, by its suffix."""

@@ -39,6 +39,7 @@ ABOUT = {
     "onednn": "PyTorch's, of oneDNN alone",
     "onnxruntime": "ONNX Runtime, from an ONNX file (requirements-deploy.txt)",
     "openvino": "OpenVINO, from an ONNX file (requirements-deploy.txt)",
+    "executorch": "ExecuTorch with XNNPACK, for phones (requirements-executorch.txt)",
     "sgd": "with momentum",
     "rmsprop": "divided by a mean of squares",
     "adam": "Kingma, Ba, 2014",

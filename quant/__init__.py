@@ -25,6 +25,8 @@ from quant.engines.base import EngineFailed, IntegerModel
 from quant.engines.convert import convert as _convert
 from quant.engines.float_baseline import float_baseline
 from quant.engines.onnx_sessions import onnxruntime_session
+from quant.engines.xnnpack_graph import Loaded as executorch_program
+from quant.export.executorch import check_executorch, export_executorch
 from quant.export.npz.read import load as load_packed
 from quant.export.npz.write import export as export_packed
 from quant.export.onnx import check_onnx, export_onnx
@@ -166,6 +168,7 @@ __all__ = [
     "QuantSettings",
     "ResolvedQuant",
     "calibrate",
+    "check_executorch",
     "check_layers",
     "check_onnx",
     "check_run",
@@ -178,7 +181,9 @@ __all__ = [
     "engine",
     "equalize_cross_layer",
     "equalizes",
+    "executorch_program",
     "export",
+    "export_executorch",
     "export_onnx",
     "export_packed",
     "float_baseline",

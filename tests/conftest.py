@@ -24,8 +24,13 @@ from utils.training import optim
 pytest.register_assert_rewrite("tests.helpers")
 memory.keep_freed()
 RUNTIMES = [name for name in ("onnxruntime", "openvino") if quant.ENGINES[name]().available()]
-KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in RUNTIMES]
-"""Engines whose operators are ours to choose: all that are here but other people's runtimes."""
+KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in (*RUNTIMES, "executorch")]
+"""Engines whose operators are ours to choose, and which run what stays in float: all but other people's runtimes."""
+
+
+needs_executorch = pytest.mark.skipif(
+    not quant.ENGINES["executorch"]().available(), reason="executorch is not installed: requirements-executorch.txt"
+)
 
 
 @pytest.fixture(autouse=True)

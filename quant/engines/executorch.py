@@ -18,7 +18,7 @@ from quant.engines.base import EngineFailed, IntegerModel, Operator
 from quant.engines.onnx_qdq import QdqEngine
 from quant.engines.qdq_operators import on_grid
 from quant.engines.xnnpack_builder import Builder
-from quant.engines.xnnpack_graph import loaded
+from quant.engines.xnnpack_graph import Loaded
 from quant.engines.xnnpack_kernels import OUTSIDE, XNNPACK, Kernel, Tried, exported, outside, ways_of
 from quant.engines.xnnpack_writer import write
 from utils.errors import first_line
@@ -26,6 +26,8 @@ from utils.errors import first_line
 PACKAGES = ("executorch", "torchao", "ruamel.yaml", "tabulate", "flatbuffers")
 """What writing a program imports, of all that executorch asks for."""
 INSTALL = "pip install --no-deps -r requirements-executorch.txt"
+MAX_PROGRAMS = 4
+"""How many programs a model keeps."""
 qdq = torch.ops.qdq
 
 
@@ -64,6 +66,8 @@ class XnnpackEngine(QdqEngine):
 
     def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
         x, y = [on_grid(grid, 0, 0)[:2] for grid in op.x], None if op.y is None else on_grid(op.y, 0, 0)[:2]
+        if op.y is None:  # nothing is rounded
+            return ways_of(op)[:1]
         ways = [(name, way if isinstance(way, Kernel) else Tried(way, x, y)) for name, way in ways_of(op)]
         return [*ways, *((OUTSIDE, outside(traced)) for _, traced in super().operators(op))]
 
@@ -76,7 +80,7 @@ class XnnpackEngine(QdqEngine):
 
 
 class XnnpackModel(IntegerModel):
-    """An integer model that runs in ExecuTorch, an image at a time: its programs are of one image.
+    """An integer model that runs in ExecuTorch. Each shape of images, their number included, has a program of its own.
 
     It uses torch.get_num_threads() threads, read at each call.
     """
@@ -85,45 +89,39 @@ class XnnpackModel(IntegerModel):
 
     def __init__(self, engine: XnnpackEngine, model: IntegerModel):
         super().__init__(engine, model.graph, model.layers, model.operators, model.float_layers, model.node_map)
-        self.files: dict[torch.Size, bytes] = {}
-        self.programs: dict[torch.Size, Callable[..., list[Tensor]]] = {}
+        self.programs: dict[torch.Size, Loaded] = {}
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
-        run = self._program(images.shape[1:])
-        return torch.cat([run(image.contiguous())[0].clone() for image in images.split(1)])
+        return self._program(images.shape)(images.contiguous())[0].clone()
 
     def compile_for(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         """The model itself, whose program for such images is there."""
-        self._program(images.shape[1:])
+        self._program(images.shape)
         return self
 
     def file(self, shape: torch.Size) -> bytes:
-        """The .pte file for images [1, *shape]. Raises EngineFailed, a line, for a model that XNNPACK cannot run."""
-        if shape not in self.files:
-            try:
-                self.files[shape] = _checked(self.graph, torch.randn(1, *shape, generator=_generator()))
-            except RuntimeError as error:  # NotThere, or what executorch refuses
-                raise EngineFailed(f"engines: executorch cannot run this model: {first_line(error, 200)}") from error
-        return self.files[shape]
+        """The .pte file for images of this shape. Raises EngineFailed, a line, for a model that XNNPACK cannot run."""
+        try:
+            return _checked(self.graph, torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+        except RuntimeError as error:  # NotThere, or what executorch refuses
+            raise EngineFailed(f"engines: executorch cannot run this model: {first_line(error, 200)}") from error
 
-    def _program(self, shape: torch.Size) -> Callable[..., list[Tensor]]:
+    def _program(self, shape: torch.Size) -> Loaded:
         if shape not in self.programs:
-            self.programs[shape] = loaded(self.file(shape))
+            if len(self.programs) == MAX_PROGRAMS:
+                self.programs.pop(next(iter(self.programs)))
+            self.programs[shape] = Loaded(self.file(shape))
         return self.programs[shape]
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def _checked(graph: nn.Module, image: Tensor) -> bytes:
-    """The program of a graph. Raises RuntimeError if it computes other logits for an image [1, C, H, W]."""
-    module, to = exported(graph, image), Builder()
-    to.output(write(to, module, [to.input(image.shape)]))
+def _checked(graph: nn.Module, images: Tensor) -> bytes:
+    """The program of a graph. Raises RuntimeError if it computes other logits for these images."""
+    module, to = exported(graph, images), Builder()
+    to.output(write(to, module, [to.input(images.shape)]))
     file = to.graph.program()
     with torch.inference_mode():
-        found, expected = loaded(file)(image)[0], module(image)
+        found, expected = Loaded(file)(images)[0], module(images)
     if not torch.allclose(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max())):
         raise RuntimeError("its program computes other logits than its operators")
     return file

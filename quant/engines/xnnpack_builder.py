@@ -62,13 +62,13 @@ class Builder:
     def output(self, x: Known) -> None:
         """Make a value an output of the program: int8 if it is on a grid."""
         value = x.value if isinstance(x, OnGrid) else self.in_float(x)
-        self.graph.output(self._in_order_of_torch(value), len(self.graph.inputs))
+        self.graph.output(self.in_order_of_torch(value), len(self.graph.inputs))
 
     def as_map(self, value: Value) -> Value:
         """A value in torch's order of axes, in the one that maps have here."""
         return self.transposed(value, (0, 2, 3, 1), self.like(value)) if len(value.shape) == 4 else value
 
-    def _in_order_of_torch(self, value: Value) -> Value:
+    def in_order_of_torch(self, value: Value) -> Value:
         if len(value.shape) != 4:
             return self.copied(value)
         plain = self.graph.value(value.shape, value.scale, value.zero_point, plain=True)
@@ -142,9 +142,13 @@ class Builder:
         )
         return new
 
-    def linear(self, x: Value, new: Value, weight, weight_scale, bias, lo=0, hi=255) -> None:
-        if len(x.shape) == 4:
-            raise NotThere("XNNPACK's order of axes has no linear layers along the width")
+    def linear(
+        self, x: Value, weight, weight_scale, bias, y: tuple[float | None, int] = (None, 0), lo=0, hi=255
+    ) -> Value:
+        """A linear layer of integers or, without weight_scale, of fp32. weight: [O, I]. y: scale, zero point."""
+        plain = len(x.shape) == 4  # along the last axis of torch
+        x = self.in_order_of_torch(x) if plain else x
+        new = self.graph.value((*x.shape[:-1], len(weight)), y[0], y[1], plain)
         self.graph.node(
             "XNNFullyConnected",
             bounds(new, lo, hi),
@@ -153,6 +157,7 @@ class Builder:
             bias_id=self._bias(x, weight_scale, bias),
             output_id=new.id,
         )
+        return self.as_map(new)
 
     def _bias(self, x: Value, weight_scale, bias) -> int:
         if weight_scale is None:

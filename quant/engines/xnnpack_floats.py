@@ -97,28 +97,32 @@ def mean(to: Builder, x, axes=None, keep=False):
     axes = sorted(axis % len(x.shape) for axis in (axes or range(len(x.shape))))
     if len(x.shape) != 4 or axes != [2, 3]:
         raise NotThere("XNNPACK has no such mean")
-    whole = averaged(to, x, torch.ones(1, x.shape[2] * x.shape[3]), (1, 1))
+    area = x.shape[2] * x.shape[3]
+    whole = averaged(to, x, torch.ones(1, area), (1, 1), torch.tensor([float(area)]))
     return whole if keep else reshape(to, whole, x.shape[:2])
 
 
-def averaged(to: Builder, x, windows: Tensor, size: Sequence[int]) -> Value:
-    """The averages over `windows` [H' W', H W] of ones and zeros: sums by a linear layer, then a division."""
+def averaged(to: Builder, x, windows: Tensor, size: Sequence[int], *divisors: Tensor) -> Value:
+    """The averages over `windows` [H' W', H W] of ones and zeros: sums by a linear layer, then divisions as torch's."""
     x = to.in_float(x)
     n, c, h, w = x.shape
     rows = to.graph.value((n, c, h * w))
     flat = to.reshaped(x, (n, h * w, c))
     to.transposed(flat, (0, 2, 1), rows)
-    sums = to.graph.value((n, c, len(windows)))
-    to.linear(rows, sums, windows, None, torch.zeros(len(windows)))
-    means = binary(to, "XNNDiv", sums, windows.sum(1))
+    sums = to.linear(rows, windows, None, torch.zeros(len(windows)))
+    means = functools.reduce(functools.partial(binary, to, "XNNDiv"), divisors, sums)
     back = to.transposed(means, (0, 2, 1), to.graph.value((n, len(windows), c)))
     return to.reshaped(back, (n, c, *size))
 
 
 def adaptive_avg_pool2d(to: Builder, x, size):
     size = [whole if part is None else part for part, whole in zip(pair(size), x.shape[2:], strict=True)]
+    if size == [1, 1]:
+        return mean(to, x, [2, 3], True)
     rows, columns = (adaptive_windows(*sides) for sides in zip(x.shape[2:], size, strict=True))
-    return averaged(to, x, torch.kron(rows, columns), size)
+    high, wide = rows.sum(1)[:, None], columns.sum(1)[None]  # of each window
+    counts = (high.expand(size).flatten(), wide.expand(size).flatten())
+    return averaged(to, x, torch.kron(rows, columns), size, *counts)
 
 
 def avg_pool2d(to: Builder, x, size, stride=(), padding=(0, 0), ceil_mode=False, count_include_pad=True, divisor=None):
@@ -178,6 +182,7 @@ FLOATS: dict[Any, Callable] = {
     aten.mish.default: mish,
     aten.pow.Tensor_Scalar: power,
     aten.rsub.Tensor: lambda to, p, q: binary(to, "XNNSubtract", q, p),
+    aten.rsub.Scalar: lambda to, p, q: binary(to, "XNNSubtract", q, p),
     aten.hardsigmoid.default: hardsigmoid,
     aten.hardtanh.default: bounded,
     aten.clamp.default: bounded,

@@ -9,12 +9,11 @@ import contextlib
 import functools
 import hashlib
 import importlib
+import io
 import logging
 import math
-import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,33 +210,42 @@ def _tensor(s: Any, value: Value, where: Any) -> Any:
     )
 
 
-def loaded(program: bytes) -> Callable[..., list[Tensor]]:
-    """The program as a function: tensors -> its outputs, which the next call overwrites.
+class Loaded:
+    """A program as a function: tensors -> its outputs, which the next call overwrites.
 
-    torch.get_num_threads() threads compute it, read at each call.
+    torch.get_num_threads() threads compute it, read at each call. A module that was loaded keeps a pointer to the
+    threads that there were, which is gone when their number changes: it is loaded again then.
     """
-    portable = runtime()
-    module = portable._load_for_executorch_from_buffer(program)
 
-    def run(*inputs: Tensor, file: bytes = program) -> list[Tensor]:  # the module reads the file, and does not hold it
-        if portable._threadpool_get_thread_count() != torch.get_num_threads():
-            portable._unsafe_reset_threadpool(torch.get_num_threads())
-        return module.forward(inputs)
+    changes = 0
+    """How often the number of threads changed in this process."""
 
-    return run
+    def __init__(self, program: bytes):
+        self.program = program  # the module reads it, and does not hold it
+        self._load()
+
+    def _load(self) -> None:
+        _set_threads()
+        self.module, self.loaded_at = runtime()._load_for_executorch_from_buffer(self.program), Loaded.changes
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        _set_threads()
+        if self.loaded_at != Loaded.changes:
+            self._load()
+        return self.module.forward(inputs)
+
+
+def _set_threads() -> None:
+    if runtime()._threadpool_get_thread_count() != torch.get_num_threads():
+        with contextlib.redirect_stderr(io.StringIO()):  # it says so
+            runtime()._unsafe_reset_threadpool(torch.get_num_threads())
+        Loaded.changes += 1
 
 
 @functools.cache
 def runtime() -> Any:
-    """ExecuTorch's runtime. What it prints of the processor when it is first used is left out."""
+    """ExecuTorch's runtime."""
     portable = imported("extension.pybindings.portable_lib")
-    sys.stderr.flush()
-    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nothing, 2)
+    with contextlib.redirect_stderr(io.StringIO()):  # what it prints of the processor when it is first used
         portable._threadpool_get_thread_count()
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nothing)
     return portable

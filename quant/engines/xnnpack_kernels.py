@@ -13,7 +13,7 @@ from quant.engines.base import Operator
 from quant.engines.onnx_qdq import Rounded, step_off_ties, written_average, written_in_float, written_product
 from quant.engines.qdq_operators import on_grid
 from quant.engines.xnnpack_builder import MIDDLE, Builder
-from quant.engines.xnnpack_graph import loaded
+from quant.engines.xnnpack_graph import Loaded
 from quant.engines.xnnpack_writer import write
 
 XNNPACK, IN_FLOAT, OUTSIDE = "xnnpack", "xnnpack in float", "not in xnnpack"
@@ -38,14 +38,14 @@ class Kernel:
 
     def __post_init__(self) -> None:
         self.shapes: tuple[torch.Size, ...] = ()
-        self.run: Callable[..., list[Tensor]] | None = None
+        self.run: Loaded | None = None
 
     def __call__(self, *values: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             return self.traced(*values)
         shapes = tuple(value.shape for value in values)
         if self.run is None or shapes != self.shapes:
-            self.shapes, self.run = shapes, loaded(self._program(shapes))
+            self.shapes, self.run = shapes, Loaded(self._program(shapes))
         found = self.run(*map(_to_int8, values, self.x))[0].clone()
         if self.y is None:
             return found

@@ -103,7 +103,8 @@ def joined(to: Builder, values, axis=0):
         return joined(to, [joined(to, values[:4], axis), *values[4:]], axis)
     if len(values) == 1:
         return values[0]
-    on_grid = all(isinstance(x, OnGrid) for x in values)
+    grids = {(x.scale, x.value.zero_point) if isinstance(x, OnGrid) else None for x in values}
+    on_grid = len(grids) == 1 and None not in grids
     reads = [to.at_scale(x, x.scale).value if on_grid else to.in_float(x) for x in values]
     new = to.like(reads[0], shape)
     ids = {f"input{i + 1}_id": reads[i].id if i < len(reads) else ABSENT for i in range(5)}

@@ -69,12 +69,11 @@ def shuffle(to: Builder, x, groups, scale, zero_point):
 def layer(
     to: Builder, x, weight, weight_scale, bias, bias_scale, x_scale, x_zero_point, geometry, scale, zero_point, lo, hi
 ):
+    weight = weight.unsqueeze(2) if geometry and weight.ndim == 3 else weight
     value = kept(to, x, x_scale, x_zero_point).value
     weight_scale = (weight_scale.double() * x_scale / value.scale).float()
     if not geometry:
-        new = to.graph.value((*value.shape[:-1], weight.shape[1]), scale, zero_point - MIDDLE)
-        to.linear(value, new, weight.t(), weight_scale, bias, lo, hi)
-        return OnGrid(new, scale)
+        return OnGrid(to.linear(value, weight.t(), weight_scale, bias, (scale, zero_point - MIDDLE), lo, hi), scale)
     new = to.graph.value(convolved_shape(value.shape, weight, geometry), scale, zero_point - MIDDLE)
     to.convolved(value, new, weight, weight_scale, bias, geometry, lo, hi)
     return OnGrid(new, scale)
@@ -85,12 +84,11 @@ def last_layer(to: Builder, x, weight, weight_scale, bias, bias_scale, x_scale, 
     n = integers(to, x, x_scale, x_zero_point)
     weight, bias = weight.float(), bias.float()
     if geometry:
+        weight = weight.unsqueeze(2) if weight.ndim == 3 else weight
         sums = to.graph.value(convolved_shape(n.shape, weight, geometry))
         to.convolved(n, sums, weight, None, bias, geometry)
         return binary(to, "XNNMultiply", sums, bias_scale.view(1, -1, 1, 1))
-    sums = to.graph.value((*n.shape[:-1], weight.shape[1]))
-    to.linear(n, sums, weight.t(), None, bias)
-    return binary(to, "XNNMultiply", sums, bias_scale)
+    return binary(to, "XNNMultiply", to.linear(n, weight.t(), None, bias), bias_scale)
 
 
 INTEGERS: dict[Any, Callable] = {

@@ -78,15 +78,15 @@ def text(cell: str) -> str:
     return f"'{cell}" if cell[:1] in ("=", "+", "-", "@") else cell
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str], asker: Callable[[Path], Callable[[Path], Answer]], beside: Path, usage: str) -> None:
     if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        sys.exit(__doc__)
+        sys.exit(usage)
     path = Path(arguments[0])
     if not path.exists():
         sys.exit(f"no picture and no folder: {plain(path)}")
     sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
-    (of_folder if path.is_dir() else of_picture)(asker(Path(__file__).parent), path)
+    (of_folder if path.is_dir() else of_picture)(asker(beside), path)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1:], asker, Path(__file__).parent, str(__doc__))

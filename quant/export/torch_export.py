@@ -9,7 +9,9 @@ example.py       asks it what it sees in pictures (export/example.py, with what 
 import inspect
 import io
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import fx
@@ -103,15 +105,21 @@ def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict, 
 
 def example_text() -> str:
     """export/example.py as it stands beside the model, without this repository."""
+    return standalone(example, {"from quant.export import integer_ops": "import integer_ops"})
+
+
+def standalone(module: ModuleType, moved: dict[str, str]) -> str:
+    """The text of a module that is to stand beside a model: with the functions that make the square, and with lines
+    replaced by others. Raises RuntimeError if the module has no such line."""
     made_square = (keep_only_orientation, in_8_bits, upright, resize_and_crop)
-    functions = "\n\n" + "\n\n".join(inspect.getsource(function) for function in made_square)
-    moved = {
-        "from quant.export import integer_ops": "import integer_ops",
-        "from utils.image_input import resize_and_crop, upright\n": functions,
-    }
-    text = inspect.getsource(example)
+    moved = moved | {"from utils.image_input import resize_and_crop, upright\n": "\n\n" + sources(*made_square)}
+    text = inspect.getsource(module)
     for here, there in moved.items():
         if here not in text:
-            raise RuntimeError(f"export/example.py has no line {here!r}")
+            raise RuntimeError(f"{module.__file__} has no line {here!r}")
         text = text.replace(here, there)
     return text
+
+
+def sources(*functions: Callable) -> str:
+    return "\n\n".join(inspect.getsource(function) for function in functions)

@@ -1,9 +1,12 @@
 """Exported files are told by their names, and read with what they say of their images, or refused in a line."""
 
+import shutil
+
 import pytest
 import torch
 
-from experiment import exported
+from experiment import evaluation, exported
+from tests.conftest import needs_executorch
 from utils.errors import UserError
 
 
@@ -23,6 +26,23 @@ def test_each_says_the_same_of_its_images_and_computes_logits(name, engine, run)
     assert (found.info.resize, found.info.crop, found.info.interpolation) == (16, "center", "bilinear")
     with torch.inference_mode():
         assert found.run(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+
+
+@needs_executorch
+def test_a_program_for_executorch_has_what_it_says_beside_it(run, tmp_path):
+    evaluation.main([str(run / "a"), f"export={tmp_path / 'a.pte'}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.pte", "a_example.py"]
+    found, packed = exported.read(str(tmp_path / "a.pte"), trust=False), exported.read(str(run / "a.npz"), trust=False)
+    assert (found.engine, found.info) == ("executorch", packed.info)
+    images = torch.randn(3, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(found.run(images), packed.run(images))
+    (tmp_path / "b.pte").write_bytes((tmp_path / "a.pte").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"b\.pte: not a readable program with b\.json"):
+        exported.read(str(tmp_path / "b.pte"), trust=False)
+    shutil.copy(tmp_path / "a.json", tmp_path / "b.json")
+    with pytest.raises(UserError, match=r"b\.pte: not a"):
+        exported.read(str(tmp_path / "b.pte"), trust=False)
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.onnx"])

@@ -1,0 +1,63 @@
+"""Operators that move values return what torch's do."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quant.engines.xnnpack_builder import NotThere
+from quant.engines.xnnpack_moves import pooled
+from tests.conftest import needs_executorch
+from tests.helpers import run_on_xnnpack
+
+MOVES = {
+    "relu": torch.relu,
+    "max_pool": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "max_pool_ceil": lambda x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+    "max_pool_sides": lambda x: F.max_pool2d(x, (3, 2), (2, 1), (1, 0)),
+    "flatten": lambda x: x.flatten(1),
+    "to_tokens": lambda x: x.flatten(2).transpose(1, 2),
+    "from_tokens": lambda x: x.flatten(2).transpose(1, 2).transpose(1, 2).reshape(x.shape),
+    "view": lambda x: x.view(2, 3, 2, 63),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "transpose": lambda x: x.transpose(2, 3),
+    "cat": lambda x: torch.cat([x, x + 1, x, x, x, x], 1),
+    "cat_rows": lambda x: torch.cat([x, x + 1], -2),
+    "slice": lambda x: x[:, 1:5, 2:, :-1],
+    "chunk": lambda x: torch.cat([*x.chunk(2, 1)][::-1], 1),
+    "split": lambda x: x.split([1, 5], 1)[1],
+    "select": lambda x: x[:, 2],
+    "squeeze": lambda x: x[:, :1].squeeze(1).unsqueeze(1),
+    "pad": lambda x: F.pad(x, (1, 2, 0, 1, 3, 0)),
+    "pad_value": lambda x: F.pad(x, (1, 2), value=0.5),
+}
+
+
+class Call(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, x):
+        return self.run(x)
+
+
+@needs_executorch
+@pytest.mark.parametrize("name", MOVES)
+def test_values_are_moved_as_torch_moves_them(name):
+    x = torch.randn(2, 6, 7, 9)
+    assert torch.equal(run_on_xnnpack(Call(MOVES[name]), x), MOVES[name](x))
+
+
+@needs_executorch
+@pytest.mark.parametrize(
+    "run", [lambda x: F.max_pool2d(x, 1, 2), lambda x: F.pad(x, (1, 1, 1, 1), "reflect"), lambda x: x[:, ::2]]
+)
+def test_what_xnnpack_does_not_have_is_refused(run):
+    with pytest.raises(NotThere, match=r"^XNNPACK has no"):
+        run_on_xnnpack(Call(run), torch.zeros(1, 4, 6, 6))
+
+
+def test_windows_of_a_pool():
+    assert pooled(7, 3, 2, 1, 1, False) == (4, 1)
+    assert pooled(8, 3, 2, 0, 1, True) == (4, 1)
