@@ -1,7 +1,8 @@
 """Asks the ExecuTorch program beside this file what it sees: the five likeliest classes of a picture, or of each in a
 folder. Needs executorch with torch, numpy and pillow, and nothing else:
 
-pip install torch numpy pillow && pip install --no-deps executorch ruamel.yaml
+pip install torch numpy pillow flatbuffers ruamel.yaml tabulate
+pip install --no-deps executorch
 
 python NAME photo.jpg
 python NAME folder            which also writes predictions.csv

@@ -52,12 +52,12 @@ def test_the_folder_to_export_to_is_made(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("x.tflite", ".npz, .onnx"), ("x.onx", ".onnx, .npz"), ("a/x.npy", ".npz, .onnx"), ("x.ONNX", ".onnx, .npz")],
+    [("x.tflite", ".pte, .npz"), ("x.onx", ".onnx, .npz"), ("a/x.npy", ".npz, .pte"), ("x.ONNX", ".onnx, .npz")],
 )
 def test_an_export_of_an_unknown_ending_is_refused_and_makes_no_folder(name, nearest, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "last.pt").write_bytes(b"")
-    with pytest.raises(UserError, match=rf"^export: {name}: no \.\w+ files are written here, but {nearest} or, under"):
+    with pytest.raises(UserError, match=rf"^export: {name}: no \.\w+ files are written here, but {nearest}, "):
         evaluation.plan(evaluate(export=name), "evaluate.json")
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
