@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from experiment.run_results import checkpoint_of, summary_of
 from experiment.settings import LatencySettings, ModelSettings
 from utils import files, timing
 from utils.complexity import complexity
-from utils.config import validate
+from utils.config import blame, validate
 from utils.console import say
 from utils.environment import environment
 from utils.errors import UserError
@@ -65,7 +66,8 @@ def check_entry(entry: Entry, image_size: int) -> None:
     asked = model_settings(entry)
     if asked.weights:
         raise UserError("models: a model by its name has random weights; a run has its own, and is named by its folder")
-    models.check(asked.name, asked.options, image_size)
+    with blame("models"):
+        models.check(asked.name, asked.options, image_size)
     if models.is_external(asked.name):
         quant.trace(models.build(asked.name, None, image_size, asked.options), trains=False)
 
@@ -82,25 +84,32 @@ def is_run(entry: Entry) -> TypeGuard[str]:
 def measure_all(settings: LatencySettings) -> None:
     """Time every model of the settings and write the table and pictures into their folder."""
     folder = files.make_folder(Path(settings.dir), "dir")
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    calls = (settings.warmup + settings.repeats) * len(settings.models) * (3 + len(settings.engines))
+    usual = torch.get_num_threads()
+    sizes = list(itertools.product(counts(settings.threads or usual), counts(settings.batch_size)))
+    calls = (settings.warmup + settings.repeats) * len(settings.models) * (3 + len(settings.engines)) * len(sizes)
     rows: list[dict] = []
     with tqdm(total=calls, unit="run", leave=False, disable=None) as bar:
         for entry in settings.models:
             subject = build(entry, settings.image_size, settings.num_classes, settings.trust)
             bar.set_description(printable(subject.label))
-            gc.collect()  # graphs are reference cycles: the previous model's still hold its weights
-            rows += measure(
-                subject,
-                settings.engines,
-                settings.batch_size,
-                top1_of(entry),
-                warmup=settings.warmup,
-                repeats=settings.repeats,
-                progress=bar.update,
-            )
+            for threads, batch_size in sizes:
+                torch.set_num_threads(threads)
+                gc.collect()  # graphs are reference cycles: the previous model's still hold its weights
+                rows += measure(
+                    subject,
+                    settings.engines,
+                    batch_size,
+                    top1_of(entry),
+                    warmup=settings.warmup,
+                    repeats=settings.repeats,
+                    progress=bar.update,
+                )
+            torch.set_num_threads(usual)  # a model's ranges are found with the same sums, whatever is timed
     report(rows, settings.repeats, environment(), folder)
+
+
+def counts(asked: int | list[int]) -> list[int]:
+    return asked if isinstance(asked, list) else [asked]
 
 
 def top1_of(entry: Entry) -> dict[str, float]:
@@ -183,6 +192,8 @@ def measure(
         | with_percentiles("as_built_ms", times["eager"])
         | with_percentiles("float_ms", times[best])
         | with_percentiles("int8_ms", times[name])
+        | {"float_images_per_s": 1000 * batch_size / times[best].median}
+        | {"int8_images_per_s": 1000 * batch_size / times[name].median}
         | {"float_form": best, "speedup": times[best].median / times[name].median}
         | {"speedup_as_built": times["eager"].median / times[name].median}
         | {"float_top1": top1.get("float"), "int8_top1": top1.get(name)}
