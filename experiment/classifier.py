@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import data
@@ -14,6 +15,7 @@ from experiment import datasets, exported
 from experiment.rebuild import rebuild
 from experiment.settings import EvaluateSettings
 from utils.config import validate_section
+from utils.console import say
 from utils.errors import UserError
 
 
@@ -37,10 +39,14 @@ def load(settings: EvaluateSettings) -> Classifier:
     check_trusted = functools.partial(models.check_trusted, trust=settings.trust, checkpoint=settings.checkpoint)
     model, state, trained = rebuild(settings.checkpoint, check_trusted)
     model = model.eval()
-    engine = (settings.engines or ["reference"])[0]
-    run, name = (quant.convert(model, engine), engine) if quant.is_prepared(model) else (model, "float")
     mean, std = datasets.normalization(settings.data, state)
     section = data.with_overrides(trained.data, settings.data)
+    engine = (settings.engines or ["reference"])[0]
+    if engine == quant.AUTO and quant.is_prepared(model):
+        choice = quant.fastest(model, torch.randn(16, section.channels, section.image_size, section.image_size))
+        say(str(choice))
+        engine = choice.name
+    run, name = (quant.convert(model, engine), engine) if quant.is_prepared(model) else (model, "float")
     return Classifier(run, name, section, mean, std, state["classes"])
 
 

@@ -30,6 +30,8 @@ from utils.errors import UserError
 from utils.names import printable
 from utils.runs import checkpoint, tensor_file
 
+TRIAL_IMAGES = 8
+"""Random images on which an engine's logits are compared with the simulation's."""
 Entry = str | dict[str, Any]
 """An element of `models` in the settings: a model's name, a name with options, or the path of a run or checkpoint."""
 
@@ -52,7 +54,7 @@ def main(arguments: list[str], description: str | None = __doc__) -> None:
 
 def plan(settings: LatencySettings, setting_file: str) -> cli.Job:
     """The timing that the settings describe, checked. Raises UserError."""
-    check_engines(settings.engines, "engines")
+    check_engines(settings.engines, "engines", auto=False)
     for entry in settings.models:
         check_entry(entry, settings.image_size)
     return cli.Job(settings, functools.partial(measure_all, settings))
@@ -172,11 +174,15 @@ def measure(
     images = torch.randn(batch_size, channels, size, size)
     channels_last = images.contiguous(memory_format=torch.channels_last)
     integer = {name: quant.convert(subject.prepared, name) for name in engines}
+    trial = torch.randn(TRIAL_IMAGES, channels, size, size)
+    simulated = call(subject.prepared, trial)()
     forms = quant.float_baseline(plain).torchscript_variants(channels_last)
+    equal: dict[str, float] = {}
     calls = {"eager": call(plain, images)} | {form: call(run, channels_last) for form, run in forms.items()}
     for name, model in list(integer.items()):
         engine_images = images.contiguous(memory_format=model.engine.layout)
         try:
+            equal[name] = 100 * float((call(model, trial)() == simulated).all(1).float().mean())
             calls[name] = call(model.compile_for(engine_images), engine_images)
         except quant.EngineFailed as error:
             say(str(error))
@@ -196,6 +202,7 @@ def measure(
         | {"int8_images_per_s": 1000 * batch_size / times[name].median}
         | {"float_form": best, "speedup": times[best].median / times[name].median}
         | {"speedup_as_built": times["eager"].median / times[name].median}
+        | {"bit_equal_percent": equal[name]}
         | {"float_top1": top1.get("float"), "int8_top1": top1.get(name)}
         for name, model in integer.items()
     ]

@@ -59,6 +59,8 @@ def measure(
         plot.curves(log.rows, title, folder / "curves.png")
     confused = confusion.tables(measured.predictions, test_batches.seen, dataset.test, dataset.classes)
     summary = summarize(settings, quant.is_prepared(model), log, size) | measured.result | confused
+    if summary["engine"] == quant.AUTO:
+        summary["engine"] = next(iter(measured.result["agreement"]), quant.AUTO)
     with html.if_possible(folder / "report.html"):
         contents = run_report.Contents(title, settings, dataset, summary, log.rows, measured.layer_records)
         run_report.write(contents, folder / "report.html")

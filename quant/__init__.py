@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.analysis.compare import compare
+from quant.analysis.fastest import Choice
+from quant.analysis.fastest import fastest as _fastest
 from quant.analysis.integer_share import IntegerShare, check_integer_share, integer_share
 from quant.analysis.integer_share import planned_integer_share as planned
 from quant.analysis.layer_table import float_operators, layer_records, layer_rows, layer_summary, layer_table
@@ -37,7 +39,7 @@ from quant.ptq.calibrate import calibrate
 from quant.ptq.cross_layer_equalization import equalize_cross_layer
 from quant.qat.bn_reestimation import reestimate_batch_norm
 from quant.qat.oscillation_dampening import Dampening
-from quant.registry import ENGINES, METHODS, SECTIONS, engine
+from quant.registry import AUTO, ENGINES, METHODS, SECTIONS, available, engine
 from quant.validate import (
     allows,
     check_layers,
@@ -49,7 +51,7 @@ from quant.validate import (
     resolve,
     unread_by_float,
 )
-from utils.console import tracked
+from utils.console import say, tracked
 
 
 def prepare(model: nn.Module, spec: ResolvedQuant) -> fx.GraphModule:
@@ -106,6 +108,11 @@ def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
     return _convert(prepared, engine(engine_name))
 
 
+def fastest(prepared: fx.GraphModule, images: Tensor) -> Choice:
+    """The fastest engine that is exact for a prepared model on this machine (analysis/fastest.py)."""
+    return _fastest(prepared, available(), images)
+
+
 class Measurement(NamedTuple):
     """What `measure` finds.
 
@@ -139,7 +146,14 @@ def measure(
     image_size: int,
     channels: int = 3,
 ) -> Measurement:
-    """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar."""
+    """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar.
+
+    The engine auto stands for the fastest exact one, which is chosen on the first batch and said in a line.
+    """
+    if AUTO in engine_names and is_prepared(model):
+        choice = fastest(model, next(iter(batches))[0])
+        say(str(choice))
+        engine_names = list(dict.fromkeys(choice.name if name == AUTO else name for name in engine_names))
     shown = tracked(batches, len(batches), "measuring", "batches")
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
     records: list[dict[str, Any]] = []
@@ -156,9 +170,11 @@ def measure(
 
 
 __all__ = [
+    "AUTO",
     "ENGINES",
     "METHODS",
     "SECTIONS",
+    "Choice",
     "Dampening",
     "EngineFailed",
     "Measurement",
@@ -181,6 +197,7 @@ __all__ = [
     "export",
     "export_onnx",
     "export_packed",
+    "fastest",
     "float_baseline",
     "float_epochs",
     "integer_share",

@@ -17,6 +17,7 @@ CAPTION = (
     "FLOPs: 2 x the multiply-accumulates of convolutions and linear layers; @32: of convolutions alone, at 32 x 32. "
     "In INT8: the share of the multiply-accumulates that runs in integers."
 )
+INEXACT = " *: not exact here: some logits of random images are not bit for bit those of the simulation."
 
 
 def report(rows: list[dict], repeats: int, machine: dict, folder: Path) -> None:
@@ -26,7 +27,9 @@ def report(rows: list[dict], repeats: int, machine: dict, folder: Path) -> None:
     """
     flags = " ".join(machine["cpu_flags"])
     head = f"{machine['cpu']} ({flags}), torch {machine['torch']}, batch {_all(rows, 'batch_size')}"
-    caption = CAPTION.format(repeats=repeats, threads=_all(rows, "threads"))
+    caption = CAPTION.format(repeats=repeats, threads=_all(rows, "threads")) + (
+        INEXACT if any(map(_mark, rows)) else ""
+    )
     header, cells = _by_subject(rows)
     say(f"{head}\n\n{text_table(header, cells)}\n\n{caption}")  # first: the disk may be full
     files.write_json(folder / "latency.json", rows)
@@ -77,8 +80,12 @@ def _row(of_engine: dict[str, dict], engines: list[str], sizes: list[str]) -> li
     """of_engine: the rows of one model. An engine that failed has an empty cell."""
     first, found = next(iter(of_engine.values())), [of_engine.get(name) for name in engines]
     name, *facts = _facts(first)
-    times = [f"{row['int8_ms']:.2f} ({row['speedup']:.2f}x)" if row else "" for row in found]
+    times = [f"{row['int8_ms']:.2f} ({row['speedup']:.2f}x){_mark(row)}" if row else "" for row in found]
     return [name, *(str(first[key]) for key in sizes), *facts, *times]
+
+
+def _mark(row: dict) -> str:
+    return "" if row["bit_equal_percent"] == 100 else " *"
 
 
 def _rates(of_engine: dict[str, dict], engines: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ def row(model: str, engine: str, int8_ms: float) -> dict:
     found |= {"speedup": 4.0 / int8_ms, "speedup_as_built": 6.0 / int8_ms, "params": 270_000, "macs": 40_000_000}
     found |= {"flops": 80_000_000, "conv_flops_32": None, "float_mb": 1.08, "int8_mb": 0.27}
     found |= {"float_images_per_s": 250.0, "int8_images_per_s": 1000 / int8_ms, "integer_macs_percent": 98.76}
+    found["bit_equal_percent"] = 100.0
     return found | {"float_form": "jit", "float_top1": None, "int8_top1": None}
 
 
@@ -79,3 +80,12 @@ def test_batches_and_threads_have_rows_and_images_a_second(tmp_path, capsys):
     assert header.endswith("float, images/s  x86, images/s  onednn, images/s")
     assert [line.split()[2:4] for line in lines] == [["1", "1"], ["8", "1"], ["1", "2"], ["8", "2"]]
     assert [line.split()[-3:] for line in lines] == [["250", "500", "500"], ["250", "4000", "4000"]] * 2
+
+
+def test_an_engine_that_is_not_exact_is_marked(tmp_path, capsys):
+    latency_table.report([ROWS[0], ROWS[1] | {"bit_equal_percent": 87.5}], 7, MACHINE, tmp_path)
+    printed = capsys.readouterr().out
+    assert "2.00 (2.00x)  2.00 (2.00x) *" in printed
+    assert "*: not exact here" in printed
+    latency_table.report(ROWS[:2], 7, MACHINE, tmp_path)
+    assert "*" not in capsys.readouterr().out
