@@ -22,7 +22,7 @@ from utils.runs import checkpoint, checkpointing
 from utils.runs.folder import resume_hint
 from utils.runs.log import RunLog, time_to_accuracy
 from utils.sections import part
-from utils.training import average, distill, optim, precision, schedule
+from utils.training import average, distill, estimate, optim, precision, schedule
 from utils.training.precision import Precision
 from utils.training.trainer import Trainer
 
@@ -132,11 +132,24 @@ class Session:
         else:
             quant.interpret_kernels()  # an earlier cell of the sweep may have compiled them
 
+    def say_how_long(self, arithmetic: Precision) -> None:
+        """Say, before training starts, about how long it will take on this machine."""
+        d, run, processes = self.settings.data, self.settings.run, self.processes
+        if not run.epochs or not processes.is_main:
+            return
+        share = max(2, d.batch_size // processes.world_size)
+        step = estimate.seconds_of_step(self.model, share, d.image_size, processes.device, arithmetic, d.channels)
+        steps = len(self.train_batches())
+        more = "" if self.settings.float_epochs >= run.epochs else " or more, since quantized steps take longer"
+        say(f"{run.epochs} epochs of {steps:,} steps: about {estimate.in_words(run.epochs * steps * step)}{more}")
+
     def fit(self) -> None:
         """Train: float epochs, then fake-quantized ones. Leaves the best epoch's model, or the last epoch's."""
         settings, processes = self.settings, self.processes
         self.model = self.model.to(processes.device).to(memory_format=torch.channels_last)
-        trainer = self.trainer()
+        arithmetic = self.choose_precision()
+        self.say_how_long(arithmetic)
+        trainer = self.trainer(arithmetic)
         if self.state and self.state["prepared"]:
             trainer.to_quantized()
         position = checkpointing.resume(
@@ -147,10 +160,9 @@ class Session:
             trainer.finish(reestimate=bool(self.quant_spec.bn_reestimation_images))
         self.model = trainer.model.cpu().eval()
 
-    def trainer(self) -> Trainer:
+    def trainer(self, arithmetic: Precision) -> Trainer:
         """A new Trainer for this run, before a checkpoint is loaded into it."""
         asked, run, processes = self.settings.optim, self.settings.run, self.processes
-        arithmetic = self.choose_precision()
         noise = seed.Noise(run.seed, processes.rank, processes.device)
         optimizer, norm_batches = self.build_optimizer(noise), self.reestimation_batches()
         trainer = Trainer(
