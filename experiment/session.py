@@ -280,7 +280,8 @@ class Session:
         say(f"{len(self.dataset.test):,} test images; report.html, layers.txt and more in {self.folder}")
         reached = time_to_accuracy(self.log.rows)
         if reached:
-            say(f"top-1 of the held-out images, in training time: {reached}")
+            best = self.log.best_epoch()
+            say(f"top-1 on the validation images: {reached} of training{f'; best epoch: {best}' if best else ''}")
 
 
 def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> None:

@@ -69,7 +69,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 def check_exists(path: str) -> None:
     """Raise UserError if there is no such checkpoint; the message suggests the file with the nearest name."""
     if not Path(path).is_file():
-        others = [str(file) for file in Path(path).parent.glob("*") if file.suffix in SUFFIXES]
+        others = [str(file) for file in Path(path).parent.glob("*") if file.suffix in SUFFIXES or file.is_dir()]
         hint = nearest(path, others)
         raise UserError(f"{path}: no such checkpoint" + (f", did you mean {hint}?" if hint else ""))
 
