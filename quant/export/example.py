@@ -63,7 +63,8 @@ def of_folder(ask: Callable[[Path], Answer], folder: Path) -> None:
                 print(f"left out: {plain(path)} ({error})", file=sys.stderr)
                 continue
             if file.tell() == 0:
-                table.writerow(["image", *(f"{key} {i + 1}" for i in range(len(answer)) for key in ("class", "percent"))])
+                places = range(1, len(answer) + 1)
+                table.writerow(["image", *(f"{key} {i}" for i in places for key in ("class", "percent"))])
             table.writerow(
                 [text(plain(path)), *(cell for name, share in answer for cell in (text(name), f"{share:.2f}"))]
             )
