@@ -16,7 +16,7 @@ from experiment.teacher import load_teacher
 from quant.methods import gradboost
 from utils import config, seed
 from utils.complexity import complexity
-from utils.console import say, tracked
+from utils.console import duration, say, tracked
 from utils.distributed import Processes
 from utils.runs import checkpoint, checkpointing
 from utils.runs.folder import resume_hint
@@ -132,24 +132,24 @@ class Session:
         else:
             quant.interpret_kernels()  # an earlier cell of the sweep may have compiled them
 
-    def say_how_long(self, arithmetic: Precision) -> None:
-        """Say, before training starts, about how long it will take on this machine."""
+    def say_how_long(self, arithmetic: Precision, steps: int) -> None:
+        """Say, before training starts, about how long it will take on this machine. steps: of an epoch."""
         d, run, processes = self.settings.data, self.settings.run, self.processes
-        if not run.epochs or not processes.is_main:
+        left = run.epochs - (self.state["epoch"] if self.state else 0)
+        if left < 1 or not processes.is_main:
             return
         share = max(2, d.batch_size // processes.world_size)
         step = estimate.seconds_of_step(self.model, share, d.image_size, processes.device, arithmetic, d.channels)
-        steps = len(self.train_batches())
-        more = "" if self.settings.float_epochs >= run.epochs else " or more, since quantized steps take longer"
-        say(f"{run.epochs} epochs of {steps:,} steps: about {estimate.in_words(run.epochs * steps * step)}{more}")
+        more = "" if self.settings.ends_in_float else " or more, since quantized steps take longer"
+        say(f"{left} epochs of {steps:,} steps: about {duration(max(1, left * steps * step))}{more}")
 
     def fit(self) -> None:
         """Train: float epochs, then fake-quantized ones. Leaves the best epoch's model, or the last epoch's."""
         settings, processes = self.settings, self.processes
         self.model = self.model.to(processes.device).to(memory_format=torch.channels_last)
         arithmetic = self.choose_precision()
-        self.say_how_long(arithmetic)
         trainer = self.trainer(arithmetic)
+        self.say_how_long(arithmetic, len(trainer.train_batches))
         if self.state and self.state["prepared"]:
             trainer.to_quantized()
         position = checkpointing.resume(

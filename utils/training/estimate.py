@@ -28,12 +28,3 @@ def seconds_of_step(
 def _second_step(trial: nn.Module, batch: torch.Tensor, precision: Precision) -> float:
     """The first one allocates memory and prepares kernels."""
     return [timed_step(trial, batch, precision) for _ in range(2)][1]
-
-
-def in_words(seconds: float) -> str:
-    """Rounded up: 40 seconds, 12 minutes, 3 hours."""
-    for unit, size, most in (("second", 1, 90), ("minute", 60, 90), ("hour", 3600, 48), ("day", 86400, float("inf"))):
-        count = max(1, -int(-seconds // size))
-        if count <= most:
-            return f"{count} {unit}{'s'[: count > 1]}"
-    raise AssertionError

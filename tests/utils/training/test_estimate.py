@@ -49,18 +49,3 @@ def test_neither_the_model_nor_what_is_drawn_next_changes():
     assert torch.equal(torch.rand(5), expected)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.2, "1 second"),
-        (89.5, "90 seconds"),
-        (91, "2 minutes"),
-        (5400, "90 minutes"),
-        (5401, "2 hours"),
-        (3e5, "4 days"),
-    ],
-)
-def test_in_words(seconds, words):
-    assert estimate.in_words(seconds) == words
