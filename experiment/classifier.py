@@ -15,7 +15,6 @@ from experiment import datasets, exported
 from experiment.rebuild import rebuild
 from experiment.settings import EvaluateSettings
 from utils.config import validate_section
-from utils.console import say
 from utils.errors import UserError
 
 
@@ -41,12 +40,11 @@ def load(settings: EvaluateSettings) -> Classifier:
     model = model.eval()
     mean, std = datasets.normalization(settings.data, state)
     section = data.with_overrides(trained.data, settings.data)
-    engine = (settings.engines or ["reference"])[0]
-    if engine == quant.AUTO and quant.is_prepared(model):
-        choice = quant.fastest(model, torch.randn(16, section.channels, section.image_size, section.image_size))
-        say(str(choice))
-        engine = choice.name
-    run, name = (quant.convert(model, engine), engine) if quant.is_prepared(model) else (model, "float")
+    run, name = model, "float"
+    if quant.is_prepared(model):
+        trial = torch.randn(16, section.channels, section.image_size, section.image_size)
+        [name] = quant.resolve_engines((settings.engines or ["reference"])[:1], model, trial)
+        run = quant.convert(model, name)
     return Classifier(run, name, section, mean, std, state["classes"])
 
 

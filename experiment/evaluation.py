@@ -27,7 +27,6 @@ ALL = ("reference", "fbgemm", "qnnpack", "x86", "onednn")
 """Engines of PyTorch, which are measured unless others are named."""
 LOCATION = (*data.TRAINING_ALONE, "root", "workers", "on_error", "cache", "val_fraction", "mean", "std")
 """Keys of the data section with any value of which the test images are the same."""
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
 EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed}
 """Functions that write a single file, by its suffix. A path without a suffix is a folder for quant.export."""
 
@@ -64,7 +63,7 @@ def measured_file(path: str) -> str:
     """The file that a checkpoint, the folder of a run or an export stands for. Raises UserError if there is none."""
     if exported.is_export(path):
         return path
-    if Path(path).suffix.lower() in PICTURES:
+    if data.is_named_as_image(path):
         raise UserError(f"checkpoint: {path} is a picture; images={path} asks a checkpoint what it sees in it")
     found = run_results.checkpoint_of(path) if Path(path).is_dir() else path
     tensor_file.check_exists(found)

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.analysis.compare import compare
-from quant.analysis.fastest import Choice
-from quant.analysis.fastest import fastest as _fastest
+from quant.analysis.fastest import fastest
 from quant.analysis.integer_share import IntegerShare, check_integer_share, integer_share
 from quant.analysis.integer_share import planned_integer_share as planned
 from quant.analysis.layer_table import float_operators, layer_records, layer_rows, layer_summary, layer_table
@@ -108,9 +107,16 @@ def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
     return _convert(prepared, engine(engine_name))
 
 
-def fastest(prepared: fx.GraphModule, images: Tensor) -> Choice:
-    """The fastest engine that is exact for a prepared model on this machine (analysis/fastest.py)."""
-    return _fastest(prepared, available(), images)
+def resolve_engines(names: list[str], prepared: fx.GraphModule, images: Tensor) -> list[str]:
+    """The names with the fastest exact engine (analysis/fastest.py), which is said in a line, in the place of "auto".
+
+    images: normalized, [N, C, H, W], on which engines are tried.
+    """
+    if AUTO not in names:
+        return names
+    choice = fastest(prepared, available(), images)
+    say(str(choice))
+    return list(dict.fromkeys(choice.name if name == AUTO else name for name in names))
 
 
 class Measurement(NamedTuple):
@@ -151,9 +157,7 @@ def measure(
     The engine auto stands for the fastest exact one, which is chosen on the first batch and said in a line.
     """
     if AUTO in engine_names and is_prepared(model):
-        choice = fastest(model, next(iter(batches))[0])
-        say(str(choice))
-        engine_names = list(dict.fromkeys(choice.name if name == AUTO else name for name in engine_names))
+        engine_names = resolve_engines(engine_names, model, next(iter(batches))[0])
     shown = tracked(batches, len(batches), "measuring", "batches")
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
     records: list[dict[str, Any]] = []
@@ -174,7 +178,6 @@ __all__ = [
     "ENGINES",
     "METHODS",
     "SECTIONS",
-    "Choice",
     "Dampening",
     "EngineFailed",
     "Measurement",
@@ -197,7 +200,6 @@ __all__ = [
     "export",
     "export_onnx",
     "export_packed",
-    "fastest",
     "float_baseline",
     "float_epochs",
     "integer_share",
@@ -215,6 +217,7 @@ __all__ = [
     "reestimate_batch_norm",
     "rescales",
     "resolve",
+    "resolve_engines",
     "run_ptq_pipeline",
     "sensitivity",
     "set_enabled",

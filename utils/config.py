@@ -153,8 +153,11 @@ def _culprit(message: str, given: Mapping[str, Any]) -> str | None:
     begins = re.match(r"[\w.]*", message)
     if begins is not None and any(begins[0] == key or begins[0].startswith(f"{key}.") for key in given):
         return "command line"
-    named = (key for key, value in given.items() if isinstance(value, str) and message.startswith(f"{value}:"))
-    return next((f"command line: {key}" for key in named), None)
+    for key, value in given.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and message.startswith((f"{text}:", f"{text}/")):
+                return f"command line: {key}"
+    return None
 
 
 def validate(kind: type[S], values: dict, source: str, overridden: Collection[str] = ()) -> S:

@@ -39,8 +39,10 @@ class Choice:
 
 @torch.inference_mode()
 def fastest(prepared: fx.GraphModule, engines: Mapping[str, Engine], images: Tensor) -> Choice:
-    """Of the engines by name. images: normalized, [N, C, H, W]. One has to be exact for any net:
-    reference is."""
+    """The fastest of these engines that is exact for a prepared model.
+
+    images: normalized, [N, C, H, W]. One engine has to be exact for every model, as reference is.
+    """
     found, simulated = Choice(), prepared(images)
     calls = {}
     for name, engine in engines.items():

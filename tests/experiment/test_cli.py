@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pydantic import Field
 
 from experiment import cli
 from experiment.settings import EvaluateSettings
@@ -58,10 +59,13 @@ def test_a_file_that_the_command_line_named_is_blamed_on_it(tmp_path):
     class Files(Section):
         a: int = 1
         weights: str = ""
+        runs: list[str] = Field([])
 
     (tmp_path / "mine.json").write_text("{}")
     with pytest.raises(UserError, match=rf"^command line: weights: {tmp_path}/none.pt: no such checkpoint$"):
         cli.main([f"weights={tmp_path}/none.pt"], "", str(tmp_path / "mine.json"), Files, refuse)
+    with pytest.raises(UserError, match=rf"^command line: runs: {tmp_path}/none.pt: no such checkpoint$"):
+        cli.main([f'runs=["other","{tmp_path}"]'], "", str(tmp_path / "mine.json"), Files, refuse)
 
 
 def test_the_programs_own_setting_file_is_found_from_elsewhere(tmp_path, monkeypatch):
