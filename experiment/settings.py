@@ -217,11 +217,11 @@ class LatencySettings(Section):
     image_size: int = Field(224, ge=8, le=1024)
     """Side of the images in pixels. A run brings its own."""
     batch_size: Counts = 1
-    """Images a call; of several, [1, 8, 32], each is timed, and the table says images a second, too."""
+    """Images per call. Of a list, [1, 8, 32], each is timed, and the table also has images per second."""
     num_classes: int = Field(1000, ge=2)
     """Outputs of models that are given by name."""
     threads: Counts | None = None
-    """Threads of each engine, or several numbers of them; null: as many as torch takes by itself."""
+    """Threads of each engine. Of a list, [1, 2], each is timed. null: as many as torch takes by itself."""
     warmup: int = Field(10, ge=0)
     """Calls of each model before any is timed."""
     repeats: int = Field(50, ge=1)

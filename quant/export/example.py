@@ -1,4 +1,4 @@
-"""Asks the model in this folder what it sees: the five likeliest classes of a picture, or of each in a folder.
+"""Predicts, by the model in this folder, the five likeliest classes of a picture, or of each picture in a folder.
 
 python example.py photo.jpg
 python example.py folder            which also writes predictions.csv

@@ -3,7 +3,7 @@
 model.pt2        the integer model: int8 weights, any batch size
 integer_ops.py   its operators (a copy of export/integer_ops.py); import it before loading model.pt2
 model.json       image size, normalization, class names
-example.py       asks it what it sees in pictures (export/example.py, with what it imports of this repository)
+example.py       predicts the classes of pictures (export/example.py, with the functions that it imports)
 """
 
 import inspect
@@ -102,7 +102,7 @@ def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict, 
 
 
 def example_text() -> str:
-    """export/example.py as it stands beside the model, without this repository."""
+    """The source of export/example.py without imports of this repository, to stand beside the model."""
     made_square = (keep_only_orientation, in_8_bits, upright, resize_and_crop)
     functions = "\n\n" + "\n\n".join(inspect.getsource(function) for function in made_square)
     moved = {

@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.sections import FLOAT_BITS
 
 LEAST_SHARE, LEAST = 1 / 16, 2.0**-10
-"""The least max |tanh(w)| of a channel, as a share of the tensor's, and of a tensor."""
+"""Lower bounds of max |tanh(w)|: of a channel, as a share of the tensor's; and of a tensor."""
 
 
 def refuse_too_wide(spec: ResolvedQuant[Any], method: str, instead: str) -> None:
@@ -52,8 +52,9 @@ class TanhWeights(WeightQuantizer):
     The gradient flows through tanh and max, and straight through Q_k. max is over the tensor as in the paper, or
     (per_channel) over each output channel.
 
-    Differs from the paper: the divisor is at least LEAST and, of a channel, LEAST_SHARE of the whole tensor's. It is
-    that of the gradient, too: a channel of 1e-9 had one of 1e9, and clipping then silenced all other layers.
+    Differs from the paper: max |tanh(w)| is at least LEAST and, per channel, LEAST_SHARE of the tensor's. The gradient
+    is divided by it, too, so that of a dead channel was millions of times the others', and after gradient clipping only
+    that channel learned.
     """
 
     scale: Tensor
