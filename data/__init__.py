@@ -6,6 +6,7 @@ from data.external import check_trusted
 from data.folders import looks_like_imagefolder
 from data.identity import identity
 from data.image_files import find as find_images
+from data.image_files import is_named_as_image
 from data.images import Dataset, Files, Images, check_classes, check_normalization, first, renormalized, split
 from data.registry import (
     DATASETS,
@@ -47,6 +48,7 @@ __all__ = [
     "find_images",
     "first",
     "identity",
+    "is_named_as_image",
     "load",
     "looks_like_imagefolder",
     "pixels",

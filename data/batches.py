@@ -39,9 +39,9 @@ PR_SET_PDEATHSIG = 1
 class Draw:
     """How training batches are drawn. Process `rank` of `world` takes its share of every batch.
 
-    augment: none, crop (and mirrorings where `flip` is set) or, after that, a policy of data/policies.py; learned_on:
-    the pairs of auto. erasing: share of the images. mixing: what mixes the images of a batch. balanced: each class is
-    as frequent as the others.
+    augment: none, crop (mirrored at random if `flip`), or a row of POLICIES, which is applied after the crop.
+    learned_on: the dataset of auto's pairs. erasing: share of the images in which a rectangle is erased. mixing: mixup
+    or cutmix of each batch, or None. balanced: all classes are equally frequent.
     """
 
     seed: int
@@ -61,7 +61,7 @@ class Draw:
         return torch.Generator().manual_seed(self.epoch_seed(epoch))
 
     def order(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """The images of an epoch, int64 [N]: each once or, balanced, N of all, those of rarer classes more often."""
+        """Indexes of an epoch's images, int64 [N]: each once or, if balanced, those of rarer classes more often."""
         if not self.balanced:
             return torch.randperm(len(labels), generator=generator)
         weights = 1 / labels.bincount().double()

@@ -13,7 +13,15 @@ import torch
 from pydantic import Field
 
 from data.decoding import Preprocessing, normalization, open_image, preprocessing, squared
-from data.image_files import by_name, find, is_folder, leftovers, quiet_pillow, trusted_suffixes
+from data.image_files import (
+    by_name,
+    find,
+    is_folder,
+    is_named_as_image,
+    leftovers,
+    quiet_pillow,
+    trusted_suffixes,
+)
 from data.images import WORKERS, Dataset, Files, Images, first
 from data.sources import ROOT
 from utils.console import say, tracked
@@ -152,7 +160,7 @@ def _has_parts(root: Path) -> bool:
 
 def _holds_an_image(folder: os.DirEntry) -> bool:
     """Whether one of its files, in no folder in it, is called as images are."""
-    return any(Path(entry.name).suffix.lower() in trusted_suffixes() for entry in by_name(Path(folder.path)))
+    return any(is_named_as_image(entry.name) for entry in by_name(Path(folder.path)))
 
 
 def imagenet(

@@ -68,6 +68,11 @@ def formats() -> tuple[str, ...]:
 
 
 @functools.cache
+def is_named_as_image(path: str | os.PathLike) -> bool:
+    """Whether a file is called as images are."""
+    return Path(path).suffix.lower() in trusted_suffixes()
+
+
 def trusted_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in COMMON)
 

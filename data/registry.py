@@ -27,7 +27,8 @@ class Row:
     """load(image_size, limit, train, **options) -> Dataset, and the keys of the data section that it reads.
 
     image_size: the default of data.image_size, which its images have or are usually brought to. downloads: whether it
-    takes `download`, too, and without it writes what it lacks into its root. auto: whose pairs data.augment auto takes.
+    takes `download`, too, and without it writes what it lacks into its root. auto: the dataset on which the pairs of
+    data.augment=auto were learned.
     """
 
     load: Callable[..., Dataset]
@@ -99,7 +100,7 @@ def _load(section: DataSettings, train: bool, download: bool) -> Dataset:
 
 
 TRAINING_ALONE = ("batch_size", "augment", "random_erasing", "mixup", "cutmix", "sampling")
-"""Keys that change no image of the dataset, but how batches of training images are made."""
+"""Keys that say how training batches are made, and change no image of the dataset."""
 
 
 def draw_of(section: DataSettings, dataset: Dataset, seed: int, rank: int = 0, world: int = 1) -> Draw:
@@ -119,7 +120,7 @@ def draw_of(section: DataSettings, dataset: Dataset, seed: int, rank: int = 0, w
 
 
 def plain_draw_of(section: DataSettings, dataset: Dataset, seed: int) -> Draw:
-    """The same without what changes an image's colours, shape or label, whose statistics a model is not used on."""
+    """The same with crops alone: images as those that a model is used on, whose statistics batch norm needs."""
     return Draw(seed, "none" if section.augment == "none" else "crop", dataset.flip)
 
 

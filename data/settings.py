@@ -24,8 +24,8 @@ class DataSettings(Section):
     batch_size: int = Field(128, ge=1, le=2**20)
     """Images a training step, of all processes together. Evaluation takes its own batches."""
     augment: Literal["none", "crop", "trivial", "rand", "auto"] = "crop"
-    """Of training images. crop: a random part, mirrored at random where the dataset allows it. trivial, rand, auto:
-    after that, random changes of colours and shapes (TrivialAugment, RandAugment, AutoAugment)."""
+    """What is done to training images. crop: a random part, mirrored at random where the dataset allows it. trivial,
+    rand, auto: then random changes of colour and shape, too (TrivialAugment, RandAugment, AutoAugment)."""
     random_erasing: float = Field(0.0, ge=0.0, le=1.0)
     """Share of the training images in which a random rectangle is erased."""
     mixup: float = Field(0.0, ge=0.0, le=100.0)
@@ -34,7 +34,8 @@ class DataSettings(Section):
     """Alpha, 1, say: a rectangle of another image is put into each training image; 0: never. With mixup, too, each
     batch gets one of them."""
     sampling: Literal["once", "balanced"] = "once"
-    """An epoch has each training image once; or, for uneven classes, as many images, of each class as often."""
+    """once: an epoch has each training image once. balanced: it has as many, drawn so that all classes are equally
+    frequent."""
     limit: int | None = Field(None, ge=1)
     """Take only this many images (of a fixed shuffle) of each part, training, validation and test, for trials."""
     val_fraction: float | None = Field(None, ge=0.0, lt=1.0)

@@ -2,3 +2,7 @@
 
 It alone knows data, models and quant together.
 """
+
+from utils.threads import wait_briefly
+
+wait_briefly()

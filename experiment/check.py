@@ -55,10 +55,15 @@ def check_learns(q: quant.ResolvedQuant, epochs: int) -> None:
         raise UserError("optim.learned_lr: no quantizer is trained here")
 
 
-def check_engines(names: list[str], key: str, run: bool = True) -> None:
-    """Raise UserError, under this key, for an engine that does not exist or, if it is to run, cannot run here."""
+def check_engines(names: list[str], key: str, run: bool = True, auto: bool = True) -> None:
+    """Raise UserError, under this key, for an engine that does not exist or, if it is to run, cannot run here.
+
+    auto: whether "auto" may stand for one.
+    """
     for name in names:
-        choose(quant.ENGINES, name, key)
+        if auto and name == quant.AUTO:
+            continue
+        choose(quant.ENGINES, name, key, quant.AUTO if auto else "")
         if run:
             quant.engine(name, key)
 

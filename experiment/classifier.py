@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import data
@@ -37,10 +38,13 @@ def load(settings: EvaluateSettings) -> Classifier:
     check_trusted = functools.partial(models.check_trusted, trust=settings.trust, checkpoint=settings.checkpoint)
     model, state, trained = rebuild(settings.checkpoint, check_trusted)
     model = model.eval()
-    engine = (settings.engines or ["reference"])[0]
-    run, name = (quant.convert(model, engine), engine) if quant.is_prepared(model) else (model, "float")
     mean, std = datasets.normalization(settings.data, state)
     section = data.with_overrides(trained.data, settings.data)
+    run, name = model, "float"
+    if quant.is_prepared(model):
+        trial = torch.randn(16, section.channels, section.image_size, section.image_size)
+        [name] = quant.resolve_engines((settings.engines or ["reference"])[:1], model, trial)
+        run = quant.convert(model, name)
     return Classifier(run, name, section, mean, std, state["classes"])
 
 

@@ -4,11 +4,13 @@ import functools
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from experiment.registries import TABLES, listing
 from utils import config, help, memory, utf8
 from utils.errors import UserError, run
+from utils.importing import ROOT
 from utils.sections import Section
 
 S = TypeVar("S", bound=Section)
@@ -45,7 +47,7 @@ def main(
 
     Raises UserError. Errors of the two functions are reported as errors of the setting file.
     """
-    parser = config.parser(description, default_file, TABLES)
+    parser = config.parser(description, _found(default_file), TABLES)
     options = parser.parse_intermixed_args(arguments)
     if options.help is not None:
         print(help.explain(settings_type, options.help) if options.help else usage(parser, settings_type))
@@ -66,6 +68,11 @@ def main(
         return
     with memory.explain_out_of_memory("fewer images, smaller ones (image_size) or a smaller model take less"):
         job.run()
+
+
+def _found(default_file: str) -> str:
+    """The file in the working directory or, from elsewhere, in this program's own folder."""
+    return default_file if Path(default_file).is_file() else str(ROOT / default_file)
 
 
 def usage(parser: ArgumentParser, kind: type[Section]) -> str:

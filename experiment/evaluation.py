@@ -63,6 +63,8 @@ def measured_file(path: str) -> str:
     """The file that a checkpoint, the folder of a run or an export stands for. Raises UserError if there is none."""
     if exported.is_export(path):
         return path
+    if data.is_named_as_image(path):
+        raise UserError(f"checkpoint: {path} is a picture; images={path} asks a checkpoint what it sees in it")
     found = run_results.checkpoint_of(path) if Path(path).is_dir() else path
     tensor_file.check_exists(found)
     return found

@@ -3,6 +3,7 @@
 import copy
 import functools
 import gc
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,15 @@ from experiment.run_results import checkpoint_of, summary_of
 from experiment.settings import LatencySettings, ModelSettings
 from utils import files, timing
 from utils.complexity import complexity
-from utils.config import validate
+from utils.config import blame, validate
 from utils.console import say
 from utils.environment import environment
 from utils.errors import UserError
 from utils.names import printable
 from utils.runs import checkpoint, tensor_file
 
+TRIAL_IMAGES = 8
+"""Random images on which an engine's logits are compared with the simulation's."""
 Entry = str | dict[str, Any]
 """An element of `models` in the settings: a model's name, a name with options, or the path of a run or checkpoint."""
 
@@ -51,7 +54,7 @@ def main(arguments: list[str], description: str | None = __doc__) -> None:
 
 def plan(settings: LatencySettings, setting_file: str) -> cli.Job:
     """The timing that the settings describe, checked. Raises UserError."""
-    check_engines(settings.engines, "engines")
+    check_engines(settings.engines, "engines", auto=False)
     for entry in settings.models:
         check_entry(entry, settings.image_size)
     return cli.Job(settings, functools.partial(measure_all, settings))
@@ -65,7 +68,8 @@ def check_entry(entry: Entry, image_size: int) -> None:
     asked = model_settings(entry)
     if asked.weights:
         raise UserError("models: a model by its name has random weights; a run has its own, and is named by its folder")
-    models.check(asked.name, asked.options, image_size)
+    with blame("models"):
+        models.check(asked.name, asked.options, image_size)
     if models.is_external(asked.name):
         quant.trace(models.build(asked.name, None, image_size, asked.options), trains=False)
 
@@ -82,25 +86,32 @@ def is_run(entry: Entry) -> TypeGuard[str]:
 def measure_all(settings: LatencySettings) -> None:
     """Time every model of the settings and write the table and pictures into their folder."""
     folder = files.make_folder(Path(settings.dir), "dir")
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    calls = (settings.warmup + settings.repeats) * len(settings.models) * (3 + len(settings.engines))
+    usual = torch.get_num_threads()
+    sizes = list(itertools.product(counts(settings.threads or usual), counts(settings.batch_size)))
+    calls = (settings.warmup + settings.repeats) * len(settings.models) * (3 + len(settings.engines)) * len(sizes)
     rows: list[dict] = []
     with tqdm(total=calls, unit="run", leave=False, disable=None) as bar:
         for entry in settings.models:
             subject = build(entry, settings.image_size, settings.num_classes, settings.trust)
             bar.set_description(printable(subject.label))
-            gc.collect()  # graphs are reference cycles: the previous model's still hold its weights
-            rows += measure(
-                subject,
-                settings.engines,
-                settings.batch_size,
-                top1_of(entry),
-                warmup=settings.warmup,
-                repeats=settings.repeats,
-                progress=bar.update,
-            )
+            for threads, batch_size in sizes:
+                torch.set_num_threads(threads)
+                gc.collect()  # graphs are reference cycles: the previous model's still hold its weights
+                rows += measure(
+                    subject,
+                    settings.engines,
+                    batch_size,
+                    top1_of(entry),
+                    warmup=settings.warmup,
+                    repeats=settings.repeats,
+                    progress=bar.update,
+                )
+            torch.set_num_threads(usual)  # a model's ranges are found with the same sums, whatever is timed
     report(rows, settings.repeats, environment(), folder)
+
+
+def counts(asked: int | list[int]) -> list[int]:
+    return asked if isinstance(asked, list) else [asked]
 
 
 def top1_of(entry: Entry) -> dict[str, float]:
@@ -163,11 +174,15 @@ def measure(
     images = torch.randn(batch_size, channels, size, size)
     channels_last = images.contiguous(memory_format=torch.channels_last)
     integer = {name: quant.convert(subject.prepared, name) for name in engines}
+    trial = torch.randn(TRIAL_IMAGES, channels, size, size)
+    simulated = call(subject.prepared, trial)()
     forms = quant.float_baseline(plain).torchscript_variants(channels_last)
+    equal: dict[str, float] = {}
     calls = {"eager": call(plain, images)} | {form: call(run, channels_last) for form, run in forms.items()}
     for name, model in list(integer.items()):
         engine_images = images.contiguous(memory_format=model.engine.layout)
         try:
+            equal[name] = 100 * float((call(model, trial)() == simulated).all(1).float().mean())
             calls[name] = call(model.compile_for(engine_images), engine_images)
         except quant.EngineFailed as error:
             say(str(error))
@@ -183,8 +198,11 @@ def measure(
         | with_percentiles("as_built_ms", times["eager"])
         | with_percentiles("float_ms", times[best])
         | with_percentiles("int8_ms", times[name])
+        | {"float_images_per_s": 1000 * batch_size / times[best].median}
+        | {"int8_images_per_s": 1000 * batch_size / times[name].median}
         | {"float_form": best, "speedup": times[best].median / times[name].median}
         | {"speedup_as_built": times["eager"].median / times[name].median}
+        | {"bit_equal_percent": equal[name]}
         | {"float_top1": top1.get("float"), "int8_top1": top1.get(name)}
         for name, model in integer.items()
     ]

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import data
 import models
@@ -53,12 +53,17 @@ def measure(
     measured = quant.measure(model, settings.engines, test_batches, settings.ends_in_float, d.image_size, d.channels)
     title = f"{settings.model.name} on {settings.data.name}, {settings.quant.method}"
     say(f"\n{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
+    notice = no_better_than_guessing(measured.result["accuracy"], dataset.test.labels)
+    if notice:
+        say(notice)
     with files.if_possible(folder / "layers.txt"):
         files.write_text(folder / "layers.txt", measured.layers)
     with files.if_possible(folder / "curves.png"):
         plot.curves(log.rows, title, folder / "curves.png")
     confused = confusion.tables(measured.predictions, test_batches.seen, dataset.test, dataset.classes)
     summary = summarize(settings, quant.is_prepared(model), log, size) | measured.result | confused
+    if summary["engine"] == quant.AUTO:
+        summary["engine"] = next(iter(measured.result["agreement"]), quant.AUTO)
     with html.if_possible(folder / "report.html"):
         contents = run_report.Contents(title, settings, dataset, summary, log.rows, measured.layer_records)
         run_report.write(contents, folder / "report.html")
@@ -81,6 +86,17 @@ def summarize(settings: TrainSettings, prepared: bool, log: RunLog, size: dict[s
         "seconds": log.run_seconds(),
         "checkpoint": LAST if log.best is None or settings.ends_in_float else BEST,
     }
+
+
+def no_better_than_guessing(accuracy: dict[str, dict[str, float]], labels: Tensor) -> str | None:
+    """A line if no model's top-1 is above the share of the most frequent class of the test images."""
+    share = 100 * int(labels.bincount().max()) / len(labels)
+    if max(score["top1"] for score in accuracy.values()) > share:
+        return None
+    return (
+        f"no better than always naming the most frequent class ({share:.1f} %): more images, more epochs "
+        "(run.epochs), another rate (optim.lr), or trained weights to start from (model.weights)"
+    )
 
 
 def float_score(runs: list[TrainSettings]) -> dict[str, float] | None:

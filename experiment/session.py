@@ -16,13 +16,13 @@ from experiment.teacher import load_teacher
 from quant.methods import gradboost
 from utils import config, seed
 from utils.complexity import complexity
-from utils.console import say, tracked
+from utils.console import duration, say, tracked
 from utils.distributed import Processes
 from utils.runs import checkpoint, checkpointing
 from utils.runs.folder import resume_hint
 from utils.runs.log import RunLog, time_to_accuracy
 from utils.sections import part
-from utils.training import average, distill, optim, precision, schedule
+from utils.training import average, distill, estimate, optim, precision, schedule
 from utils.training.precision import Precision
 from utils.training.trainer import Trainer
 
@@ -132,11 +132,24 @@ class Session:
         else:
             quant.interpret_kernels()  # an earlier cell of the sweep may have compiled them
 
+    def say_how_long(self, arithmetic: Precision, steps: int) -> None:
+        """Say, before training starts, about how long it will take on this machine. steps: of an epoch."""
+        d, run, processes = self.settings.data, self.settings.run, self.processes
+        left = run.epochs - (self.state["epoch"] if self.state else 0)
+        if left < 1 or not processes.is_main:
+            return
+        share = max(2, d.batch_size // processes.world_size)
+        step = estimate.seconds_of_step(self.model, share, d.image_size, processes.device, arithmetic, d.channels)
+        more = "" if self.settings.ends_in_float else " or more, since quantized steps take longer"
+        say(f"{left} epochs of {steps:,} steps: about {duration(max(1, left * steps * step))}{more}")
+
     def fit(self) -> None:
         """Train: float epochs, then fake-quantized ones. Leaves the best epoch's model, or the last epoch's."""
         settings, processes = self.settings, self.processes
         self.model = self.model.to(processes.device).to(memory_format=torch.channels_last)
-        trainer = self.trainer()
+        arithmetic = self.choose_precision()
+        trainer = self.trainer(arithmetic)
+        self.say_how_long(arithmetic, len(trainer.train_batches))
         if self.state and self.state["prepared"]:
             trainer.to_quantized()
         position = checkpointing.resume(
@@ -147,10 +160,9 @@ class Session:
             trainer.finish(reestimate=bool(self.quant_spec.bn_reestimation_images))
         self.model = trainer.model.cpu().eval()
 
-    def trainer(self) -> Trainer:
+    def trainer(self, arithmetic: Precision) -> Trainer:
         """A new Trainer for this run, before a checkpoint is loaded into it."""
         asked, run, processes = self.settings.optim, self.settings.run, self.processes
-        arithmetic = self.choose_precision()
         noise = seed.Noise(run.seed, processes.rank, processes.device)
         optimizer, norm_batches = self.build_optimizer(noise), self.reestimation_batches()
         trainer = Trainer(
@@ -268,7 +280,8 @@ class Session:
         say(f"{len(self.dataset.test):,} test images; report.html, layers.txt and more in {self.folder}")
         reached = time_to_accuracy(self.log.rows)
         if reached:
-            say(f"top-1 of the held-out images, in training time: {reached}")
+            best = self.log.best_epoch()
+            say(f"top-1 on the validation images: {reached} of training{f'; best epoch: {best}' if best else ''}")
 
 
 def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> None:

@@ -37,6 +37,9 @@ AUGMENT = {"true": "crop", "false": "none"}
 """Values of data.augment in earlier versions, as JSON writes them, and what they are called now."""
 
 
+Count = Annotated[int, Field(ge=1)]
+Counts = Count | Annotated[list[Count], Field(min_length=1)]
+"""A number, or several that are tried one after the other."""
 Trust = bool | Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 """Whose code a checkpoint may call beyond what utils/importing.py says: nobody's, anybody's, or one function's."""
 
@@ -213,12 +216,12 @@ class LatencySettings(Section):
     """Engines to time; rows of quant.ENGINES."""
     image_size: int = Field(224, ge=8, le=1024)
     """Side of the images in pixels. A run brings its own."""
-    batch_size: int = Field(1, ge=1)
-    """Images a call."""
+    batch_size: Counts = 1
+    """Images per call. Of a list, [1, 8, 32], each is timed, and the table also has images per second."""
     num_classes: int = Field(1000, ge=2)
     """Outputs of models that are given by name."""
-    threads: int | None = Field(None, ge=1)
-    """Threads of torch; null: as many as torch takes by itself."""
+    threads: Counts | None = None
+    """Threads of each engine. Of a list, [1, 2], each is timed. null: as many as torch takes by itself."""
     warmup: int = Field(10, ge=0)
     """Calls of each model before any is timed."""
     repeats: int = Field(50, ge=1)

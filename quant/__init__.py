@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from quant.analysis.compare import compare
+from quant.analysis.fastest import fastest
 from quant.analysis.integer_share import IntegerShare, check_integer_share, integer_share
 from quant.analysis.integer_share import planned_integer_share as planned
 from quant.analysis.layer_table import float_operators, layer_records, layer_rows, layer_summary, layer_table
@@ -39,7 +40,7 @@ from quant.ptq.calibrate import calibrate
 from quant.ptq.cross_layer_equalization import equalize_cross_layer
 from quant.qat.bn_reestimation import reestimate_batch_norm
 from quant.qat.oscillation_dampening import Dampening
-from quant.registry import ENGINES, METHODS, SECTIONS, engine
+from quant.registry import AUTO, ENGINES, METHODS, SECTIONS, available, engine
 from quant.validate import (
     allows,
     check_layers,
@@ -51,7 +52,7 @@ from quant.validate import (
     resolve,
     unread_by_float,
 )
-from utils.console import tracked
+from utils.console import say, tracked
 
 
 def prepare(model: nn.Module, spec: ResolvedQuant) -> fx.GraphModule:
@@ -108,6 +109,18 @@ def convert(prepared: fx.GraphModule, engine_name: str) -> IntegerModel:
     return _convert(prepared, engine(engine_name))
 
 
+def resolve_engines(names: list[str], prepared: fx.GraphModule, images: Tensor) -> list[str]:
+    """The names with the fastest exact engine (analysis/fastest.py), which is said in a line, in the place of "auto".
+
+    images: normalized, [N, C, H, W], on which engines are tried.
+    """
+    if AUTO not in names:
+        return names
+    choice = fastest(prepared, available(), images)
+    say(str(choice))
+    return list(dict.fromkeys(choice.name if name == AUTO else name for name in names))
+
+
 class Measurement(NamedTuple):
     """What `measure` finds.
 
@@ -141,7 +154,12 @@ def measure(
     image_size: int,
     channels: int = 3,
 ) -> Measurement:
-    """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar."""
+    """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar.
+
+    The engine auto stands for the fastest exact one, which is chosen on the first batch and said in a line.
+    """
+    if AUTO in engine_names and is_prepared(model):
+        engine_names = resolve_engines(engine_names, model, next(iter(batches))[0])
     shown = tracked(batches, len(batches), "measuring", "batches")
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
     records: list[dict[str, Any]] = []
@@ -158,6 +176,7 @@ def measure(
 
 
 __all__ = [
+    "AUTO",
     "ENGINES",
     "METHODS",
     "SECTIONS",
@@ -203,6 +222,7 @@ __all__ = [
     "reestimate_batch_norm",
     "rescales",
     "resolve",
+    "resolve_engines",
     "run_ptq_pipeline",
     "sensitivity",
     "set_enabled",

@@ -49,11 +49,19 @@ ENGINES: dict[str, Callable[[], Engine]] = {
 }
 
 
+AUTO = "auto"
+"""In the place of an engine's name: the fastest one that is exact for the trained net, on this machine."""
+
+
+def available() -> dict[str, Engine]:
+    """The engines that can be used on this machine, by name."""
+    return {name: found for name, make in ENGINES.items() if (found := make()).available()}
+
+
 @functools.cache
 def engine(name: str, key: str = "quant.engine") -> Engine:
     """The engine of that name, which the setting has under `key`. Raises UserError if there is none."""
     found = choose(ENGINES, name, key)()
     if not found.available():
-        here = [other for other, make in ENGINES.items() if make().available()]
-        raise UserError(f"{key}: {name} {found.missing()} (here: {', '.join(here)})")
+        raise UserError(f"{key}: {name} {found.missing()} (here: {', '.join(available())})")
     return found

@@ -12,7 +12,7 @@ from quant.engines.verify import exact_in_int8
 from quant.graph.node_view import target
 from quant.graph.trace import trace
 from quant.graph.typed_graph import TypedGraph
-from quant.registry import ENGINES, METHODS, SECTIONS, engine
+from quant.registry import AUTO, ENGINES, METHODS, SECTIONS, available, engine
 from utils.config import validate_section
 from utils.errors import UserError, choose, nearest
 from utils.runs import tensor_file
@@ -35,7 +35,8 @@ def resolve(section: QuantSettings) -> AnyResolved:
     method = choose(METHODS, section.method, "quant.method")
     if not isinstance(section, method.options):
         section = parse(**section.model_dump(exclude_unset=True))
-    choose(ENGINES, section.engine, "quant.engine")
+    if section.engine != AUTO:
+        choose(ENGINES, section.engine, "quant.engine", AUTO)
     if method is not FLOAT:
         _check_target(section)
     common = {key: getattr(section, key) for key in CommonSettings.model_fields}
@@ -75,11 +76,12 @@ def _check_bits(key: str, bits: int, allowed: range, method: str) -> None:
 
 
 def _reduce_range(section: QuantSettings) -> bool:
-    """Auto is whether this CPU's int8 kernels fail at full range."""
+    """Auto is whether this CPU's int8 kernels fail at full range; of engine auto, those of any engine."""
     if section.reduce_range != "auto":
         return section.reduce_range
-    asked = engine(section.engine)
-    return not exact_in_int8(engine(asked.multiplies_like or asked.name), 127)
+    asked = available().values() if section.engine == AUTO else [engine(section.engine)]
+    kernels = {one.multiplies_like or one.name for one in asked}
+    return not all(exact_in_int8(engine(name), 127) for name in kernels)
 
 
 def _check_target(section: QuantSettings) -> None:

@@ -164,6 +164,8 @@ MISTAKES = {
         "has no function 'resnet2', did you mean resnet",
     ),
     "missing checkpoint": ("evaluate", ["checkpoint={folder}/resnet2.pt"], "no such checkpoint, did you mean "),
+    "a run with a slip": ("evaluate", ["{folder}/imeges"], "command line: checkpoint: "),
+    "a picture for a checkpoint": ("evaluate", ["{folder}/me.JPG"], "me.JPG is a picture; images="),
     "missing weights": ("train", ["model.weights={folder}/none.pt"], "none.pt: no such checkpoint"),
     "missing run": ("latency", ['models=["{folder}"]'], "last.pt: no such checkpoint"),
     "checkpoint of another model": (

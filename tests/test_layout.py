@@ -1,6 +1,8 @@
 """Nothing imports the scripts, which parse and call; and the tests mirror the tree of modules."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,11 @@ def modules_without_tests() -> set[str]:
 
 def test_every_module_has_its_test_file_under_the_same_path():
     assert modules_without_tests() == set(NOT_MIRRORED)
+
+
+def test_a_start_does_not_import_what_few_runs_need():
+    """Each of these takes seconds, which the line of a misspelt key would come later by."""
+    slow = {"torchvision", "matplotlib", "sklearn", "timm", "onnxruntime", "openvino"}
+    program = f"import sys, experiment.training, experiment.evaluation; print(*{slow} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

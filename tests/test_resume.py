@@ -433,3 +433,14 @@ def test_a_run_that_diverges_in_its_last_step_keeps_what_was_saved_before(tmp_pa
     saved = tensor_file.load(str(tmp_path / "run" / "last.pt"))
     assert all(bool(value.isfinite().all()) for value in saved["model"].values())
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_continued_run_says_how_long_what_is_left_takes(tmp_path, monkeypatch, capsys):
+    command = [*SHORT, "run.checkpoint_minutes=10", f"run.dir={tmp_path}", "run.name=run", "quant.method=float"]
+    with monkeypatch.context() as patch:
+        killed_at(patch, 1)
+        with pytest.raises(Killed):
+            training.main(command)
+    assert "3 epochs of 4 steps: about " in capsys.readouterr().out
+    training.main(command)
+    assert "2 epochs of 4 steps: about " in capsys.readouterr().out

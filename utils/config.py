@@ -7,6 +7,7 @@ reports a mistake in one line: file, key, what is wrong, the nearest right thing
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import re
 import sys
@@ -69,14 +70,19 @@ def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> di
     Values are JSON where they parse as JSON, else strings.
     """
     found: dict[str, Any] = {}
-    for text in texts:
+    bare: dict[str, str] = {}
+    for text, behind in itertools.pairwise([*texts, ""]):
         key, equals, value = text.partition("=")
         if re.search(r"[\ud800-\udfff]", text):  # what stands for other bytes
             raise UserError(f"command line: {text} is not UTF-8")
         if not equals and kind.bare_key:
             key, value = kind.bare_key, json.dumps(text)
+            if key in bare:
+                raise UserError(f"command line: {bare[key]} and {text}: one alone is the {key}; name the other's key")
+            bare[key] = text
         elif not equals:
-            raise UserError(f"command line: {text!r} is not of the form section.key=value")
+            hint = f", did you mean {text}={behind}?" if behind and "=" not in behind and "." in text else ""
+            raise UserError(f"command line: {text!r} is not of the form section.key=value{hint}")
         one = {key: _json_or_text(value)}
         for notice in kind.rename(one):
             if notify:
@@ -131,17 +137,27 @@ def _places(values: Any, old: list[str], new: list[str]) -> Iterator[tuple[dict,
 
 
 @contextlib.contextmanager
-def blame(source: str, overridden: Collection[str] = ()) -> Iterator[None]:
+def blame(source: str, overridden: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Open the message of a UserError raised within with the name of the setting file.
 
-    overridden: keys that the command line gave. A message that begins with one of them names the command line instead.
+    overridden: what the command line gave, by key. A message that begins with one of these keys names the command line
+    instead; one that begins with such a value, a path, say, names that and the key.
     """
     try:
         yield
     except UserError as error:
-        key = re.match(r"[\w.]*", str(error))
-        given = key is not None and any(key[0] == name or key[0].startswith(f"{name}.") for name in overridden)
-        raise UserError(f"{'command line' if given else source}: {error}") from None
+        raise UserError(f"{_culprit(str(error), overridden or {}) or source}: {error}") from None
+
+
+def _culprit(message: str, given: Mapping[str, Any]) -> str | None:
+    begins = re.match(r"[\w.]*", message)
+    if begins is not None and any(begins[0] == key or begins[0].startswith(f"{key}.") for key in given):
+        return "command line"
+    for key, value in given.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and message.startswith((f"{text}:", f"{text}/")):
+                return f"command line: {key}"
+    return None
 
 
 def validate(kind: type[S], values: dict, source: str, overridden: Collection[str] = ()) -> S:

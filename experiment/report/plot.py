@@ -51,17 +51,17 @@ def latency(rows: list[dict], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     engines = list(dict.fromkeys(row["engine"] for row in rows))
-    models = list(dict.fromkeys((row["model"], row["image_size"]) for row in rows))
+    models = list(dict.fromkeys(subject(row) for row in rows))
     warm = colormaps["Oranges"].resampled(len(engines) + 2)
     bars = [*FLOAT_BARS, *(("int8_ms", name, warm(i + 1)) for i, name in enumerate(engines))]
     figure = Figure(figsize=(9, 1.4 + len(models) * (0.25 + 0.2 * len(bars))), layout="constrained")
     axis = figure.subplots()
     for place, (key, name, colour) in enumerate(bars):
-        shown = {(r["model"], r["image_size"]): r for r in rows if key != "int8_ms" or r["engine"] == name}
+        shown = {subject(r): r for r in rows if key != "int8_ms" or r["engine"] == name}
         _bars(
             axis, [shown.get(model) for model in models], key, (place + 0.5) / len(bars), 0.8 / len(bars), name, colour
         )
-    axis.set_yticks(range(len(models)), [f"{name} @{size}" for name, size in models], fontsize=8)
+    axis.set_yticks(range(len(models)), [_named(timed, models) for timed in models], fontsize=8)
     axis.set_ylim(len(models) - 0.5, -0.5)
     axis.set_xlim(0, 1.12 * axis.get_xlim()[1])  # room for the ratio after the longest bar
     axis.set_xlabel("milliseconds", fontsize=9)
@@ -70,6 +70,19 @@ def latency(rows: list[dict], title: str, path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=min(len(bars), 5), frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=9)
     save(figure, path)
+
+
+def subject(row: dict) -> tuple[str, int, int, int]:
+    """What a row of latency.json was timed of: model, image size, batch size and threads."""
+    return row["model"], row["image_size"], row["batch_size"], row["threads"]
+
+
+def _named(timed: tuple[str, int, int, int], every: list[tuple[str, int, int, int]]) -> str:
+    """Model and image size; batch size and threads where they are not the same of all."""
+    name, size, batch, threads = timed
+    batches, counts = ({other[i] for other in every} for i in (2, 3))
+    more = [f"batch {batch}"] * (len(batches) > 1) + [f"{threads} thread{'s'[: threads > 1]}"] * (len(counts) > 1)
+    return "\n".join([f"{name} @{size}", *([", ".join(more)] if more else [])])
 
 
 def _bars(axis, rows: list[dict | None], key: str, place: float, height: float, name: str, colour) -> None:

@@ -46,7 +46,8 @@ class CommonSettings(Section):
     """All activations have zero point 0 and fit int8, as TensorRT needs them. Values that cannot be negative then have
     7 bits at most, and an ONNX file has int8 in the place of uint8."""
     engine: str = "fbgemm"
-    """The integer engine that the run is meant for; evaluate.py measures any of them."""
+    """The integer engine that the run is meant for; evaluate.py measures any of them. auto: the fastest one that is
+    exact for the trained net, on this machine."""
     min_integer_share: float = Field(0.5, ge=0, le=1)
     """The least share of the model's multiply-accumulates that must run in integers; where fewer do, the run stops
     before it reads an image, and names what stays in float."""

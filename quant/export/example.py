@@ -1,4 +1,4 @@
-"""Asks the model in this folder what it sees: the five likeliest classes of a picture, or of each in a folder.
+"""Predicts, by the model in this folder, the five likeliest classes of a picture, or of each picture in a folder.
 
 python example.py photo.jpg
 python example.py folder            which also writes predictions.csv
@@ -62,6 +62,9 @@ def of_folder(ask: Callable[[Path], Answer], folder: Path) -> None:
             except Exception as error:  # as above
                 print(f"left out: {plain(path)} ({error})", file=sys.stderr)
                 continue
+            if file.tell() == 0:
+                places = range(1, len(answer) + 1)
+                table.writerow(["image", *(f"{key} {i}" for i in places for key in ("class", "percent"))])
             table.writerow(
                 [text(plain(path)), *(cell for name, share in answer for cell in (text(name), f"{share:.2f}"))]
             )

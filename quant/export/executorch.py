@@ -17,8 +17,7 @@ from quant.engines.convert import convert
 from quant.engines.executorch import XnnpackEngine, XnnpackModel, missing
 from quant.engines.qdq_operators import on_grid
 from quant.engines.xnnpack_builder import MIDDLE
-from quant.export import example, pte_example
-from quant.export.torch_export import sources, standalone
+from quant.export.torch_export import read, standalone
 from utils.errors import UserError
 from utils.files import write_atomically, write_json, write_text
 
@@ -62,10 +61,15 @@ def _in_int8(grid: Grid) -> dict[str, float | int]:
 
 def example_text(name: str) -> str:
     """export/pte_example.py as it stands beside the program, without this repository."""
-    answers = (example.of_picture, example.of_folder, example.plain, example.text, example.main)
     types = 'Answer = list[tuple[str, float]]\n"""Classes and their percent, the likeliest first."""\n'
     moved = {
-        "from quant.export.example import Answer, main\n": f"\n{types}\n\n{sources(*answers)}",
+        "from quant.export.example import Answer, main\n": f"\n{types}\n\n{answering()}",
         "python NAME": f"python {name}",
     }
-    return standalone(pte_example, moved)
+    return standalone("pte_example.py", moved)
+
+
+def answering() -> str:
+    """The functions of export/example.py that answer, from of_picture on."""
+    text = read("example.py")
+    return text[text.index("def of_picture") : text.index('if __name__ == "__main__"')].rstrip() + "\n"

@@ -3,15 +3,13 @@
 model.pt2        the integer model: int8 weights, any batch size
 integer_ops.py   its operators (a copy of export/integer_ops.py); import it before loading model.pt2
 model.json       image size, normalization, class names
-example.py       asks it what it sees in pictures (export/example.py, with what it imports of this repository)
+example.py       predicts the classes of pictures (export/example.py, with the functions that it imports)
 """
 
 import inspect
 import io
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import fx
@@ -20,7 +18,7 @@ from quant.core.grid import Grid
 from quant.core.integer_layer import IntegerLayer
 from quant.engines.base import Engine, IntegerModel, Operator
 from quant.engines.convert import convert
-from quant.export import example, integer_ops
+from quant.export import integer_ops
 from quant.export.batch_check import check_batches
 from quant.graph import operator_row
 from utils.files import write_atomically, write_json, write_text
@@ -104,22 +102,27 @@ def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict, 
 
 
 def example_text() -> str:
-    """export/example.py as it stands beside the model, without this repository."""
-    return standalone(example, {"from quant.export import integer_ops": "import integer_ops"})
+    """The source of export/example.py without imports of this repository, to stand beside the model."""
+    return standalone("example.py", {"from quant.export import integer_ops": "import integer_ops"})
 
 
-def standalone(module: ModuleType, moved: dict[str, str]) -> str:
-    """The text of a module that is to stand beside a model: with the functions that make the square, and with lines
-    replaced by others. Raises RuntimeError if the module has no such line."""
+def standalone(name: str, moved: dict[str, str]) -> str:
+    """The source of a module of export/ that is to stand beside a model: with the functions that make the square, and
+    lines replaced by others. Raises RuntimeError if the module has no such line.
+
+    It is read, not imported, because examples import packages that exporting does without.
+    """
     made_square = (keep_only_orientation, in_8_bits, upright, resize_and_crop)
-    moved = moved | {"from utils.image_input import resize_and_crop, upright\n": "\n\n" + sources(*made_square)}
-    text = inspect.getsource(module)
+    functions = "\n\n" + "\n\n".join(inspect.getsource(function) for function in made_square)
+    moved = moved | {"from utils.image_input import resize_and_crop, upright\n": functions}
+    text = read(name)
     for here, there in moved.items():
         if here not in text:
-            raise RuntimeError(f"{module.__file__} has no line {here!r}")
+            raise RuntimeError(f"export/{name} has no line {here!r}")
         text = text.replace(here, there)
     return text
 
 
-def sources(*functions: Callable) -> str:
-    return "\n\n".join(inspect.getsource(function) for function in functions)
+def read(name: str) -> str:
+    """The source of a module of export/."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")

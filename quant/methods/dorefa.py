@@ -12,12 +12,13 @@ not fit int8 and are refused. Only gradients of hidden layers' outputs are quant
 pass; N is drawn from the run's noise generator.
 
 Differs from the paper: first and last layers, float there, have uniform 8-bit weights (first_last_bits 32 leaves them
-float); the image, the inputs of additions and pools, and the last layer's input are 8-bit affine, so that all runs in
-integers; max |tanh| and E|w| are per output channel unless granularity is per_tensor; inputs that can be
-negative, which the paper does not have, are clipped to [-1, 1] on 2^k - 1 levels (signed_edges: clip) or 8-bit affine
-(affine, and always at 1 bit); a sample whose gradient is all zero stays so (there: 0 / 0). With act_clip:
-calibration, h(a) = clip(a / c, 0, 1) with the c of least squared error on the first batch, and the output is c h(a), so
-that a trained float model, whose activations were never bounded, keeps its activations.
+float); max |tanh| has a lower bound (methods/midrise.py), so that gradients of dead channels are bounded; the image,
+the inputs of additions and pools, and the last layer's input are 8-bit affine, so that all runs in integers; max |tanh|
+and E|w| are per output channel unless granularity is per_tensor; inputs that can be negative, which the paper does not
+have, are clipped to [-1, 1] on 2^k - 1 levels (signed_edges: clip) or 8-bit affine (affine, and always at 1 bit); a
+sample whose gradient is all zero stays so (there: 0 / 0). With act_clip: calibration, h(a) = clip(a / c, 0, 1) with the
+c of least squared error on the first batch, and the output is c h(a), so that a trained float model, whose activations
+were never bounded, keeps its activations.
 """
 
 from typing import Literal

@@ -18,6 +18,9 @@ from quant.core.uniform import symmetric
 from utils.errors import UserError
 from utils.sections import FLOAT_BITS
 
+LEAST_SHARE, LEAST = 1 / 16, 2.0**-10
+"""Lower bounds of max |tanh(w)|: of a channel, as a share of the tensor's; and of a tensor."""
+
 
 def refuse_too_wide(spec: ResolvedQuant[Any], method: str, instead: str) -> None:
     """Raise UserError for weight bits whose odd integers exceed int8, or the smaller range of reduce_range."""
@@ -48,6 +51,10 @@ class TanhWeights(WeightQuantizer):
 
     The gradient flows through tanh and max, and straight through Q_k. max is over the tensor as in the paper, or
     (per_channel) over each output channel.
+
+    Differs from the paper: max |tanh(w)| is at least LEAST and, per channel, LEAST_SHARE of the tensor's. The gradient
+    is divided by it, too, so that of a dead channel was millions of times the others', and after gradient clipping only
+    that channel learned.
     """
 
     scale: Tensor
@@ -66,7 +73,8 @@ class TanhWeights(WeightQuantizer):
     def to_int(self, w: Tensor) -> Tensor:
         t = torch.tanh(w)
         most = t.abs().flatten(1).amax(1) if self.per_channel else t.abs().amax()
-        unit = t / along_channels(most.clamp(min=TINY), w)
+        most = torch.maximum(most, LEAST_SHARE * most.detach().amax()).clamp(min=LEAST)
+        unit = t / along_channels(most, w)
         return Straight.apply(unit, midrise(unit.detach(), self.n), self.n)
 
     def grid(self) -> Grid:

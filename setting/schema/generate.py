@@ -20,12 +20,13 @@ def schemas() -> dict[str, dict]:
         schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     for section in found["train"]["$defs"].values():
         if "engine" in section["properties"]:
-            section["properties"]["engine"]["enum"] = list(TABLES["engines"])
+            section["properties"]["engine"]["enum"] = [*TABLES["engines"], "auto"]
     model = found["train"]["$defs"]["ModelSettings"]["properties"]["name"]
     model["anyOf"] = [{"enum": list(TABLES["models"])}, {"type": "string", "pattern": "^[\\w.]+:[\\w.]+$"}]
     for kind in ("evaluate", "latency"):
         engines = found[kind]["properties"]["engines"]
-        engines.get("anyOf", [engines])[0]["items"]["enum"] = list(TABLES["engines"])  # null stands behind it
+        names = [*TABLES["engines"], *(["auto"] if kind == "evaluate" else [])]
+        engines.get("anyOf", [engines])[0]["items"]["enum"] = names  # null stands behind it
     return {name: _without_titles(schema) for name, schema in found.items()}
 
 

@@ -3,9 +3,12 @@
 import json
 
 import pytest
+from pydantic import Field
 
 from experiment import cli
+from experiment.settings import EvaluateSettings
 from utils.errors import UserError
+from utils.importing import ROOT
 from utils.sections import Section
 
 
@@ -47,6 +50,34 @@ def test_a_mistake_of_the_command_line_is_blamed_on_it(tmp_path):
 
     with pytest.raises(UserError, match=r"^command line: a: too small$"):
         call(tmp_path, "a=3", plan=refuse)
+
+
+def test_a_file_that_the_command_line_named_is_blamed_on_it(tmp_path):
+    def refuse(settings, path):
+        raise UserError(f"{tmp_path}/none.pt: no such checkpoint")
+
+    class Files(Section):
+        a: int = 1
+        weights: str = ""
+        runs: list[str] = Field([])
+
+    (tmp_path / "mine.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"^command line: weights: {tmp_path}/none.pt: no such checkpoint$"):
+        cli.main([f"weights={tmp_path}/none.pt"], "", str(tmp_path / "mine.json"), Files, refuse)
+    with pytest.raises(UserError, match=rf"^command line: runs: {tmp_path}/none.pt: no such checkpoint$"):
+        cli.main([f'runs=["other","{tmp_path}"]'], "", str(tmp_path / "mine.json"), Files, refuse)
+
+
+def test_the_programs_own_setting_file_is_found_from_elsewhere(tmp_path, monkeypatch):
+    found = []
+    monkeypatch.chdir(tmp_path)
+    plan = lambda settings, path: cli.Job(settings, lambda: found.append(path))  # noqa: E731
+    cli.main([], "", "setting/evaluate.json", EvaluateSettings, plan)
+    assert found == [str(ROOT / "setting" / "evaluate.json")]
+    (tmp_path / "setting").mkdir()
+    (tmp_path / "setting" / "evaluate.json").write_text("{}")
+    cli.main([], "", "setting/evaluate.json", EvaluateSettings, plan)
+    assert found[1] == "setting/evaluate.json", "one in the working directory comes first"
 
 
 def test_an_error_of_the_plan_names_the_setting_file(tmp_path):

@@ -16,7 +16,7 @@ from quant.engines.base import IntegerModel
 from utils.runs import checkpoint
 
 KEYS = {"model", "engine", "image_size", "batch_size", "threads", "params", "macs", "flops", "float_mb", "int8_mb"}
-KEYS |= {"integer_macs_percent"}
+KEYS |= {"bit_equal_percent", "integer_macs_percent", "float_images_per_s", "int8_images_per_s"}
 KEYS |= {f"{form}_ms{part}" for form in ("float", "int8", "as_built") for part in ("", "_p10", "_p90")}
 KEYS |= {"speedup", "speedup_as_built", "conv_flops_32", "float_form", "float_top1", "int8_top1"}
 QUICK = ["repeats=4", "warmup=1", "image_size=32", "num_classes=10"]

@@ -111,3 +111,12 @@ def test_a_page_that_cannot_be_made_costs_no_result(tmp_path, monkeypatch, capsy
     measure(tmp_path)
     assert (tmp_path / "summary.json").is_file()
     assert f"{tmp_path}/report.html could not be made ('a mistake in the page')" in capsys.readouterr().out
+
+
+def test_what_is_no_better_than_guessing_is_said():
+    labels = torch.tensor([0, 0, 1, 2])
+    accuracy = {"float": {"top1": 50.0}, "simulated": {"top1": 25.0}}
+    assert results.no_better_than_guessing(accuracy, labels).startswith(
+        "no better than always naming the most frequent class (50.0 %)"
+    )
+    assert results.no_better_than_guessing(accuracy | {"x86": {"top1": 75.0}}, labels) is None

@@ -92,6 +92,17 @@ def test_mistakes_on_the_command_line(tmp_path, override, message):
         config.load(TrainSettings, write(tmp_path, note="n"), [override])
 
 
+def test_a_forgotten_equals_sign(tmp_path):
+    with pytest.raises(UserError, match=r"'data.root' is not of the form .*, did you mean data.root=my/photos\?$"):
+        config.load(TrainSettings, write(tmp_path), ["data.root", "my/photos"])
+
+
+def test_two_texts_without_a_key(tmp_path):
+    assert config.load(EvaluateSettings, write(tmp_path), ["runs/a"]).checkpoint == "runs/a"
+    with pytest.raises(UserError, match=r"^command line: runs/a and photo.jpg: one alone is the checkpoint; name the "):
+        config.load(EvaluateSettings, write(tmp_path), ["runs/a", "photo.jpg"])
+
+
 def test_missing_and_broken_files(tmp_path):
     path = write(tmp_path)
     with pytest.raises(UserError, match=r"mi.json: No such file or directory, did you mean .*my.json\?"):

@@ -81,6 +81,11 @@ class RunLog:
             self.best = found
         return better
 
+    def best_epoch(self) -> int | None:
+        """The number of the best epoch; None without validation images."""
+        found = (row for row in self.rows if self.best == (row.get("val_top1"), -row.get("val_loss", math.nan)))
+        return next((row["epoch"] for row in found), None)
+
     def _write(self, row: dict) -> None:
         try:
             write_csv(self.folder / "metrics.csv", self.rows)
@@ -102,7 +107,8 @@ def time_to_accuracy(rows: list[dict]) -> str:
         for level in LEVELS:
             if row.get("val_top1", 0.0) >= level:
                 found.setdefault(level, seconds / 60)
-    return ", ".join(f"{level} % after {minutes:.1f} min" for level, minutes in found.items())
+    highest = {minutes: level for level, minutes in sorted(found.items())}  # of those reached at the same time
+    return ", ".join(f"{level} % after {minutes:.1f} min" for minutes, level in highest.items())
 
 
 def _line(row: dict, epochs: int) -> str:

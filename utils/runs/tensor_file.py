@@ -67,9 +67,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def check_exists(path: str) -> None:
-    """Raise UserError if there is no such checkpoint; the message suggests the file with the nearest name."""
+    """Raise UserError if there is no such checkpoint; the message suggests the file, or run, of the nearest name."""
     if not Path(path).is_file():
-        others = [str(file) for file in Path(path).parent.glob("*") if file.suffix in SUFFIXES]
+        beside = Path(path).parent.glob("*")
+        others = [str(one) for one in beside if one.suffix in SUFFIXES or any(one.glob("*.pt"))]
         hint = nearest(path, others)
         raise UserError(f"{path}: no such checkpoint" + (f", did you mean {hint}?" if hint else ""))
 

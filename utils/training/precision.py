@@ -47,12 +47,12 @@ def faster(model: nn.Module, batch_size: int, image_size: int, device: torch.dev
     images = torch.rand(batch_size, channels, image_size, image_size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     trials = {name: copy.deepcopy(model).train() for name in PRECISIONS}
-    first = {name: _seconds(trial, images, name) for name, trial in trials.items()}
+    first = {name: timed_step(trial, images, name) for name, trial in trials.items()}
     taken: dict[Precision, list[float]] = {name: [] for name in trials}
     if first["bf16"] < TOO_SLOW * first["fp32"]:
         for _ in range(STEPS):
             for name, trial in trials.items():
-                taken[name].append(_seconds(trial, images, name))
+                taken[name].append(timed_step(trial, images, name))
     medians = {name: statistics.median(times or [first[name]]) for name, times in taken.items()}
     best = min(medians, key=medians.__getitem__)
     shown = ", ".join(f"{name} {batch_size / seconds:.0f}" for name, seconds in medians.items())
@@ -60,7 +60,7 @@ def faster(model: nn.Module, batch_size: int, image_size: int, device: torch.dev
     return best
 
 
-def _seconds(model: nn.Module, images: torch.Tensor, precision: Precision) -> float:
+def timed_step(model: nn.Module, images: torch.Tensor, precision: Precision) -> float:
     """Seconds of one forward and backward pass."""
     began = time.perf_counter()
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):

@@ -32,6 +32,7 @@ def drawn(monkeypatch):
 
 def timed(model: str, engine: str, ms: float, **more) -> dict:
     row = {"model": model, "engine": engine, "image_size": 32, "speedup": 2.0, "float_mb": 4.0, "int8_mb": 1.0}
+    row |= {"batch_size": 1, "threads": 2}
     for key, middle in (("as_built_ms", 8.0), ("float_ms", 6.0), ("int8_ms", ms)):
         row |= {key: middle, f"{key}_p10": 0.9 * middle, f"{key}_p90": 1.1 * middle}
     return row | more
@@ -59,3 +60,15 @@ def test_points_are_numbered_as_in_the_legend(drawn):
     assert [axis.get_xlabel() for axis in figure.axes] == ["milliseconds", "MB"]
     for axis in figure.axes:
         assert [text.get_text() for text in axis.texts] == ["1", "2", "3", "4"]
+
+
+def test_batch_size_and_threads_are_named_where_they_differ(drawn):
+    rows = [
+        timed("a", "x86", 1.0),
+        timed("a", "x86", 5.0, batch_size=8),
+        timed("a", "x86", 9.0, batch_size=8, threads=1),
+    ]
+    plot.latency(rows, "title", Path("latency.png"))
+    [axis] = drawn[0].axes
+    labels = [label.get_text() for label in axis.get_yticklabels()]
+    assert labels == ["a @32\nbatch 1, 2 threads", "a @32\nbatch 8, 2 threads", "a @32\nbatch 8, 1 thread"]

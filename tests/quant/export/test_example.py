@@ -74,5 +74,6 @@ def test_the_example_names_the_classes_of_an_image_file(tmp_path):
     shutil.copy(tmp_path / "image.png", tmp_path / "pictures" / "more")
     done = run_alone(tmp_path, "example.py", "pictures")
     assert done.stderr.startswith("left out: pictures/more/=1\\n.txt (cannot identify image file")
-    [row] = csv.reader((tmp_path / "predictions.csv").read_text().splitlines())
+    header, row = csv.reader((tmp_path / "predictions.csv").read_text().splitlines())
+    assert header == ["image", *(f"{key} {i}" for i in range(1, 5) for key in ("class", "percent"))]
     assert row == ["pictures/more/image.png", *(cell for share, name in expected for cell in (name, share))]

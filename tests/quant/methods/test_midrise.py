@@ -58,3 +58,28 @@ def test_eight_bit_weights_are_refused_with_the_reason():
         spec(method="dorefa", weight_bits=8)
     with pytest.raises(UserError, match=r"quant.weights=sawb"):
         spec(method="pact", weight_bits=8, weights="dorefa")
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-9, 1e-4])
+def test_a_dead_channel_has_no_endless_gradient(size, granularity):
+    """Its weights' gradients are at most 16 times those of the largest channel's, and those stay as they are."""
+    quantizer = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=4, granularity=granularity), 4, (6, 4, 3, 3))
+    w, upstream = torch.randn(6, 4, 3, 3).mul_(0.3), torch.randn(6, 4, 3, 3)
+    alive, dead = w.clone().requires_grad_(), w.clone()
+    dead[2] *= size
+    dead.requires_grad_()
+    for weights in (alive, dead):
+        (quantizer(weights) * upstream).sum().backward()
+    assert dead.grad[2].norm() <= 16.1 * alive.grad.norm()
+    others = [0, 1, 3, 4, 5]
+    assert dead.grad[others].norm() <= 1.1 * alive.grad.norm()
+    if granularity == "per_channel":
+        assert torch.equal(dead.grad[others], alive.grad[others])
+
+
+def test_a_layer_of_zeros_has_a_gradient_that_is_bounded():
+    quantizer = dorefa.METHOD.weight(spec(method="dorefa", weight_bits=4), 4, (6, 4, 3, 3))
+    w = torch.zeros(6, 4, 3, 3, requires_grad=True)
+    quantizer(w).sum().backward()
+    assert 0 < w.grad.abs().max() <= 2**10

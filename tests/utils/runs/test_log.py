@@ -56,9 +56,19 @@ def test_a_restored_log_counts_the_time_before(tmp_path):
     assert log.best is None
 
 
+def test_the_best_epoch_is_known_after_a_restart_too(tmp_path):
+    log = RunLog(tmp_path, 3)
+    assert log.best_epoch() is None
+    for val in (30, 50, 40):
+        log.record("float", score(50), score(val), 0.1, True)
+    again = RunLog(tmp_path, 3)
+    again.restore(log.state())
+    assert log.best_epoch() == again.best_epoch() == 2
+
+
 def test_a_level_is_reported_when_it_is_first_reached():
     rows = [{"seconds": 60, "val_top1": value} for value in (40.0, 61.0, 55.0, 71.0)]
-    assert time_to_accuracy(rows) == "50 % after 2.0 min, 60 % after 2.0 min, 70 % after 4.0 min"
+    assert time_to_accuracy(rows) == "60 % after 2.0 min, 70 % after 4.0 min"
     assert time_to_accuracy([{"seconds": 60}]) == ""
 
 

@@ -37,3 +37,14 @@ def test_a_number_of_many_digits_is_refused(tmp_path):
     torch.save({"a": 10**5000}, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"a.pt: not a readable checkpoint"):
         tensor_file.load(str(tmp_path / "a.pt"))
+
+
+def test_a_missing_checkpoint_is_compared_with_checkpoints_and_runs_alone(tmp_path):
+    for folder in ("lite1", "lites"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "lite1" / "last.pt").touch()
+    with pytest.raises(UserError, match=r"litel: no such checkpoint, did you mean .*/lite1\?$"):
+        tensor_file.check_exists(str(tmp_path / "litel"))
+    (tmp_path / "lite1" / "last.pt").unlink()
+    with pytest.raises(UserError, match=r"litel: no such checkpoint$"):
+        tensor_file.check_exists(str(tmp_path / "litel"))

@@ -20,7 +20,7 @@ def test_the_faster_one_by_the_median_of_steps_by_turns(seconds, best, steps, mo
         asked.append(name)
         return dict(zip(("fp32", "bf16"), seconds, strict=True))[name]
 
-    monkeypatch.setattr(precision, "_seconds", timed)
+    monkeypatch.setattr(precision, "timed_step", timed)
     assert precision.faster(plain(10), 32, 16, ALONE.device) == best
     assert asked == ["fp32", "bf16"] * (steps // 2)
     assert f"precision {best}" in capsys.readouterr().out
@@ -29,7 +29,7 @@ def test_the_faster_one_by_the_median_of_steps_by_turns(seconds, best, steps, mo
 def test_bf16_without_instructions_for_it_is_tried_once(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        precision, "_seconds", lambda m, x, name: asked.append(name) or (9.0 if name == "bf16" else 1.0)
+        precision, "timed_step", lambda m, x, name: asked.append(name) or (9.0 if name == "bf16" else 1.0)
     )
     assert precision.faster(plain(10), 32, 16, ALONE.device) == "fp32"
     assert asked == ["fp32", "bf16"]
