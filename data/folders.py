@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy
 import torch
@@ -48,6 +48,7 @@ class FileOptions(Section):
     seen, squashed. null: as for model.weights, else center."""
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
     """How images are resized, always with antialiasing. null: as for model.weights, else bilinear."""
+    layout: ClassVar[str] = "{0}/train/<class>/<image> and {0}/val/"
     root: PathText = ROOT
     """Folder of the files. imagefolder: the one that holds train/ and test/ or val/ (where there are both, val/ chooses
     best.pt), or the one that holds the folders of classes."""
@@ -58,6 +59,7 @@ class FileOptions(Section):
 
 
 class FolderOptions(FileOptions):
+    layout: ClassVar[str] = "{0}/<class>/<image>, or {0}/train/<class>/<image> and {0}/test/ or val/"
     test_fraction: float = Field(0.2, gt=0.0, lt=1.0)
     """Share of each class's images that is held out to test on, where root itself holds the folders of classes."""
     cache: Literal["auto", "always", "never"] = "auto"
@@ -179,6 +181,7 @@ def imagenet(
     Annotations/CLS-LOC/val/*.xml. Class names are those of LOC_synset_mapping.txt where it is there, else the wnids.
     """
     top = Path(root)
+    check_root(top, FileOptions.layout)
     images = top / "Data" / "CLS-LOC" if (top / "Data" / "CLS-LOC").is_dir() else top
     training, held_out = images / "train", images / "val"
     if not held_out.is_dir():
@@ -203,10 +206,15 @@ def class_names(folder: Path) -> list[str]:
     return classes
 
 
+def check_root(root: Path, layout: str) -> None:
+    """Raise UserError if the folder is not there. layout: of FileOptions, what is expected in it."""
+    if not root.is_dir():
+        raise UserError(f"data.root: no folder {root}; expected {layout.format(root)}")
+
+
 def _parts(root: Path, train: bool) -> dict[str, Path]:
     """The folders of train, val and test images; val/ is the test images where there is no test/."""
-    if not root.is_dir():
-        raise UserError(f"data.root: no folder {root}; expected {root}/train/<class>/<image> and {root}/test/ or val/")
+    check_root(root, FolderOptions.layout)
     found = {name: root / name for name in PARTS if (root / name).is_dir()}
     if "test" not in found:
         if "val" not in found:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import create_model
@@ -10,7 +11,7 @@ from pydantic import create_model
 from data import external
 from data.batches import Draw
 from data.decoding import Preprocessing, preprocessing
-from data.folders import FileOptions, FolderOptions, has_val, imagefolder, imagenet
+from data.folders import FileOptions, FolderOptions, check_root, has_val, imagefolder, imagenet
 from data.images import Dataset, check_normalization, in_grey
 from data.mixing import Mixing
 from data.policies import POLICIES
@@ -68,12 +69,14 @@ SECTIONS = variants("name", DataSettings, _OPTIONS, "digits")
 def check(section: DataSettings) -> None:
     """Raise UserError for what no key says by itself.
 
-    mean or std without a number for each channel, a policy for images without colours, a function that cannot be
-    imported.
+    mean or std without a number for each channel, a policy for images without colours, a folder that is not there, a
+    function that cannot be imported.
     """
     check_normalization(section.mean, section.std, section.channels)
     if section.augment in POLICIES and section.channels not in (1, 3):
         raise UserError(f"data.augment: {section.augment} is for 1 or 3 channels; data.channels is {section.channels}")
+    if isinstance(section, FileOptions):
+        check_root(Path(section.root), section.layout)
     if section.name not in DATASETS:
         external.function(section.name)
 

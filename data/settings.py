@@ -39,5 +39,5 @@ class DataSettings(Section):
     limit: int | None = Field(None, ge=1)
     """Take only this many images (of a fixed shuffle) of each part, training, validation and test, for trials."""
     val_fraction: float | None = Field(None, ge=0.0, lt=1.0)
-    """Share of the training images held out to choose best.pt by, for datasets without validation images of their own.
+    """Share of the training images that become validation images, which choose best.pt, for datasets without any.
     0: none, and no best.pt; the test set never chooses. null: 0.1 for imagefolder, else 0."""

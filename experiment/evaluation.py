@@ -132,7 +132,9 @@ def measure(
     make = datasets.batch_maker(d, *datasets.normalization(settings.data, state))
     test = make(dataset.test, data.evaluation_batch(d.image_size))
     engines = settings.engines or []
-    measured = quant.measure(model.eval(), engines, test, trained.ends_in_float, d.image_size, d.channels)
+    measured = quant.measure(
+        model.eval(), engines, test, trained.ends_in_float, d.image_size, d.channels, trained.quant.engine
+    )
     say(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
     confused = confusion.tables(measured.predictions, test.seen, dataset.test, dataset.classes)
     result = {"checkpoint": settings.checkpoint} | measured.result | confused
@@ -147,7 +149,8 @@ def measure(
     with html.if_possible(folder / "evaluation.html"):
         rows = ((state["training"] or {}).get("log") or {}).get("rows", [])
         here = trained.model_copy(update={"data": d})
-        contents = run_report.Contents(title, here, dataset, result, rows, measured.layer_records, found)
+        layers = run_report.Layers(measured.engine, measured.layer_records)
+        contents = run_report.Contents(title, here, dataset, result, rows, layers, found)
         run_report.write(contents, folder / "evaluation.html")
 
 

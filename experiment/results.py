@@ -50,7 +50,9 @@ def measure(
     test_batches: of the dataset's test images (data/batches.py). size: {"params", "macs"} of the float model.
     """
     folder, d = log.folder, settings.data
-    measured = quant.measure(model, settings.engines, test_batches, settings.ends_in_float, d.image_size, d.channels)
+    measured = quant.measure(
+        model, settings.engines, test_batches, settings.ends_in_float, d.image_size, d.channels, settings.quant.engine
+    )
     title = f"{settings.model.name} on {settings.data.name}, {settings.quant.method}"
     say(f"\n{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
     notice = no_better_than_guessing(measured.result["accuracy"], dataset.test.labels)
@@ -65,7 +67,8 @@ def measure(
     if summary["engine"] == quant.AUTO:
         summary["engine"] = next(iter(measured.result["agreement"]), quant.AUTO)
     with html.if_possible(folder / "report.html"):
-        contents = run_report.Contents(title, settings, dataset, summary, log.rows, measured.layer_records)
+        layers = run_report.Layers(measured.engine, measured.layer_records)
+        contents = run_report.Contents(title, settings, dataset, summary, log.rows, layers)
         run_report.write(contents, folder / "report.html")
     files.write_json(folder / SUMMARY, summary)  # written last: it marks the run as finished
     (folder / PREVIOUS).unlink(missing_ok=True)

@@ -55,6 +55,7 @@ def build_external(
     Other channels than three are given to it under the first of the names CHANNELS that it takes, if any.
     """
     make = factory(name)
+    check_arguments(make, name)
     takes, needs = _takes(make, "num_classes")
     if needs or (takes and num_classes is not None):
         options = {"num_classes": num_classes or 10} | options
@@ -66,14 +67,27 @@ def build_external(
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(model).__name__}, not an nn.Module")
     model = for_channels(model, channels, name) if taken is None else model
-    check_output(model, name, num_classes, image_size, channels)
+    remedy = "" if takes else f"; let {name.rpartition(':')[2]} take num_classes, which it is given"
+    check_output(model, name, num_classes, image_size, channels, remedy)
     use_plain_batch_norms(model, torch.zeros(2, channels, image_size, image_size))
     return model
 
 
-def check_output(model: nn.Module, name: str, num_classes: int | None, image_size: int, channels: int = 3) -> None:
+def check_arguments(make: Callable, name: str) -> None:
+    """Raise UserError if a factory cannot do without an argument that a setting has no key for."""
+    taken = next((key for key in ("name", "weights") if _takes(make, key)[1]), None)
+    if taken is not None:
+        raise UserError(
+            f"model.name: {name} needs an argument {taken!r}, and model.{taken} is a key of its own; name a function "
+            "of yours that calls it"
+        )
+
+
+def check_output(
+    model: nn.Module, name: str, num_classes: int | None, image_size: int, channels: int = 3, remedy: str = ""
+) -> None:
     """Raise UserError unless the model maps images of this size to num_classes logits (None: to any number), and each
-    image to the same logits in batches of one, two and three."""
+    image to the same logits in batches of one, two and three. remedy: said of another number of classes."""
     images = torch.randn(3, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad(), in_eval_mode(model):
@@ -85,7 +99,7 @@ def check_output(model: nn.Module, name: str, num_classes: int | None, image_siz
     if len(shape) != 2 or num_classes not in (None, shape[1]):
         what = f"{shape[1]} classes" if len(shape) == 2 else f"{type(logits).__name__} {shape or ''}".strip()
         expected = f"but the data has {num_classes} classes" if num_classes else "instead of logits [N, classes]"
-        raise UserError(f"model {name}: returns {what} {expected}")
+        raise UserError(f"model {name}: returns {what} {expected}{remedy if len(shape) == 2 else ''}")
     for count, some in enumerate(fewer, 1):
         if some.shape != logits[:count].shape or not torch.allclose(some, logits[:count], rtol=1e-3, atol=1e-4):
             raise UserError(

@@ -124,15 +124,16 @@ def resolve_engines(names: list[str], prepared: fx.GraphModule, images: Tensor) 
 class Measurement(NamedTuple):
     """What `measure` finds.
 
-    result: of analysis/compare.py. in_float: one line: the share of MACs in integers, and what stays in float on the
-    first engine. layers: the layer table of each engine, as text. predictions: of each image. layer_records: the layer
-    table of the first engine, as values.
+    result: of analysis/compare.py. in_float: one line: the share of MACs in integers, and what stays in float.
+    layers: the layer table of each engine, as text. predictions: of each image. engine: the one that the line and
+    layer_records, the layer table as values, are about.
     """
 
     result: dict
     in_float: str
     layers: str
     predictions: Predictions
+    engine: str
     layer_records: list[dict[str, Any]]
 
 
@@ -153,9 +154,11 @@ def measure(
     with_float: bool,
     image_size: int,
     channels: int = 3,
+    meant_for: str = "",
 ) -> Measurement:
     """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar.
 
+    meant_for: the engine whose layers are told, if it is among these; else the first one that is not the reference.
     The engine auto stands for the fastest exact one, which is chosen on the first batch and said in a line.
     """
     if AUTO in engine_names and is_prepared(model):
@@ -163,16 +166,17 @@ def measure(
     shown = tracked(batches, len(batches), "measuring", "batches")
     engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
     records: list[dict[str, Any]] = []
+    told = min(engines, key=lambda name: (name != meant_for, name == "reference"), default="")
     if is_prepared(model) and engines:
-        share, first = integer_share(model, image_size, channels), next(iter(engines.values()))
-        in_float = f"{share.percent:.1f} % of MACs in integers; {float_operators(model, first)}"
-        records = layer_records(model, first, share)
+        share, integer = integer_share(model, image_size, channels), engines[told]
+        in_float = f"{share.percent:.1f} % of MACs in integers; {float_operators(model, integer)}"
+        records = layer_records(model, integer, share)
         layers = "\n".join(f"{layer_summary(model, one)}\n\n{layer_table(model, one)}\n" for one in engines.values())
     else:
         in_float = "no engine: nothing was converted" if is_prepared(model) else "float: nothing is quantized"
         layers = f"{in_float}\n"
     result, predictions = compare(model, engines, shown, with_float)
-    return Measurement(result, in_float, layers, predictions, records)
+    return Measurement(result, in_float, layers, predictions, told, records)
 
 
 __all__ = [

@@ -1,7 +1,9 @@
 """What --help prints of the keys of a setting: values, defaults, and the descriptions at their declarations."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Annotated, Any, Literal
 
 from pydantic import TypeAdapter
@@ -10,6 +12,7 @@ from pydantic.fields import FieldInfo
 from utils.errors import UserError, nearest
 from utils.sections import Section, Variants
 
+WIDTH = 120
 NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 """JSON Schema's words for types and limits, and ours."""
@@ -17,17 +20,41 @@ LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at mos
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a setting. readers: the kinds of its section that have it, if not all do, "method lsq, pact" say."""
+    """A key of a setting.
+
+    readers: the kinds of its section that have it, if not all do, "method lsq, pact" say. of: its field in each kind.
+    """
 
     name: str
     field: FieldInfo
     readers: str = ""
+    of: dict[str, FieldInfo] = dataclass_field(default_factory=dict)
 
     def __str__(self) -> str:
         """Its name, values and default; below it its description."""
-        default = "" if self.field.is_required() else f"; {_plain(self.field.get_default())} by default"
-        title = f"{self.name}: {values(self.field)}{default}" + (f" ({self.readers})" if self.readers else "")
-        return "\n    ".join([title, *(self.field.description or "").splitlines()])
+        of = self.of or {"": self.field}
+        taken = _by_kind({kind: values(field) for kind, field in of.items()})
+        default = _by_kind({kind: _default(field) for kind, field in of.items()})
+        title = f"{self.name}: {taken}" + (f"; {default} by default" if default else "")
+        title += f" ({self.readers})" if self.readers else ""
+        return "\n    ".join([*textwrap.wrap(title, WIDTH, break_on_hyphens=False), *self._description()])
+
+    def _description(self) -> list[str]:
+        return (self.field.description or "").splitlines()
+
+
+def _default(field: FieldInfo) -> str:
+    return "" if field.is_required() else _plain(field.get_default())
+
+
+def _by_kind(said: dict[str, str]) -> str:
+    """What is said of all kinds or, where it differs, of which: '16 (digits), 32 (cifar10, cifar100)'."""
+    kinds: dict[str, list[str]] = {}
+    for kind, text in said.items():
+        kinds.setdefault(text, []).append(kind)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return ", ".join(f"{text} ({', '.join(names)})" for text, names in kinds.items())
 
 
 def explain(kind: type[Section], asked: str) -> str:
@@ -69,7 +96,10 @@ def _of_variants(variants: Variants, before: str) -> Iterator[Key]:
         if name == variants.key:
             choices: Any = Literal[tuple(variants.kinds)]
             field = FieldInfo(annotation=choices, default=variants.default, description=field.description)
-        yield Key(f"{before}{name}", field, some)
+            yield Key(f"{before}{name}", field)
+            continue
+        of = {kind: row.model_fields[name] for kind, row in variants.kinds.items() if name in row.model_fields}
+        yield Key(f"{before}{name}", field, some, of)
 
 
 def values(field: FieldInfo) -> str:
@@ -88,7 +118,7 @@ def _values(schema: dict[str, Any]) -> str:
         return " or ".join(map(_plain, choices)) if len(choices) < 4 else ", ".join(map(_plain, choices))
     if schema.get("type") == "array":
         return f"list of {_values(schema.get('items', {}))}"
-    limits = [f"{word} {schema[limit]:g}" for limit, word in LIMITS.items() if limit in schema]
+    limits = [f"{word} {schema[limit]:,}" for limit, word in LIMITS.items() if limit in schema]
     return ", ".join([NAMES.get(schema.get("type", ""), "table"), *limits])
 
 

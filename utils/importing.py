@@ -41,16 +41,28 @@ def is_external(name: str) -> bool:
 
 
 def member(source: str, name: str, where: str) -> Function:
-    """The function of that name in the module `source`. `where`, a key, opens the message of a UserError."""
+    """The function of that name in the module `source`, or, of a name Class.method, a method of one of its classes.
+
+    `where`, a key, opens the message of a UserError.
+    """
     _find_modules_in_current_folder()
     try:
         module = importlib.import_module(source)
     except Exception as error:
         raise UserError(f"{where}: cannot import {source or 'nothing'}: {first_line(error, 200)}") from None
-    found = getattr(module, name, None)
+    *holders, last = name.split(".")
+    holder, path = module, source
+    for part in holders:
+        holder, path = _attribute(holder, part, path, where), f"{path}.{part}"
+    return _attribute(holder, last, path, where)
+
+
+def _attribute(holder: Any, name: str, path: str, where: str) -> Any:
+    """What a module or a class, at this path, has of that name. Raises UserError if it cannot be called."""
+    found = getattr(holder, name, None)
     if not callable(found):
-        hint = nearest(name, [n for n in dir(module) if callable(getattr(module, n))])
-        raise UserError(f"{where}: {source} has no function {name!r}" + (f", did you mean {hint}?" if hint else ""))
+        hint = nearest(name, [n for n in dir(holder) if callable(getattr(holder, n))])
+        raise UserError(f"{where}: {path} has no function {name!r}" + (f", did you mean {hint}?" if hint else ""))
     return found
 
 

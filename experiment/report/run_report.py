@@ -13,6 +13,7 @@ from experiment.settings import TrainSettings
 from quant import QuantSettings
 from utils import files
 from utils.environment import environment
+from utils.names import plain_name
 from utils.sections import FLOAT_BITS
 
 MOST_PICTURES = 12
@@ -23,10 +24,18 @@ MOST_PAIRS = 40
 
 
 @dataclass(frozen=True)
+class Layers:
+    """The layer table of an engine: quant.Measurement.layer_records."""
+
+    engine: str
+    records: list[dict]
+
+
+@dataclass(frozen=True)
 class Contents:
     """What a page shows.
 
-    summary: what summary.json or evaluation.json holds. rows: of metrics.csv. layers: quant.Measurement.layer_records.
+    summary: what summary.json or evaluation.json holds. rows: of metrics.csv.
     sensitivity: of quant.sensitivity, or None.
     """
 
@@ -35,7 +44,7 @@ class Contents:
     dataset: data.Dataset
     summary: dict
     rows: list[dict]
-    layers: list[dict]
+    layers: Layers
     sensitivity: dict | None = None
 
 
@@ -51,7 +60,8 @@ def write(contents: Contents, path: Path) -> None:
         accuracy=html.Table(*columns(summary)),
         notes=[*summary.get("failed", {}).values()],
         curves=charts.curves({"": contents.rows}),
-        layers=layer_table(contents.layers, contents.sensitivity),
+        layers=layer_table(contents.layers.records, contents.sensitivity),
+        engine=contents.layers.engine,
         sensitivity=sensitivity_table(contents.sensitivity),
         by_class=by_class(summary),
         confusions=[confusion(summary, model) for model in _judged_first(summary)],
@@ -61,7 +71,7 @@ def write(contents: Contents, path: Path) -> None:
         changed=changed,
         pictures=thumbnails(contents.dataset.test, numbers, size),
         environment=environment(),
-        setting=contents.settings.model_dump_json(indent=2),
+        setting=contents.settings.model_dump_json(indent=2, exclude={"note"}),  # of the file, without the command line
     )
     files.write_text(path, page)
 
@@ -75,12 +85,18 @@ def facts(contents: Contents) -> dict[str, str]:
     counts = ", ".join(f"{len(images):,} {name}" for name, images in parts.items() if images is not None)
     return {
         "model": f"{s.model.name}{_size(found)}",
-        "dataset": s.data.name,
+        "dataset": _dataset(s.data),
         "classes": f"{len(dataset.classes)}: {names}",
         "images": f"{counts}; {datasets.description(s.data, dataset).removeprefix('images: ')}",
         "method": f"{s.quant.method}{_bits(s.quant, found)}",
         "training": f"{epochs}, {s.optim.name}, learning rate {s.optim.lr:g}{_minutes(found)}",
     }
+
+
+def _dataset(d: data.DataSettings) -> str:
+    """Its name, and the folder that it was read from if that was said."""
+    root = getattr(d, "root", None)
+    return f"{d.name}, {plain_name(str(root))}" if root else d.name
 
 
 def _size(found: dict) -> str:
@@ -100,7 +116,7 @@ def _minutes(found: dict) -> str:
 
 
 def layer_table(layers: list[dict], measured: dict | None) -> html.Table | None:
-    """The layers of the first engine, with signal to noise where sensitivity was measured."""
+    """The layers, with signal to noise where sensitivity was measured."""
     if not layers:
         return None
     noted = any(one["note"] for one in layers)

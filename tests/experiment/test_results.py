@@ -70,7 +70,7 @@ def measured(monkeypatch):
     """Stands in for the measurement of a model that predicts class 1 for all images."""
     predictions = quant.Predictions(IMAGES.labels, {"float": torch.tensor([1, 1, 1])}, {"float": torch.ones(3)})
     result = {"accuracy": {"float": {"top1": 66.7, "top5": 100.0, "loss": 0.5}}, "size_mb": {"float": 1.0}}
-    found = quant.Measurement(result, "all in integers", "layers", predictions, [])
+    found = quant.Measurement(result, "all in integers", "layers", predictions, "", [])
     monkeypatch.setattr(results.quant, "measure", lambda *_: found)
     monkeypatch.setattr(results, "accuracy_table", lambda _: "the table")
 

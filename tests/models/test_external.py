@@ -34,6 +34,15 @@ def mixes(num_classes):
 
 def broken(num_classes):
     raise ValueError("no such thing")
+
+class Nets:
+    @classmethod
+    def from_name(cls, name, **options):
+        return small(**options)
+
+    @classmethod
+    def of_width(cls, width=8, **options):
+        return small(**options)
 """
 
 
@@ -73,6 +82,10 @@ def test_torchvisions_with_its_options():
     assert sum(p.numel() for p in model.parameters()) < 1_000_000
 
 
+def test_a_method_of_a_class():
+    assert outputs(models.build("my_nets:Nets.of_width", 5, 64, {"width": 4})) == (2, 5)
+
+
 def test_timms():
     pytest.importorskip("timm")
     assert outputs(models.build("timm:mobilenetv2_050", 3, 64, {})) == (2, 3)
@@ -83,8 +96,17 @@ def test_timms():
     [
         ("my_nets:smal", {}, r"^model.name: my_nets has no function 'smal', did you mean small\?$"),
         ("my_net:small", {}, "^model.name: cannot import my_net: No module named 'my_net'$"),
-        ("my_nets:ten", {}, "^model my_nets:ten: returns 10 classes but the data has 7 classes$"),
+        (
+            "my_nets:ten",
+            {},
+            "^model my_nets:ten: returns 10 classes but the data has 7 classes; let ten take num_classes",
+        ),
         ("my_nets:squeezes", {}, r"^model my_nets:squeezes: a batch of 1 gives \(7,\) or other logits than the same"),
+        (
+            "my_nets:Nets.from_name",
+            {},
+            r"^model.name: my_nets:Nets.from_name needs an argument 'name', and model.name is a",
+        ),
         ("my_nets:mixes", {}, r"^model my_nets:mixes: a batch of 1 gives \(1, 7\) or other logits than the same"),
         ("my_nets:small", {"depth": 2}, r"cannot be called with num_classes=7, depth=2: .*unexpected keyword"),
         ("my_nets:broken", {}, "cannot be called with num_classes=7: no such thing$"),

@@ -9,7 +9,7 @@ from quant.analysis.layer_table import float_operators, layer_records, layer_sum
 from quant.core.options import PipelineOptions
 from quant.core.quantizer import GradientQuantizer
 from quant.graph.views import quantizers
-from tests.conftest import photos, spec
+from tests.conftest import KERNELS, photos, spec
 from tests.helpers import calibrated
 from tests.nets import plain
 
@@ -117,6 +117,7 @@ def test_measuring_tells_of_every_engine():
     assert found.layers == f"{layer_summary(prepared, integer)}\n\n{layer_table(prepared, integer)}\n"
     assert list(found.predictions.predicted) == ["float", "simulated", "reference"]
     assert found.layer_records == layer_records(prepared, integer, integer_share(prepared, 16))
+    assert found.engine == "reference"
     found = quant.measure(prepared, [], batches, False, 16)
     assert list(found.result["accuracy"]) == ["simulated"]
     assert found[1:3] == ("no engine: nothing was converted", "no engine: nothing was converted\n")
@@ -125,6 +126,16 @@ def test_measuring_tells_of_every_engine():
     assert list(found.result["accuracy"]) == ["float"]
     assert found[1:3] == ("float: nothing is quantized", "float: nothing is quantized\n")
     assert found.layer_records == []
+
+
+def test_the_layers_are_those_of_the_engine_that_the_model_is_meant_for():
+    images = photos(4, 16)
+    batches = [(images, torch.zeros(4).long())]
+    prepared = calibrated(plain(3), images)
+    names = ["reference", *[name for name in KERNELS if name != "reference"]]
+    for meant_for in names:
+        assert quant.measure(prepared, names, batches, False, 16, 3, meant_for).engine == meant_for
+    assert quant.measure(prepared, names, batches, False, 16).engine == names[:2][-1], "real kernels say more"
 
 
 def test_chosen_layers_are_those_that_the_method_can_quantize(monkeypatch):

@@ -32,6 +32,17 @@ def test_a_key_is_found_by_its_own_name():
     assert help.explain(TrainSettings, "run.seed").startswith("run.seed: integer, at least 0, below ")
 
 
+def test_what_differs_between_kinds_is_said_of_each():
+    shown = help.explain(TrainSettings, "data.image_size").replace("\n    ", " ")
+    assert "16 (digits), 32 (cifar10, cifar100, " in shown
+    assert "224 (imagenet, imagefolder) by default" in shown
+    channels = help.explain(TrainSettings, "data.channels").replace("\n    ", " ")
+    assert (
+        "1 or 3 or 4 (imagenet, imagefolder), integer, at least 1, at most 64 (package.module:function); 3 by"
+        in channels
+    )
+
+
 def test_a_word_that_is_no_key_is_refused_with_the_nearest():
     with pytest.raises(UserError, match=r"^command line: --help quan: no such key, did you mean quant\?$"):
         help.explain(TrainSettings, "quan")

@@ -22,12 +22,18 @@ def test_a_function_of_the_current_folder_is_found(tmp_path, monkeypatch):
     assert importing.call(importing.member("mine_of_importing", "double", "key"), {"x": 4}, "key") == 8
 
 
+def test_a_method_of_a_class_is_a_function():
+    assert importing.member("fractions", "Fraction.from_float", "key")(0.5) == 0.5
+
+
 @pytest.mark.parametrize(
     ("source", "name", "message"),
     [
         ("no_such_module", "f", "^key: cannot import no_such_module: No module named 'no_such_module'$"),
         ("math", "sqrd", r"^key: math has no function 'sqrd', did you mean sqrt\?$"),
         ("math", "pi", "^key: math has no function 'pi'"),
+        ("datetime", "date.todya", r"^key: datetime\.date has no function 'todya', did you mean today\?$"),
+        ("datetime", "dat.today", r"^key: datetime has no function 'dat', did you mean date\?$"),
     ],
 )
 def test_what_is_no_function_is_refused(source, name, message):

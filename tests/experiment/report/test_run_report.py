@@ -58,7 +58,7 @@ def contents(count: int = 300, classes: int = 10, size: int = 16, **more) -> run
         "failed": {"openvino": f"{HOSTILE} cannot run it"},
     }
     tables = confusion.tables(found, [torch.arange(count)], dataset.test, names)
-    layers = [LAYER | {"layer": HOSTILE}, LAYER]
+    layers = run_report.Layers("x86", [LAYER | {"layer": HOSTILE}, LAYER])
     settings = resolved(TrainSettings.model_validate({"data": {"image_size": 16}, "note": HOSTILE}))
     return run_report.Contents(HOSTILE, settings, dataset, result | tables, ROWS, layers, **more)
 
@@ -109,9 +109,26 @@ def test_a_page_says_what_there_is_to_say(tmp_path):
 def test_a_page_of_what_trained_nothing_and_was_not_quantized(tmp_path):
     plain = contents()
     summary = {key: plain.summary[key] for key in ("accuracy", "size_mb")}
-    bare = run_report.Contents("bare", plain.settings, plain.dataset, summary, [], [])
+    bare = run_report.Contents("bare", plain.settings, plain.dataset, summary, [], run_report.Layers("", []))
     run_report.write(bare, tmp_path / "report.html")
     assert "svg" not in Contents((tmp_path / "report.html").read_text()).tags
+
+
+def test_a_page_names_the_folder_the_files_and_the_engine_and_no_note_of_a_setting_that_was_changed(tmp_path):
+    (tmp_path / "photos/cat").mkdir(parents=True)
+    plain = contents()
+    section = {"name": "imagefolder", "root": str(tmp_path / "photos"), "image_size": 16}
+    settings = resolved(TrainSettings.model_validate({"data": section, "note": "of another model"}))
+    told = plain.summary["mistakes"]["images"][0] | {"path": "photos/cat/<b>1.png"}
+    summary = plain.summary | {"mistakes": {"model": "simulated", "images": [told]}}
+    one = run_report.Contents("one", settings, plain.dataset, summary, [], run_report.Layers("x86", [LAYER]))
+    run_report.write(one, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    texts = Contents(page).texts
+    assert f"imagefolder, {tmp_path}/photos" in texts
+    assert "<b>1.png" in texts
+    assert "On x86." in texts
+    assert "of another model" not in page
 
 
 def test_names_are_text(tmp_path):
