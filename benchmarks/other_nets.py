@@ -5,9 +5,9 @@
 
 Each net has random weights and batch norm statistics of photographs: crops of those in --images (an image folder), or
 of the two of scikit-learn. It is quantized by ptq to 8 bits on half of them and measured on the other half. A row shows
-the share of multiply-accumulates in integers, how many predictions agree with the simulation and how many images have
-logits that are equal to the bit, on the worst of torch's engines and on ONNX Runtime, and the seconds that all of it
-took.
+the share of multiply-accumulates in integers, and the seconds that all of it took; of the worst of torch's engines, and
+of each of --engines: how many predictions agree with the simulation, and how many images have logits that are equal to
+the bit, in percent. Why an engine cannot run a net is said below the table.
 """
 
 import argparse
@@ -45,7 +45,8 @@ OPTIONS = {
 }
 SIZES = {"maxvit_t": 224, "swin_t": 224, "vit_tiny_patch16_224": 224, "deit_tiny_patch16_224": 224, "inception_v3": 299}
 """Sides of the images; 128 for all others."""
-HEADER = ["net", "MACs in integers %", "agreement %", "bit-equal %", "ONNX agreement %", "ONNX bit-equal %", "seconds"]
+OTHERS = [name for name in (*RUNTIMES, "executorch") if quant.ENGINES[name]().available()]
+"""Engines with columns of their own."""
 
 
 def main() -> None:
@@ -53,20 +54,24 @@ def main() -> None:
     every = [*(f"timm:{name}" for name in TIMM), *(f"torchvision:{name}" for name in TORCHVISION)]
     parser.add_argument("--nets", nargs="*", default=every)
     parser.add_argument("--images", type=Path)
+    parser.add_argument("--engines", nargs="*", default=OTHERS, choices=OTHERS)
     parser.add_argument("--count", type=int, default=32, help="images to calibrate on, and as many to measure")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = []
+    columns = [f"{engine} {what}" for engine in ("torch", *options.engines) for what in ("agreement %", "bit-equal %")]
+    header = ["net", "MACs in integers %", *columns, "seconds"]
+    rows: list[list[str]] = []
+    failed: list[str] = []
     for name in options.nets:
-        rows.append(measure(name, options.images, options.count))
+        rows.append(measure(name, options.images, options.count, options.engines, failed))
         print("  ".join(rows[-1]), flush=True)
-    print(markdown_table(HEADER, rows))
+    print("\n".join([markdown_table(header, rows), *failed]))
     if options.json:
-        files.write_json(options.json, [dict(zip(HEADER, row, strict=True)) for row in rows])
+        files.write_json(options.json, [dict(zip(header, row, strict=True)) for row in rows])
 
 
-def measure(name: str, folder: Path | None, count: int) -> list[str]:
-    """A row of the table."""
+def measure(name: str, folder: Path | None, count: int, engines: list[str], failed: list[str]) -> list[str]:
+    """A row of the table. Adds to `failed` a line for each engine that cannot run the net."""
     start, size = time.monotonic(), SIZES.get(name.partition(":")[2], 128)
     torch.manual_seed(0)
     gc.collect()
@@ -75,26 +80,39 @@ def measure(name: str, folder: Path | None, count: int) -> list[str]:
         images = photos(2 * count, size) if folder is None else from_folder(folder, 2 * count, size)
         prepared = quant.prepare(with_real_statistics(model, images[:count]), quant.resolve(quant.parse(method="ptq")))
         quant.calibrate(prepared, [images[:count]])
-        found = compare(prepared.eval(), images[count:])
+        found, lines = compare(prepared.eval(), images[count:], engines)
+        failed += [f"{name}: {line}" for line in lines]
         share = quant.integer_share(prepared, size).percent
     except (UserError, RuntimeError, ValueError) as error:
-        return [name, first_line(error, 160), *[""] * 4, f"{time.monotonic() - start:.0f}"]
+        return [name, first_line(error, 160), *[""] * 2 * (1 + len(engines)), f"{time.monotonic() - start:.0f}"]
     return [name, f"{share:.1f}", *found, f"{time.monotonic() - start:.0f}"]
 
 
 @torch.inference_mode()
-def compare(prepared: torch.fx.GraphModule, images: torch.Tensor) -> list[str]:
-    """Agreement and bit-equal logits in percent: the least of torch's engines, then ONNX Runtime's."""
-    simulated = prepared(images)
-    worst = [[100.0, 100.0], [100.0, 100.0]]
-    for engine in [*KERNELS, *(name for name in RUNTIMES if name == "onnxruntime")]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            logits = quant.convert(prepared, engine)(images)
-        same = [logits.argmax(1) == simulated.argmax(1), (logits == simulated).all(1)]
-        row = worst[engine in RUNTIMES]
-        row[:] = [min(least, 100 * float(values.float().mean())) for least, values in zip(row, same, strict=True)]
-    return [f"{value:.1f}" for row in worst for value in row]
+def compare(prepared: torch.fx.GraphModule, images: torch.Tensor, engines: list[str]) -> tuple[list[str], list[str]]:
+    """(agreement and bit-equal logits in percent: the least of torch's engines, then of each other; what failed)."""
+    simulated, failed = prepared(images), []
+    least = [min(percents) for percents in zip(*(shares(prepared, e, images, simulated) for e in KERNELS), strict=True)]
+    cells = [f"{value:.1f}" for value in least]
+    for engine in engines:
+        try:
+            cells += [f"{value:.1f}" for value in shares(prepared, engine, images, simulated)]
+        except quant.EngineFailed as error:
+            cells += ["", ""]
+            failed.append(first_line(error, 160))
+    return cells, failed
+
+
+def shares(
+    prepared: torch.fx.GraphModule, engine: str, images: torch.Tensor, simulated: torch.Tensor
+) -> tuple[float, float]:
+    """Percent of the images whose class is the simulation's, and of those whose logits are equal to the bit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logits = quant.convert(prepared, engine)(images)
+    same = [logits.argmax(1) == simulated.argmax(1), (logits == simulated).all(1)]
+    agreement, equal = (100 * float(values.float().mean()) for values in same)
+    return agreement, equal
 
 
 def from_folder(folder: Path, count: int, size: int) -> torch.Tensor:

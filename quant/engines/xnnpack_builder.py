@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quant.engines.xnnpack_graph import Graph, Value, order
+from quant.engines.xnnpack_graph import Graph, Value, order, single
 
 MIDDLE = 128
 """Integers of a grid, 0 .. 255, are stored less this."""
@@ -125,7 +125,7 @@ class Builder:
 
     def at_scale(self, x: OnGrid, scale: float) -> OnGrid:
         """The same integers, of which the file says that they have this scale: a depthwise convolution with ones."""
-        if x.step == scale:
+        if x.step == single(scale):
             return x
         shape = x.shape if len(x.shape) == 4 else (1, x.shape[-1], 1, math.prod(x.shape[:-1]))
         value = x.value if len(x.shape) == 4 else self.reshaped(x.value, shape)

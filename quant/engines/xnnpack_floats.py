@@ -17,10 +17,19 @@ aten = torch.ops.aten
 
 
 def binary(to: Builder, kind, p, q, clamp=None):
-    p, q = (to.in_float(torch.tensor([x]) if isinstance(x, int | float) else x) for x in (p, q))
+    p, q = (torch.tensor([x]) if isinstance(x, int | float) else x for x in (p, q))
+    rank = max(len(p.shape), len(q.shape))
+    p, q = (to.in_float(_of_rank(to, x, rank)) for x in (p, q))
     new = to.graph.value(torch.broadcast_shapes(p.shape, q.shape))
     to.graph.node(kind, clamp, input1_id=p.id, input2_id=q.id, output_id=new.id)
     return new
+
+
+def _of_rank(to: Builder, x, rank: int):
+    """With axes of size 1 in front, as torch broadcasts: XNNPACK does so along the order in which values are stored."""
+    if len(x.shape) == rank or math.prod(x.shape) == 1:
+        return x
+    return reshape(to, x, [1] * (rank - len(x.shape)) + [*x.shape])
 
 
 def unary(to: Builder, kind, x, **arguments):
@@ -161,10 +170,8 @@ def _binary(kind: str) -> Callable:
 
 FLOATS: dict[Any, Callable] = {
     aten.add.Tensor: _binary("XNNAdd"),
-    aten.add_.Tensor: _binary("XNNAdd"),
     aten.sub.Tensor: _binary("XNNSubtract"),
     aten.mul.Tensor: _binary("XNNMultiply"),
-    aten.mul_.Tensor: _binary("XNNMultiply"),
     aten.div.Tensor: _binary("XNNDiv"),
     aten.sigmoid.default: _unary("XNNSigmoid"),
     aten.tanh.default: _unary("XNNTanh"),
@@ -186,6 +193,7 @@ FLOATS: dict[Any, Callable] = {
     aten.hardsigmoid.default: hardsigmoid,
     aten.hardtanh.default: bounded,
     aten.clamp.default: bounded,
+    aten.clamp_min.default: bounded,
     aten.silu.default: silu,
     aten.mean.dim: mean,
     aten.mean.default: mean,

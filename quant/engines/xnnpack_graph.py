@@ -12,11 +12,13 @@ import importlib
 import io
 import logging
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -41,6 +43,19 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Without what the runtime, which is no Python, writes to stderr of a program that it refuses."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def imported(name: str) -> Any:
     """A module of executorch, imported when first needed: it takes seconds, and is optional."""
     with quiet():
@@ -51,6 +66,11 @@ def order(shape: Sequence[int]) -> list[int]:
     """The sizes of a value [N, C, H, W] as XNNPACK stores it; others as they are."""
     n = list(shape)
     return [n[0], n[2], n[3], n[1]] if len(n) == 4 else n
+
+
+def single(scale: float | None) -> float | None:
+    """A scale in fp32, as the file has it. Whoever writes the file may round a tie the other way."""
+    return None if scale is None else float(numpy.float32(scale))
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,7 @@ class Graph:
 
     def input(self, shape: Sequence[int], scale: float | None = None, zero_point: int = 0) -> Value:
         """A new input, in torch's order of axes."""
+        scale = single(scale)
         added = self._value([*shape], scale, zero_point, external=len(self.inputs), flags=INPUT)
         self.inputs.append(Value(added, tuple(shape), scale, zero_point))
         return self.inputs[-1]
@@ -94,7 +115,7 @@ class Graph:
         self, shape: Sequence[int], scale: float | None = None, zero_point: int = 0, plain: bool = False
     ) -> Value:
         """A new value. plain: in torch's order of axes, even if it is a map."""
-        stored = [*shape] if plain else order(shape)
+        stored, scale = [*shape] if plain else order(shape), single(scale)
         return Value(self._value(stored, scale, zero_point), tuple(shape), scale, zero_point)
 
     def constant(self, tensor: Tensor, scale: Tensor | float | None = None, zero_point: int = 0, axis: int = 0) -> int:

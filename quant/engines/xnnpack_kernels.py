@@ -1,5 +1,6 @@
 """XNNPACK's kernels, each by itself: what engines/verify.py tries, and which ways to write an operator there are."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from quant.engines.base import Operator
 from quant.engines.onnx_qdq import Rounded, step_off_ties, written_average, written_in_float, written_product
 from quant.engines.qdq_operators import on_grid
 from quant.engines.xnnpack_builder import MIDDLE, Builder
-from quant.engines.xnnpack_graph import Loaded
+from quant.engines.xnnpack_graph import Loaded, silenced
 from quant.engines.xnnpack_writer import write
 
 XNNPACK, IN_FLOAT, OUTSIDE = "xnnpack", "xnnpack in float", "not in xnnpack"
@@ -64,7 +65,8 @@ class Tried(Kernel):
 
     def __call__(self, *values: Tensor) -> Tensor:
         try:
-            return super().__call__(*values)
+            with silenced():
+                return super().__call__(*values)
         except RuntimeError:  # NotThere, too
             return torch.full_like(self.traced(*values), math.nan)
 
@@ -72,6 +74,7 @@ class Tried(Kernel):
 def exported(module: nn.Module, *examples: Tensor) -> fx.GraphModule:
     """The graph of a module for inputs of these shapes, in torch's operators and ours."""
     with torch.inference_mode(False), torch.no_grad():
+        module = copy.deepcopy(module).requires_grad_(False)  # which inference tensors cannot do
         module = torch.export.export(module, tuple(torch.zeros(x.shape) for x in examples)).module()
     if not isinstance(module, fx.GraphModule):
         raise TypeError(f"torch.export gives a {type(module).__name__}")

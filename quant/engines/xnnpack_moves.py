@@ -188,6 +188,64 @@ def padded(to: Builder, x, ends, mode="constant", value=None):
     return made(new)
 
 
+def expand(to: Builder, x, shape, **unused):
+    """A product with ones, exact in integers, too."""
+    new_axes = len(shape) - len(x.shape)
+    shape = [x.shape[i - new_axes] if n == -1 else n for i, n in enumerate(shape)]
+    if isinstance(x, Tensor):
+        return x.expand(shape)
+    x = reshape(to, x, [1] * new_axes + [*x.shape]) if new_axes else x
+    sides = [1 if n == m else n for n, m in zip(shape, x.shape, strict=True)]
+    if math.prod(sides) == 1:
+        return x
+    read, new, made = to.moved(x, shape)
+    on_grid = isinstance(x, OnGrid)
+    ones = torch.ones(sides, dtype=torch.int8 if on_grid else torch.float32)
+    stored = ones.permute(0, 2, 3, 1) if len(sides) == 4 else ones
+    other = to.graph.constant(stored, 1.0 if on_grid else None)
+    to.graph.node("XNNMultiply", input1_id=read.id, input2_id=other, output_id=new.id)
+    return made(new)
+
+
+def unbind(to: Builder, x, axis=0):
+    return [select(to, x, axis, i) for i in range(x.shape[axis])]
+
+
+def stack(to: Builder, values, axis=0):
+    return joined(to, [unsqueeze(to, x, axis) for x in values], axis)
+
+
+def roll(to: Builder, x, shifts, axes):
+    for shift, axis in zip(shifts, axes, strict=True):
+        cut = -shift % x.shape[axis]
+        x = joined(to, [sliced(to, x, axis, cut), sliced(to, x, axis, 0, cut)], axis) if cut else x
+    return x
+
+
+def dropout(to: Builder, x, share, is_training):
+    if is_training:
+        raise NotThere("XNNPACK has no dropout")
+    return x
+
+
+def nearest(to: Builder, x, size=None, factors=None):
+    """Each column, then each row, as often as its size grows: copies behind one another, read as another shape."""
+    size = [int(n * f) for n, f in zip(x.shape[2:], factors, strict=True)] if size is None else size
+    high, wide = (n // whole for n, whole in zip(size, x.shape[2:], strict=True))
+    if [high * x.shape[2], wide * x.shape[3]] != [*size]:
+        raise NotThere("XNNPACK has no nearest upsampling by other than whole factors")
+    n, c, h, w = x.shape
+    columns = joined(to, [_stored_as(to, x, (n, h * w, c))] * wide, 2)
+    rows = joined(to, [_stored_as(to, columns, (n, h, w * wide * c))] * high, 2)
+    return _stored_as(to, rows, (n, c, *size))
+
+
+def _stored_as(to: Builder, x, shape):
+    """The stored values of x, read as another shape."""
+    read, _, made = to.moved(x, x.shape)
+    return made(to.reshaped(read, shape))
+
+
 def pair(numbers: int | Sequence[int]) -> list[int]:
     numbers = [numbers] if isinstance(numbers, int) else [*numbers]
     return numbers * 2 if len(numbers) == 1 else numbers
@@ -214,7 +272,19 @@ MOVES: dict[Any, Callable] = {
     aten.unsqueeze.default: unsqueeze,
     aten.transpose.int: transpose,
     aten.permute.default: permute,
+    aten.alias.default: same,
+    aten.dropout.default: dropout,
+    aten.expand.default: expand,
+    aten.expand_as.default: lambda to, x, other: expand(to, x, [*other.shape]),
+    aten.roll.default: roll,
+    aten.unbind.int: unbind,
+    aten.stack.default: stack,
+    aten.swapaxes.default: transpose,
     aten.clone.default: same,
+    aten.to.dtype: same,
+    aten.to.device: same,
+    aten._assert_tensor_metadata.default: same,
+    aten.upsample_nearest2d.vec: nearest,
     aten.contiguous.default: same,
     aten.cat.default: joined,
     aten.slice.Tensor: sliced,

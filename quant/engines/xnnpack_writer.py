@@ -6,13 +6,16 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from quant.engines import xnnpack_operators  # noqa: F401  the operators of TABLE
 from quant.engines.xnnpack_builder import MIDDLE, Builder, Known, NotThere, OnGrid, bounds, convolved_shape
 from quant.engines.xnnpack_floats import FLOATS, binary
 from quant.engines.xnnpack_graph import Value
+from quant.engines.xnnpack_islands import ISLANDS
 from quant.engines.xnnpack_moves import MOVES, joined
 
 qdq = torch.ops.qdq
@@ -46,10 +49,32 @@ def sum_(to: Builder, p, q, scales, zero_points, sign, scale, zero_point, lo, hi
 
 
 def product(to: Builder, p, q, scales, zero_points, step, scale, zero_point, lo, hi):
+    tried = multiplier(scales, scales[0] * scales[1] * step)
     p, q = (kept(to, *given) for given in zip((p, q), scales, zero_points, strict=True))
-    unit = p.value.scale * q.value.scale * step
+    unit = output_scale((p.step, q.step), tried)
+    if unit is None:
+        unit = scales[0] * scales[1] * step
+        p, q = (to.at_scale(x, grid_scale) for x, grid_scale in zip((p, q), scales, strict=True))
     new = to.graph.value(torch.broadcast_shapes(p.shape, q.shape), unit, zero_point - MIDDLE)
     return _fused(to, "XNNMultiply", p.value, q.value, new, scale, lo, hi)
+
+
+def multiplier(scales: Sequence[float], unit: float) -> numpy.float32:
+    """What XNNPACK multiplies a product of integers by, in fp32: s_p s_q / s_y, of which s_y is `unit`."""
+    p, q = map(numpy.float32, scales)
+    return p * q / numpy.float32(unit)
+
+
+def output_scale(scales: Sequence[float], wanted: numpy.float32) -> float | None:
+    """The s_y for which XNNPACK multiplies by exactly `wanted`, the multiplier with which the product was tried.
+
+    A step of a value may be another than its grid's, and near a tie the last bit of the multiplier decides. None if no
+    s_y gives it.
+    """
+    p, q = map(numpy.float32, scales)
+    unit = p * q / wanted
+    near = (unit, numpy.nextafter(unit, numpy.float32(0)), numpy.nextafter(unit, numpy.float32(numpy.inf)))
+    return next((float(one) for one in near if multiplier(scales, float(one)) == wanted), None)
 
 
 def _fused(to: Builder, kind, p: Value, q: Value, new: Value, scale, lo, hi):
@@ -104,7 +129,7 @@ INTEGERS: dict[Any, Callable] = {
     qdq.product.default: product,
     qdq.shuffle.default: shuffle,
 }
-TABLE = INTEGERS | MOVES | FLOATS
+TABLE = INTEGERS | MOVES | FLOATS | ISLANDS
 """For each operator of an exported module, the function that writes it."""
 
 
@@ -126,8 +151,23 @@ def write(to: Builder, module: fx.GraphModule, inputs: Sequence[Known]) -> Known
 
 
 def _written(to: Builder, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
-    if node.target not in TABLE:
-        raise NotThere(f"XNNPACK has no {node.target}")
+    called: Any = node.target
     arguments = fx.node.map_arg(node.args, known.__getitem__)
     named = fx.node.map_arg(node.kwargs, known.__getitem__)
-    return TABLE[node.target](to, *arguments, **named)
+    if not any(isinstance(known[read], Value | OnGrid | list) for read in node.all_input_nodes):
+        return called(*arguments, **named)  # of constants alone
+    target = _not_in_place(called)
+    if target not in TABLE:
+        raise NotThere(f"XNNPACK has no {called}")
+    found = TABLE[target](to, *arguments, **named)
+    if target is not called:
+        known[node.all_input_nodes[0]] = found
+    return found
+
+
+def _not_in_place(target: Any) -> Any:
+    """relu for relu_: the operator that returns what this one overwrites."""
+    if not isinstance(target, OpOverload) or not target._schema.name.endswith("_"):
+        return target
+    packet = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::").removesuffix("_"))
+    return getattr(packet, target._schema.overload_name or "default")

@@ -106,6 +106,20 @@ def test_any_number_of_images_and_of_threads():
     assert len(model.programs) == executorch.MAX_PROGRAMS
 
 
+@needs_executorch
+def test_parts_in_float_are_named_and_run(capfd):
+    """Attention and layer norm are near torch's, all else is exact."""
+    images = photos(8, 32)
+    prepared = calibrated(models.build("timm:vit_tiny_patch16_224", 10, 32, {"img_size": 32, "depth": 2}), images)
+    model = quant.convert(prepared, "executorch")
+    with torch.inference_mode():
+        found, expected = model(images), prepared(images)
+    assert (found - expected).norm() < 0.2 * expected.norm()
+    named = quant.layer_rows(prepared, model)
+    assert {"layer_norm", "scaled_dot_product_attention"} <= {row[0] for row in named if row[4] == "float"}
+    assert capfd.readouterr().err == ""
+
+
 class Attention(nn.Module):
     """A part in float that XNNPACK's graph does not have here."""
 
