@@ -69,16 +69,20 @@ SECTIONS = variants("name", DataSettings, _OPTIONS, "digits")
 def check(section: DataSettings) -> None:
     """Raise UserError for what no key says by itself.
 
-    mean or std without a number for each channel, a policy for images without colours, a folder that is not there, a
-    function that cannot be imported.
+    mean or std without a number for each channel, a policy for images without colours, a function that cannot be
+    imported.
     """
     check_normalization(section.mean, section.std, section.channels)
     if section.augment in POLICIES and section.channels not in (1, 3):
         raise UserError(f"data.augment: {section.augment} is for 1 or 3 channels; data.channels is {section.channels}")
-    if isinstance(section, FileOptions):
-        check_root(Path(section.root), section.layout)
     if section.name not in DATASETS:
         external.function(section.name)
+
+
+def check_folder(section: DataSettings) -> None:
+    """Raise UserError if the images are read from a folder that is not there."""
+    if isinstance(section, FileOptions):
+        check_root(Path(section.root), section.layout)
 
 
 def load(section: DataSettings, train: bool = True, download: bool = True) -> Dataset:

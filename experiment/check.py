@@ -17,7 +17,7 @@ def check(settings: TrainSettings, name: str) -> TrainSettings:
     d, o, r = settings.data, settings.optim, settings.run
     data.check(d)
     models.check(settings.model.name, settings.model.options, d.image_size)
-    m = with_weights_file(settings.model)
+    m = with_weights_file(settings.model, d)
     device.find(r.device)
     if r.tensorboard:
         check_tensorboard()
@@ -41,9 +41,15 @@ def check(settings: TrainSettings, name: str) -> TrainSettings:
     )
 
 
-def with_weights_file(m: ModelSettings) -> ModelSettings:
-    """The section with the file that weights=pretrained stands for, downloaded if it is not there."""
-    return m.model_copy(update={"weights": models.file_of(m.name)}) if m.weights == models.PRETRAINED else m
+def with_weights_file(m: ModelSettings, d: data.DataSettings) -> ModelSettings:
+    """The section with the file that weights=pretrained stands for, downloaded if it is not there.
+
+    Raises UserError before that if the images are not there.
+    """
+    if m.weights != models.PRETRAINED:
+        return m
+    data.check_folder(d)
+    return m.model_copy(update={"weights": models.file_of(m.name)})
 
 
 def check_learns(q: quant.ResolvedQuant, epochs: int) -> None:

@@ -56,7 +56,7 @@ def test_a_command_of_the_documents_is_one_that_its_script_takes(command, monkey
     """The checkpoints in it are other commands' own, and not here."""
     monkeypatch.setattr(tensor_file, "check_exists", lambda path: None)
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: None)
-    monkeypatch.setattr(check, "with_weights_file", lambda model: model)
+    monkeypatch.setattr(check, "with_weights_file", lambda model, d: model)
     monkeypatch.setattr(check, "as_weights", lambda d, model: d)
     monkeypatch.setattr(latency, "is_run", lambda entry: str(entry).startswith("runs/"))
     monkeypatch.setattr(latency, "checkpoint_of", str)

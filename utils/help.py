@@ -118,8 +118,12 @@ def _values(schema: dict[str, Any]) -> str:
         return " or ".join(map(_plain, choices)) if len(choices) < 4 else ", ".join(map(_plain, choices))
     if schema.get("type") == "array":
         return f"list of {_values(schema.get('items', {}))}"
-    limits = [f"{word} {schema[limit]:,}" for limit, word in LIMITS.items() if limit in schema]
+    limits = [f"{word} {_number(schema[limit])}" for limit, word in LIMITS.items() if limit in schema]
     return ", ".join([NAMES.get(schema.get("type", ""), "table"), *limits])
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _plain(value: Any) -> str:

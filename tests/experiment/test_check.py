@@ -88,3 +88,10 @@ def test_a_float_run_names_the_keys_that_it_does_not_read():
     assert "model.weights=runs/NAME/last.pt" in low
     assert notices(spec(method="lsq", weight_bits=8, act_bits=8, reduce_range=False), from_scratch=True) == []
     assert "+-63" in notices(spec(method="lsq", reduce_range=True))[0]
+
+
+def test_a_folder_that_is_not_there_is_named_before_weights_are_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "file_of", lambda name: pytest.fail("downloaded"))
+    photos = {"name": "imagefolder", "root": str(tmp_path / "photos"), "image_size": 64}
+    with pytest.raises(UserError, match=r"^data\.root: no folder .*/photos; expected .*/photos/<class>/<image>, or "):
+        check(settings(data=photos, model={"name": "mobilenet_v2", "weights": "pretrained"}), "mine")

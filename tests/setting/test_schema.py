@@ -103,7 +103,7 @@ def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, 
     named = []  # the checkpoints it starts from, which need not be there: another setting trains them
     monkeypatch.setattr(tensor_file, "check_exists", named.append)
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: named.append(path))
-    monkeypatch.setattr(checks, "with_weights_file", lambda model: model)
+    monkeypatch.setattr(checks, "with_weights_file", lambda model, d: model)
     monkeypatch.setattr(checks, "as_weights", lambda d, model: d)
     monkeypatch.setattr(checks, "check_model", once(checks.check_model))
     settings = config.load(TrainSettings, str(path), [])
