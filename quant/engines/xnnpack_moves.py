@@ -118,7 +118,7 @@ def sliced(to: Builder, x, axis=0, start=None, end=None, step=1):
     if step > 1 and isinstance(x, OnGrid) and len(x.shape) == 4 and axis > 1:
         return strided(to, sliced(to, x, axis, start, end) if (start, end) != (0, size) else x, axis, step)
     if step > 1:
-        raise NotThere("XNNPACK has no slices with a step")
+        return stepped(to, x, axis, start, end, step)
     if (start, end) == (0, size):
         return x
     shape = [*x.shape]
@@ -135,6 +135,18 @@ def sliced(to: Builder, x, axis=0, start=None, end=None, step=1):
         output_id=new.id,
     )
     return made(new)
+
+
+def stepped(to: Builder, x, axis: int, start: int, end: int, step: int):
+    """Every step-th index of an axis, which is split into two for that: (index // step, index % step)."""
+    size, stored = x.shape[axis], order(x.shape)
+    if size % step:
+        raise NotThere("XNNPACK has no slices with a step that does not divide the size")
+    at, shape = place(axis, x.shape), [*x.shape]
+    shape[axis] = size // step
+    split_up = _stored_as(to, x, (*stored[:at], size // step, step, *stored[at + 1 :]))
+    every = _stored_as(to, sliced(to, split_up, at + 1, start % step, start % step + 1), shape)
+    return sliced(to, every, axis, start // step, start // step - (start - end) // step)
 
 
 def strided(to: Builder, x: OnGrid, axis: int, step: int) -> OnGrid:
@@ -276,6 +288,7 @@ MOVES: dict[Any, Callable] = {
     aten.dropout.default: dropout,
     aten.expand.default: expand,
     aten.expand_as.default: lambda to, x, other: expand(to, x, [*other.shape]),
+    aten.new_zeros.default: lambda to, x, shape, **unused: torch.zeros(shape),
     aten.roll.default: roll,
     aten.unbind.int: unbind,
     aten.stack.default: stack,
