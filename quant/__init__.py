@@ -158,7 +158,7 @@ def measure(
 ) -> Measurement:
     """Convert a model to each engine and compare all of them over batches of (images, labels), with a progress bar.
 
-    meant_for: the engine whose layers are told, if it is among these; else the first one that is not the reference.
+    meant_for: the engine whose layer table is returned, if it is among these; else the first that is not the reference.
     The engine auto stands for the fastest exact one, which is chosen on the first batch and said in a line.
     """
     if AUTO in engine_names and is_prepared(model):

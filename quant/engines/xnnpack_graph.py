@@ -45,7 +45,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
-    """Without what the runtime, which is no Python, writes to stderr of a program that it refuses."""
+    """Hide what the runtime, native code, writes to stderr about a program that it refuses."""
     kept = os.dup(2)
     try:
         with open(os.devnull, "wb") as nothing:

@@ -98,8 +98,8 @@ def _matmul(to: Builder, p: Value, q: Value) -> Value:
 
 def attention(to: Builder, query, key, value, mask=None, dropout=0.0, is_causal=False, scale=None, enable_gqa=False):
     """softmax(query key^T scale + mask) value"""
-    if is_causal or enable_gqa:
-        raise NotThere("XNNPACK has no causal or grouped attention here")
+    if dropout or is_causal or enable_gqa:
+        raise NotThere("XNNPACK has no attention that is causal, grouped or with dropout here")
     rank = len(query.shape)
     turned = _permuted(to, plain(to, key), [*range(rank - 2), rank - 1, rank - 2])
     query = binary(to, "XNNMultiply", query, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)

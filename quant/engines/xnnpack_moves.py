@@ -95,6 +95,13 @@ def same(to: Builder, x, *rest, **named):
     return x
 
 
+def cast(to: Builder, x, *given, **named):
+    """To another device or to fp32, which values here have."""
+    if any(isinstance(one, torch.dtype) and one != torch.float32 for one in (*given, *named.values())):
+        raise NotThere("XNNPACK has no other types of numbers here")
+    return x
+
+
 def joined(to: Builder, values, axis=0):
     axis %= len(values[0].shape)
     shape = [*values[0].shape]
@@ -294,8 +301,8 @@ MOVES: dict[Any, Callable] = {
     aten.stack.default: stack,
     aten.swapaxes.default: transpose,
     aten.clone.default: same,
-    aten.to.dtype: same,
-    aten.to.device: same,
+    aten.to.dtype: cast,
+    aten.to.device: cast,
     aten._assert_tensor_metadata.default: same,
     aten.upsample_nearest2d.vec: nearest,
     aten.contiguous.default: same,

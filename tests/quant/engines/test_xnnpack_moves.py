@@ -34,6 +34,7 @@ MOVES = {
     "nearest_to_size": lambda x: F.interpolate(x, size=(7, 18)),
     "relu_in_place": lambda x: F.relu_(y := x + 1) + y,
     "roll": lambda x: x.roll((2, -3), (1, 3)),
+    "cast": lambda x: x.to(torch.float32) + 1,
     "dropout": lambda x: F.dropout(x, 0.5, training=False),
     "swap": lambda x: x.swapaxes(1, 2),
     "expand": lambda x: x[:, :, :1, :1].expand(-1, -1, 4, 5),
@@ -65,7 +66,13 @@ def test_values_are_moved_as_torch_moves_them(name):
 
 @needs_executorch
 @pytest.mark.parametrize(
-    "run", [lambda x: F.max_pool2d(x, 1, 2), lambda x: F.pad(x, (1, 1, 1, 1), "reflect"), lambda x: x[:, ::3]]
+    "run",
+    [
+        lambda x: F.max_pool2d(x, 1, 2),
+        lambda x: F.pad(x, (1, 1, 1, 1), "reflect"),
+        lambda x: x[:, ::3],
+        lambda x: x.to(torch.float64),
+    ],
 )
 def test_what_xnnpack_does_not_have_is_refused(run):
     with pytest.raises(NotThere, match=r"^XNNPACK has no"):
