@@ -63,10 +63,14 @@ def read(path: str, trust: bool | str) -> Exported:
 
     trust: has to be True for a model.pt2, of which torch may run code.
     """
-    if not Path(path).exists():
-        raise UserError(f"checkpoint: there is no {path}")
+    check_exists(path)
     found = _folder(path, trust) if Path(path).is_dir() else READERS[Path(path).suffix](path)
     return replace(found, run=functools.partial(_finite_logits, found.run, path))
+
+
+def check_exists(path: str) -> None:
+    if not Path(path).exists():
+        raise UserError(f"checkpoint: there is no {path}")
 
 
 def _finite_logits(run: Callable[[Tensor], Tensor], path: str, images: Tensor) -> Tensor:

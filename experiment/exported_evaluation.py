@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 import data
-from experiment import classifier, datasets
+from experiment import classifier, datasets, exported
 from experiment.report.accuracy_table import accuracy_table
 from experiment.settings import EvaluateSettings
 from utils import files, metrics
@@ -19,6 +19,7 @@ def evaluate(settings: EvaluateSettings, source: str) -> None:
 
     source: what mistakes in settings.data are reported as mistakes of.
     """
+    exported.check_exists(settings.checkpoint)
     if not settings.data:
         raise UserError(f"data: {settings.checkpoint} does not say on which images to measure it: data.root=..., say")
     with blame(source):

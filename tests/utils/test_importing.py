@@ -94,6 +94,10 @@ HOSTILE = [
     "mine_of_importing:run",
     "mine_of_importing:shell",
     "mine_of_importing.os:system",
+    "mine_of_importing:os.system",
+    "mine_of_importing:Path.cwd",
+    "mine_of_importing:Net.mro",
+    "mine_of_importing:net.__globals__.clear",
     "../elsewhere/evil:f",
     ":f",
     "mine of importing:f",
@@ -101,6 +105,7 @@ HOSTILE = [
 OWN = """
 import functools, os
 from subprocess import run
+from pathlib import Path
 from torchvision.models import resnet18
 def net(): return 1
 class Net: pass
