@@ -24,10 +24,10 @@ from utils.image_input import resize_and_crop, upright
 
 def asker(beside: Path) -> Callable[[Path], Answer]:
     """A function that opens a picture and asks the program that this file is beside."""
-    from executorch.runtime import Runtime
-
     file = beside.with_name(beside.stem.removesuffix("_example") + ".pte")
     info = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    from executorch.runtime import Runtime  # here: seconds to import
+
     program = Runtime.get().load_program(file.read_bytes())
     mean, std = (torch.tensor(info[key])[:, None, None] for key in ("mean", "std"))
     square = [info[key] for key in ("image_size", "resize", "crop", "interpolation")]
