@@ -7,6 +7,7 @@ from data.folders import looks_like_imagefolder
 from data.identity import identity
 from data.image_files import find as find_images
 from data.image_files import is_named_as_image
+from data.imagenet_names import imagenet_names, readable
 from data.images import Dataset, Files, Images, check_classes, check_normalization, first, renormalized, split
 from data.registry import (
     DATASETS,
@@ -50,12 +51,14 @@ __all__ = [
     "find_images",
     "first",
     "identity",
+    "imagenet_names",
     "is_named_as_image",
     "load",
     "looks_like_imagefolder",
     "pixels",
     "plain_draw_of",
     "preprocessing_of",
+    "readable",
     "renormalized",
     "scaled",
     "split",

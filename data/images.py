@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from data.decoding import Preprocessing
+from data.imagenet_names import readable
 from utils.errors import UserError
 
 WORKERS = 2
@@ -61,6 +62,11 @@ class Dataset:
     std: tuple[float, ...]
     flip: bool
     val: Images | Files | None = field(default=None)
+
+    @property
+    def names(self) -> list[str]:
+        """The classes as they are shown: of ImageNet's ids, their names."""
+        return readable(self.classes)
 
     @property
     def training(self) -> Images | Files:
@@ -135,7 +141,7 @@ def split(dataset: Dataset, fraction: float | None) -> Dataset:
 
 def check_classes(found: list[str], trained: list[str]) -> None:
     """Raise UserError unless a dataset has the classes a model was trained on, in their order."""
-    if list(found) != list(trained):
+    if readable(list(found)) != readable(list(trained)):
         raise UserError(
             f"data: {len(found)} classes ({', '.join(found[:3])}, ...) where the checkpoint was trained on "
             f"{len(trained)} ({', '.join(trained[:3])}, ...)"

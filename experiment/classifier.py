@@ -15,6 +15,7 @@ from experiment import datasets, exported
 from experiment.rebuild import rebuild
 from experiment.settings import EvaluateSettings
 from utils.config import validate_section
+from utils.console import say
 from utils.errors import UserError
 
 
@@ -44,8 +45,9 @@ def load(settings: EvaluateSettings) -> Classifier:
     if quant.is_prepared(model):
         trial = torch.randn(16, section.channels, section.image_size, section.image_size)
         [name] = quant.resolve_engines((settings.engines or ["reference"])[:1], model, trial)
+        say(f"converting the model for {name}")
         run = quant.convert(model, name)
-    return Classifier(run, name, section, mean, std, state["classes"])
+    return Classifier(run, name, section, mean, std, data.readable(state["classes"]))
 
 
 def _of_export(settings: EvaluateSettings) -> Classifier:

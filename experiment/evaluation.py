@@ -136,7 +136,7 @@ def measure(
         model.eval(), engines, test, trained.ends_in_float, d.image_size, d.channels, trained.quant.engine
     )
     say(f"{accuracy_table(measured.result)}\n\n{measured.in_float}")  # first: the disk may be full
-    confused = confusion.tables(measured.predictions, test.seen, dataset.test, dataset.classes)
+    confused = confusion.tables(measured.predictions, test.seen, dataset.test, dataset.names)
     result = {"checkpoint": settings.checkpoint} | measured.result | confused
     files.write_json(folder / "evaluation.json", result)
     files.write_text(folder / "evaluation_layers.txt", measured.layers)
@@ -216,13 +216,14 @@ def export_info(state: dict, trained: TrainSettings) -> dict:
         **data.stated(trained.data),
         "mean": state["mean"],
         "std": state["std"],
-        "classes": state["classes"],
+        "classes": data.readable(state["classes"]),
     }
 
 
 def export(model: fx.GraphModule, target: Path, info: dict) -> None:
     """Write the integer model, with `info`, to a file of EXPORTERS or to a folder."""
     size, channels = info["image_size"], info["channels"]
+    say(f"converting the model for {target}, and comparing what is written with the model")
     if target.suffix in EXPORTERS:
         EXPORTERS[target.suffix](model, target, size, info, channels)
         count = 1 if target.suffix == ".pte" else "N"

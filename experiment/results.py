@@ -62,7 +62,7 @@ def measure(
         files.write_text(folder / "layers.txt", measured.layers)
     with files.if_possible(folder / "curves.png"):
         plot.curves(log.rows, title, folder / "curves.png")
-    confused = confusion.tables(measured.predictions, test_batches.seen, dataset.test, dataset.classes)
+    confused = confusion.tables(measured.predictions, test_batches.seen, dataset.test, dataset.names)
     summary = summarize(settings, quant.is_prepared(model), log, size) | measured.result | confused
     if summary["engine"] == quant.AUTO:
         summary["engine"] = next(iter(measured.result["agreement"]), quant.AUTO)

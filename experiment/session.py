@@ -11,7 +11,7 @@ import models
 import quant
 from experiment import check, datasets, results
 from experiment.run_folder import write_settings
-from experiment.settings import TrainSettings
+from experiment.settings import ModelSettings, TrainSettings
 from experiment.teacher import load_teacher
 from quant.methods import gradboost
 from utils import config, seed
@@ -28,6 +28,10 @@ from utils.training.trainer import Trainer
 
 MANY_MACS = 1e12
 """Multiply-accumulates of a training run from which compiling the quantizers saves time: minutes on two cores."""
+OTHER_CLASSES = (
+    "{}: its last layer was trained on other classes, or on these in another order; without training (run.epochs=0) "
+    "those are what the model predicts"
+)
 
 
 class Session:
@@ -84,7 +88,9 @@ class Session:
         asked, d = self.settings.model, self.settings.data
         self.model = models.build(asked.name, len(self.dataset.classes), d.image_size, asked.options, d.channels)
         if asked.weights and self.state is None:
-            start_from_weights(self.model, asked.weights, allow_new_head=self.settings.run.epochs > 0)
+            loaded = start_from_weights(self.model, asked.weights, allow_new_head=self.settings.run.epochs > 0)
+            if has_other_classes(loaded, asked, self.dataset.names):
+                say(OTHER_CLASSES.format(asked.weights))
         params, macs = complexity(self.model, d.image_size, channels=d.channels)
         self.size = {"params": params, "macs": macs}
         images = len(self.dataset.training)
@@ -284,7 +290,7 @@ class Session:
             say(f"top-1 on the validation images: {reached} of training{f'; best epoch: {best}' if best else ''}")
 
 
-def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> None:
+def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> checkpoint.Loaded:
     """Load trained float weights; report what was done to them, and which layers the classes leave random."""
     loaded = checkpoint.load_weights(model, path, allow_new_head)
     if loaded.done:
@@ -292,6 +298,17 @@ def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> Non
     if loaded.new_head:
         head = ", ".join(loaded.new_head)
         say(f"{path} was trained on other classes: loaded all layers except {head}, which starts from random weights")
+    return loaded
+
+
+def has_other_classes(loaded: checkpoint.Loaded, model: ModelSettings, names: list[str]) -> bool:
+    """Whether the last layer that was loaded tells other classes apart, as many. names: of the dataset's classes."""
+    if loaded.new_head:
+        return False
+    if loaded.classes is not None:
+        return data.readable(loaded.classes) != names
+    may_be_published = len(names) == len(data.imagenet_names()) and names != data.imagenet_names()
+    return may_be_published and models.preprocessing(model.name, model.weights or "") is not None
 
 
 def worth_compiling(settings: TrainSettings, macs: int, images: int) -> bool:

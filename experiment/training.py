@@ -84,6 +84,8 @@ def train(settings: TrainSettings, processes: Processes) -> None:
         say(f"{path} is finished; run.resume=never trains it again\n")
         if processes.is_main:
             say(accuracy_table(read_summary(path)))
+            if not (path / "report.html").is_file():
+                say(f"no report.html in {path}, as of older versions; evaluate.py {path} writes evaluation.html there")
 
 
 def _open(folder: RunFolder, settings: TrainSettings, said: list[LogRecord], stack: contextlib.ExitStack) -> Start:

@@ -79,7 +79,7 @@ def write(contents: Contents, path: Path) -> None:
 def facts(contents: Contents) -> dict[str, str]:
     """What was trained, on what and how, in lines."""
     s, found, dataset = contents.settings, contents.summary, contents.dataset
-    names = ", ".join(dataset.classes[:MOST_CLASSES]) + (", ..." if len(dataset.classes) > MOST_CLASSES else "")
+    names = ", ".join(dataset.names[:MOST_CLASSES]) + (", ..." if len(dataset.names) > MOST_CLASSES else "")
     epochs = f"{s.run.epochs} epoch{'s' * (s.run.epochs != 1)}"
     parts = {"training": dataset.train, "validation": dataset.val, "test": dataset.test}
     counts = ", ".join(f"{len(images):,} {name}" for name, images in parts.items() if images is not None)

@@ -39,8 +39,9 @@ def test_every_file_of_ours_says_the_same(run):
 def test_of_one_picture_a_class_is_a_line(run, capsys):
     evaluation.main([str(run / "a"), f"images={run / 'images' / 'dark' / '0.png'}", f"output={run / 'out'}"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("dark/0.png, by reference")
-    assert lines[4].split()[0] == "dark"
+    assert lines[0] == "converting the model for reference"
+    assert lines[1].endswith("dark/0.png, by reference")
+    assert lines[5].split()[0] == "dark"
     assert len(list(csv.DictReader((run / "out" / "predictions.csv").read_text().splitlines()))) == 1
 
 

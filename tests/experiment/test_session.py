@@ -4,14 +4,16 @@ import json
 
 import torch
 
+import data
 import models
 import quant
 from experiment import datasets, session
 from experiment.check import check
-from experiment.session import Session, start_from_weights, worth_compiling
-from experiment.settings import TrainSettings
+from experiment.session import Session, has_other_classes, start_from_weights, worth_compiling
+from experiment.settings import ModelSettings, TrainSettings
 from utils.distributed import Processes
 from utils.runs import tensor_file
+from utils.runs.checkpoint import Loaded
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 SMALL = {"data": {"image_size": 16, "limit": 128, "batch_size": 64}, "model": {"name": "tests.nets:plain"}}
@@ -81,6 +83,24 @@ def test_a_head_of_other_classes_is_reported(tmp_path, capsys):
     torch.save(models.build("resnet20", 7, 16, {}).state_dict(), tmp_path / "seven.pth")
     start_from_weights(models.build("resnet20", 10, 16, {}), str(tmp_path / "seven.pth"), allow_new_head=True)
     assert "loaded all layers except fc, which starts from random weights" in capsys.readouterr().out
+
+
+def test_a_head_of_as_many_other_classes_is_told_from_one_of_these():
+    ours = ModelSettings(name="resnet18", weights="ours.pt")
+    ten = [f"class{i}" for i in range(10)]
+    assert not has_other_classes(Loaded((), (), ten), ours, ten)
+    assert has_other_classes(Loaded((), (), ten[::-1]), ours, ten)
+    assert not has_other_classes(Loaded(("fc",), (), ten[::-1]), ours, ten), "that one starts at random"
+
+
+def test_published_weights_are_of_imagenets_classes(monkeypatch):
+    names, anything = data.imagenet_names(), Loaded((), (), None)
+    published = ModelSettings(name="resnet18", weights="resnet18-f37072fd.pth")
+    monkeypatch.setattr(models, "preprocessing", lambda *_: {"image_size": 224})
+    assert not has_other_classes(anything, published, names)
+    assert has_other_classes(anything, published, sorted(str(i) for i in range(1000)))
+    monkeypatch.setattr(models, "preprocessing", lambda *_: None)
+    assert not has_other_classes(anything, published, sorted(str(i) for i in range(1000))), "nobody says of what"
 
 
 def test_what_was_done_to_the_weights_of_another_program_is_said_in_one_line(tmp_path, capsys):

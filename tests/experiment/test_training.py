@@ -47,6 +47,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(tmp_path, monkeypatch, ca
     printed = capsys.readouterr().out
     assert f"{folder} is finished" in printed
     assert "91.25" in printed
+    assert f"evaluate.py {folder} writes evaluation.html there" in printed
 
 
 @pytest.mark.parametrize(("model", "channels"), [("resnet20", 1), ("timm:mobilenetv3_small_050", 4)])

@@ -142,6 +142,8 @@ class Loaded:
     new_head: tuple[str, ...]
     done: tuple[str, ...]
     """What was done to bring the file's weights under the names of the model."""
+    classes: list[str] | None
+    """Those of a checkpoint of train.py; None: the file does not say."""
 
 
 def load_weights(model: nn.Module, path: str, allow_new_head: bool = False) -> Loaded:
@@ -157,7 +159,7 @@ def load_weights(model: nn.Module, path: str, allow_new_head: bool = False) -> L
     kept = {name: value for name, value in reading.tensors.items() if name.rpartition(".")[0] not in head}
     _check_numbers(kept, path)
     model.load_state_dict(kept, strict=not head)
-    return Loaded(tuple(head), reading.done)
+    return Loaded(tuple(head), reading.done, found["classes"] if is_ours(found) else None)
 
 
 def check_weights(model: nn.Module, path: str, model_name: str | None = None) -> None:
