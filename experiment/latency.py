@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 import models
 import quant
-from experiment import cli
+from experiment import cli, latency_profile
 from experiment.check import check_engines
 from experiment.rebuild import rebuild
+from experiment.report import profile_report
 from experiment.report.latency_table import report
 from experiment.run_results import checkpoint_of, summary_of
 from experiment.settings import LatencySettings, ModelSettings
@@ -45,6 +46,15 @@ class Subject:
     prepared: fx.GraphModule
     image_size: int
     channels: int = 3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An integer model on an engine. bit_equal: percent of random images whose logits are the simulation's, bit for
+    bit."""
+
+    model: quant.IntegerModel
+    bit_equal: float
 
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
@@ -90,24 +100,29 @@ def measure_all(settings: LatencySettings) -> None:
     sizes = list(itertools.product(counts(settings.threads or usual), counts(settings.batch_size)))
     calls = (settings.warmup + settings.repeats) * len(settings.models) * (3 + len(settings.engines)) * len(sizes)
     rows: list[dict] = []
+    profiles: list[profile_report.Profiled] = []
     with tqdm(total=calls, unit="run", leave=False, disable=None) as bar:
         for entry in settings.models:
             subject = build(entry, settings.image_size, settings.num_classes, settings.trust)
             bar.set_description(printable(subject.label))
+            gc.collect()  # graphs are reference cycles: the previous model's still hold its weights
+            integer = on_engines(subject, settings.engines)
             for threads, batch_size in sizes:
                 torch.set_num_threads(threads)
-                gc.collect()  # graphs are reference cycles: the previous model's still hold its weights
                 rows += measure(
                     subject,
-                    settings.engines,
+                    integer,
                     batch_size,
                     top1_of(entry),
                     warmup=settings.warmup,
                     repeats=settings.repeats,
                     progress=bar.update,
                 )
+                if settings.profile:
+                    profiles += profiled(subject, integer, batch_size, settings.repeats)
             torch.set_num_threads(usual)  # a model's ranges are found with the same sums, whatever is timed
     report(rows, settings.repeats, environment(), folder)
+    profile_report.report(profiles, folder)
 
 
 def counts(asked: int | list[int]) -> list[int]:
@@ -157,9 +172,22 @@ def calibrated_on_noise(plain: nn.Module, image_size: int, channels: int = 3) ->
     return prepared
 
 
+def on_engines(subject: Subject, engines: list[str]) -> dict[str, Candidate]:
+    """The integer models by engine. An engine that cannot run the model is left out, in a line."""
+    trial = torch.randn(TRIAL_IMAGES, subject.channels, subject.image_size, subject.image_size)
+    simulated, found = call(subject.prepared, trial)(), {}
+    for name in engines:
+        try:
+            model = quant.convert(subject.prepared, name)
+            found[name] = Candidate(model, 100 * float((call(model, trial)() == simulated).all(1).float().mean()))
+        except quant.EngineFailed as error:
+            say(str(error))
+    return found
+
+
 def measure(
     subject: Subject,
-    engines: list[str],
+    integer: dict[str, Candidate],
     batch_size: int,
     top1: dict[str, float],
     warmup: int,
@@ -173,17 +201,13 @@ def measure(
     plain, size, channels = subject.float_model, subject.image_size, subject.channels
     images = torch.randn(batch_size, channels, size, size)
     channels_last = images.contiguous(memory_format=torch.channels_last)
-    integer = {name: quant.convert(subject.prepared, name) for name in engines}
-    trial = torch.randn(TRIAL_IMAGES, channels, size, size)
-    simulated = call(subject.prepared, trial)()
     forms = quant.float_baseline(plain).torchscript_variants(channels_last)
-    equal: dict[str, float] = {}
+    integer = dict(integer)
     calls = {"eager": call(plain, images)} | {form: call(run, channels_last) for form, run in forms.items()}
-    for name, model in list(integer.items()):
-        engine_images = images.contiguous(memory_format=model.engine.layout)
+    for name, candidate in list(integer.items()):
+        engine_images = images.contiguous(memory_format=candidate.model.engine.layout)
         try:
-            equal[name] = 100 * float((call(model, trial)() == simulated).all(1).float().mean())
-            calls[name] = call(model.compile_for(engine_images), engine_images)
+            calls[name] = call(candidate.model.compile_for(engine_images), engine_images)
         except quant.EngineFailed as error:
             say(str(error))
             del integer[name]
@@ -194,7 +218,7 @@ def measure(
     return [
         {"model": subject.label, "engine": name}
         | common
-        | {"int8_mb": tensor_file.megabytes(model.stored()), "integer_macs_percent": share}
+        | {"int8_mb": tensor_file.megabytes(candidate.model.stored()), "integer_macs_percent": share}
         | with_percentiles("as_built_ms", times["eager"])
         | with_percentiles("float_ms", times[best])
         | with_percentiles("int8_ms", times[name])
@@ -202,10 +226,19 @@ def measure(
         | {"int8_images_per_s": 1000 * batch_size / times[name].median}
         | {"float_form": best, "speedup": times[best].median / times[name].median}
         | {"speedup_as_built": times["eager"].median / times[name].median}
-        | {"bit_equal_percent": equal[name]}
+        | {"bit_equal_percent": candidate.bit_equal}
         | {"float_top1": top1.get("float"), "int8_top1": top1.get(name)}
-        for name, model in integer.items()
+        for name, candidate in integer.items()
     ]
+
+
+def profiled(
+    subject: Subject, integer: dict[str, Candidate], batch_size: int, repeats: int
+) -> list[profile_report.Profiled]:
+    """The operators of the integer models, each timed by itself."""
+    images = torch.randn(batch_size, subject.channels, subject.image_size, subject.image_size)
+    by_engine = {name: candidate.model for name, candidate in integer.items()}
+    return latency_profile.take(subject.label, subject.prepared, subject.float_model, by_engine, images, repeats)
 
 
 def float_facts(plain: nn.Module, image_size: int, batch_size: int, channels: int = 3) -> dict[str, Any]:

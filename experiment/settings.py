@@ -226,6 +226,8 @@ class LatencySettings(Section):
     """Calls of each model before any is timed."""
     repeats: int = Field(50, ge=1)
     """Timed calls of each model."""
+    profile: bool = False
+    """Also time each operator by itself, and say why the slowest are slow: latency-profile.csv and .png."""
     dir: PathText = "runs/latency"
     """Folder of the tables and the picture."""
     trust: Trust = False

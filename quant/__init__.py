@@ -16,6 +16,7 @@ from quant.analysis.integer_share import planned_integer_share as planned
 from quant.analysis.layer_table import float_operators, layer_records, layer_rows, layer_summary, layer_table
 from quant.analysis.mixed_precision import choose_bits
 from quant.analysis.predictions import Predictions
+from quant.analysis.profile import Profile, profile
 from quant.analysis.sensitivity import sensitivity
 from quant.core.kernels import compile_all as compile_kernels
 from quant.core.kernels import interpret_all as interpret_kernels
@@ -186,8 +187,10 @@ __all__ = [
     "SECTIONS",
     "Dampening",
     "EngineFailed",
+    "IntegerModel",
     "Measurement",
     "Predictions",
+    "Profile",
     "QuantSettings",
     "ResolvedQuant",
     "calibrate",
@@ -222,6 +225,7 @@ __all__ = [
     "parse",
     "planned_integer_share",
     "prepare",
+    "profile",
     "quantizers",
     "reestimate_batch_norm",
     "rescales",

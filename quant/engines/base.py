@@ -140,12 +140,15 @@ class Converted:
 class IntegerModel(nn.Module):
     """A converted model: float images [N, 3, H, W] -> float logits [N, classes], with integer arithmetic between.
 
+    runs_by_operator: whether the graph's operators are the kernels that run, one by one.
     engine: the engine that runs it. graph: the converted graph.
     layers: the Converted layers by name. operators: kernel names of the operators without weights, by operator name.
     float_layers: the tensors of the layers that stay in float, by name.
     node_map: name of a node in the prepared graph -> (name of the corresponding node in `graph`, grid of its value or
         None if the value is float). Nodes without a counterpart are left out.
     """
+
+    runs_by_operator = True
 
     def __init__(
         self,

@@ -89,6 +89,7 @@ class XnnpackModel(IntegerModel):
     It uses torch.get_num_threads() threads, read at each call.
     """
 
+    runs_by_operator = False
     engine: XnnpackEngine
 
     def __init__(self, engine: XnnpackEngine, model: IntegerModel):

@@ -43,6 +43,7 @@ class RuntimeModel(IntegerModel):
     Raises EngineFailed, a line with the first of the package's own, for a model that the package refuses.
     """
 
+    runs_by_operator = False
     engine: Runtime
 
     def __init__(self, engine: Runtime, model: IntegerModel):

@@ -22,7 +22,7 @@ def to_torchscript(
     """
     shape = images.shape
     layout = torch.channels_last if in_channels_last(images) else torch.contiguous_format
-    module = _WithPackedWeights(graph, list(packed_weights))
+    module = with_packed_weights(graph, packed_weights)
     with warnings.catch_warnings(), torch.no_grad():
         # Expected warnings: torch.jit is deprecated, and sizes become constants of the trace.
         warnings.simplefilter("ignore")
@@ -43,6 +43,11 @@ def in_channels_last(images: Tensor) -> bool:
     return images.is_contiguous(memory_format=torch.channels_last)
 
 
+def with_packed_weights(graph: nn.Module, packed_weights: Iterable[Any]) -> nn.Module:
+    """A module that runs the graph, and that torch.jit.trace takes. packed_weights: those that its operators use."""
+    return _WithPackedWeights(graph, list(packed_weights))
+
+
 class _WithPackedWeights(nn.Module):
     """A graph with its packed weights as attributes: torch.jit.trace accepts no other tensors and objects."""
 
@@ -53,5 +58,5 @@ class _WithPackedWeights(nn.Module):
             register = self.register_buffer if isinstance(packed, Tensor) else functools.partial(setattr, self)
             register(f"packed_{i}", packed)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.graph(images)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.graph(*inputs)

@@ -39,7 +39,7 @@ from quant.core.integer_layer import IntegerLayer
 from quant.core.integer_operator import IntegerOperator, add
 from quant.engines.base import FLOAT32_KERNEL, Engine, Operator
 from quant.engines.native.layers import SUMS, in_float32, onednn_sums, packed
-from quant.engines.native.operators import CANDIDATES, interleave, shuffled
+from quant.engines.native.operators import CANDIDATES, add_in_float, interleave, shuffled
 from quant.engines.native.tensors import (
     native_from_centred,
     native_from_uint8,
@@ -102,8 +102,9 @@ class NativeEngine(Engine):
         return onednn_sums(layer) if kernel == SUMS else packed(layer, kernel)
 
     def operators(self, op: IntegerOperator) -> list[tuple[str, Operator]]:
-        rounds_differently = self.name == "qnnpack" and op.arithmetic is add
-        candidates = None if op.y is None or rounds_differently else CANDIDATES.get(op.arithmetic)
+        rounds_differently = self.name == "qnnpack" and op.arithmetic is add  # and rejects some ratios of scales
+        candidates = add_in_float if rounds_differently else CANDIDATES.get(op.arithmetic)
+        candidates = None if op.y is None else candidates
         kernels = [] if candidates is None else candidates(op)
         return [(self.name, kernel) for kernel in kernels] + [(FLOAT32_KERNEL, self.in_float32(op))]
 

@@ -157,11 +157,11 @@ def test_an_addition_of_one_channel_to_many(engine):
     assert torch.equal(quant.convert(prepared, engine)(images), prepared(images))
 
 
-def test_qnnpacks_addition_rounds_in_another_way_and_is_not_a_candidate():
+def test_qnnpacks_addition_rounds_in_another_way_and_the_one_in_float_takes_its_place():
     y = grid(0.05, 100)
     op = integer_operator("add", add, torch.add, (grid(0.03, 7), grid(0.04, 9)), y, IDENTITY)
     kernels = {name: [kernel for kernel, _ in NativeEngine(name).operators(op)] for name in ("qnnpack", "fbgemm")}
-    assert kernels == {"qnnpack": [FLOAT32_KERNEL], "fbgemm": ["fbgemm", "fbgemm", FLOAT32_KERNEL]}
+    assert kernels == {"qnnpack": ["qnnpack", FLOAT32_KERNEL], "fbgemm": [*["fbgemm"] * 3, FLOAT32_KERNEL]}
     product = integer_operator("mul", mul, torch.mul, op.x, y, IDENTITY)
     assert [kernel for kernel, _ in NativeEngine("qnnpack").operators(product)] == ["qnnpack", FLOAT32_KERNEL]
 

@@ -1,0 +1,37 @@
+"""latency.py profile=true: the operators of each integer model, timed one by one."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx, nn
+
+import quant
+from experiment.report.profile_report import Profiled
+from utils.console import say
+
+
+def take(
+    label: str,
+    prepared: fx.GraphModule,
+    plain: nn.Module,
+    integer: Mapping[str, quant.IntegerModel],
+    images: Tensor,
+    repeats: int,
+) -> list[Profiled]:
+    """A profile of the prepared model on each engine. label: its name. plain: the float model.
+
+    An engine that runs a model as one program, in a library of its own, is left out, in a line.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)
+    in_float = quant.float_baseline(plain).torchscript_variants(images)["frozen"]
+    found = []
+    for name, model in integer.items():
+        if not model.runs_by_operator:
+            say(f"profile: {name} runs {label} as one program of its own; the engines of torch can be taken apart")
+            continue
+        try:
+            timed = quant.profile(prepared, model, in_float, images, repeats)
+        except quant.EngineFailed:  # it was said when the whole was timed
+            continue
+        found.append(Profiled(label, name, images.shape[-1], len(images), torch.get_num_threads(), timed))
+    return found
