@@ -52,8 +52,8 @@ def main(
     if options.help is not None:
         print(help.explain(settings_type, options.help) if options.help else usage(parser, settings_type))
         return
-    if options.list:
-        print(listing(options.list))
+    if options.list is not None:
+        print(listing(options.list) if options.list else f"--list {' | '.join(TABLES)}")
         return
     settings = config.load(settings_type, options.config, options.overrides)
     given = config.overrides(settings_type, options.overrides)

@@ -96,6 +96,8 @@ class Session:
         images = len(self.dataset.training)
         say(f"{asked.name}: {params:,} parameters, {macs:,} MACs; {images:,} training images, {self.processes}")
         say(datasets.description(d, self.dataset))
+        if asked.weights and d.mean is None:
+            say(f"{asked.weights} does not say how its images were made: mean and std are the usual ones of {d.name}")
         if self.quant_spec.quantizes:
             share = quant.planned_integer_share(self.model, self.quant_spec, d.image_size, d.channels)
             self.size["integer_macs_percent"] = share.percent
@@ -287,7 +289,8 @@ class Session:
         reached = time_to_accuracy(self.log.rows)
         if reached:
             best = self.log.best_epoch()
-            say(f"top-1 on the validation images: {reached} of training{f'; best epoch: {best}' if best else ''}")
+            chosen = f"; measured: epoch {best}, the best by top-1, then by loss" if best else ""
+            say(f"training first reached, on the validation images, a top-1 of {reached}{chosen}")
 
 
 def start_from_weights(model: nn.Module, path: str, allow_new_head: bool) -> checkpoint.Loaded:

@@ -208,6 +208,9 @@ class EvaluateSettings(Section):
 class LatencySettings(Section):
     """setting/latency.json: time models, float and integer, on this CPU."""
 
+    bare_key: ClassVar[str] = "models"
+    bare_keys_are_a_list: ClassVar[bool] = True
+
     note: str = ""
     """What this setting does and what it costs."""
     models: list[PathText | dict[str, Any]] = Field(["resnet18", "mobilenet_v2"], min_length=1)

@@ -63,7 +63,9 @@ def build_external(
     options = options if taken is None else {taken: channels} | options
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The default weight initialization of")  # googlenet, inception
-        model = importing.call(make, options, f"model.name: {name}")
+        is_trial = num_classes is None and "num_classes" in options
+        trial = ", tried with 10 classes before the images are read," if is_trial else ""
+        model = importing.call(make, options, f"model.name: {name}{trial}")
     if not isinstance(model, nn.Module):
         raise UserError(f"model.name: {name} returned a {type(model).__name__}, not an nn.Module")
     model = for_channels(model, channels, name) if taken is None else model

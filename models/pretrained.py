@@ -52,7 +52,10 @@ def _downloaded(url: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), known[1] if known else None)
     except (OSError, RuntimeError) as error:  # no network; another checksum
-        raise UserError(f"{KEY}: {url} cannot be downloaded ({first_line(error)}); put it into {path.parent}") from None
+        raise UserError(
+            f"{KEY}: {url} cannot be downloaded ({first_line(error)}); put it into {path.parent}, "
+            "or name a copy, or null to start from scratch: model.weights=FILE"
+        ) from None
     return str(path)
 
 

@@ -117,6 +117,7 @@ def resolve_engines(names: list[str], prepared: fx.GraphModule, images: Tensor) 
     """
     if AUTO not in names:
         return names
+    say(f"converting the model for {', '.join(available())}, to find the fastest exact engine")
     choice = fastest(prepared, available(), images)
     say(str(choice))
     return list(dict.fromkeys(choice.name if name == AUTO else name for name in names))
@@ -136,6 +137,12 @@ class Measurement(NamedTuple):
     predictions: Predictions
     engine: str
     layer_records: list[dict[str, Any]]
+
+
+def _on_engines(prepared: fx.GraphModule, names: list[str]) -> dict[str, IntegerModel]:
+    if names:
+        say(f"converting the model for {', '.join(names)}")
+    return {name: convert(prepared, name) for name in tracked(names, len(names), "converting", "engines")}
 
 
 def planned_integer_share(model: nn.Module, spec: ResolvedQuant, image_size: int, channels: int = 3) -> IntegerShare:
@@ -165,7 +172,7 @@ def measure(
     if AUTO in engine_names and is_prepared(model):
         engine_names = resolve_engines(engine_names, model, next(iter(batches))[0])
     shown = tracked(batches, len(batches), "measuring", "batches")
-    engines = {name: convert(model, name) for name in engine_names} if is_prepared(model) else {}
+    engines = _on_engines(model, engine_names) if is_prepared(model) else {}
     records: list[dict[str, Any]] = []
     told = min(engines, key=lambda name: (name != meant_for, name == "reference"), default="")
     if is_prepared(model) and engines:

@@ -52,8 +52,10 @@ COMMANDS = dict.fromkeys(line for path in DOCUMENTS for line in COMMAND.findall(
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.split()[0] in SCRIPTS])
-def test_a_command_of_the_documents_is_one_that_its_script_takes(command, monkeypatch, capsys):
-    """The checkpoints in it are other commands' own, and not here."""
+def test_a_command_of_the_documents_is_one_that_its_script_takes(command, monkeypatch, capsys, tmp_path):
+    """The checkpoints in it are other commands' own, and not here; my_file is the reader's."""
+    (tmp_path / "my_file.py").write_text("from tests.nets import plain as my_net")
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(tensor_file, "check_exists", lambda path: None)
     monkeypatch.setattr(checkpoint, "check_weights", lambda model, path, name: None)
     monkeypatch.setattr(check, "with_weights_file", lambda model, d: model)

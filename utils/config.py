@@ -38,7 +38,15 @@ def parser(description: str | None, default: str, choices: Iterable[str]) -> arg
     about = "print this, or what the keys of a section or one key mean, and stop"
     cli.add_argument("-h", "--help", nargs="?", const="", metavar="KEY", help=about)
     cli.add_argument("-c", "--config", default=default, metavar="FILE", help=f"setting file (default: {default})")
-    cli.add_argument("--list", choices=list(choices), help="print the names to choose from and stop")
+    names = list(choices)
+    cli.add_argument(
+        "--list",
+        nargs="?",
+        const="",
+        choices=[*names, ""],
+        metavar="WHAT",
+        help=f"print the names to choose from and stop: of {', '.join(names)}",
+    )
     cli.add_argument("--print-config", action="store_true", help="print the resolved setting and stop")
     cli.add_argument("overrides", nargs="*", metavar="section.key=value", help="override a value of the file")
     return cli
@@ -57,7 +65,22 @@ def load(kind: type[S], path: str, texts: list[str]) -> S:
         _notify(f"command line: {notice}")
     for key, value in given.items():
         _set(values, key.split("."), value, f"command line: {key}")
-    return validate(kind, values, path, set(given))
+    return validate(kind, _with_lists(kind, values, given), path, set(given))
+
+
+def _with_lists(kind: type[Section], values: dict, given: Mapping[str, Any]) -> dict:
+    """The values, with a text a,b from the command line as a list of a and b where a list is asked for."""
+    try:
+        kind.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        for one in error.errors():
+            key = ".".join(str(part) for part in one["loc"] if not str(part).startswith("list["))
+            if one["type"] == "list_type" and isinstance(given.get(key), str):
+                items = [_json_or_text(item) for item in given[key].split(",")]
+                _set(values, key.split("."), items, f"command line: {key}")
+    except ValueError:
+        pass  # the check proper says what is wrong
+    return values
 
 
 def _notify(text: str) -> None:
@@ -70,19 +93,21 @@ def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> di
     Values are JSON where they parse as JSON, else strings.
     """
     found: dict[str, Any] = {}
-    bare: dict[str, str] = {}
+    bare: list[str] = []
     for text, behind in itertools.pairwise([*texts, ""]):
         key, equals, value = text.partition("=")
         if re.search(r"[\ud800-\udfff]", text):  # what stands for other bytes
             raise UserError(f"command line: {text} is not UTF-8")
         if not equals and kind.bare_key:
-            key, value = kind.bare_key, json.dumps(text)
-            if key in bare:
-                raise UserError(f"command line: {bare[key]} and {text}: one alone is the {key}; name the other's key")
-            bare[key] = text
+            if bare and not kind.bare_keys_are_a_list:
+                raise UserError(
+                    f"command line: {bare[0]} and {text}: one alone is the {kind.bare_key}; name the other's key"
+                )
+            bare.append(text)
+            key, value = kind.bare_key, json.dumps(bare if kind.bare_keys_are_a_list else text)
         elif not equals:
             hint = f", did you mean {text}={behind}?" if behind and "=" not in behind and "." in text else ""
-            raise UserError(f"command line: {text!r} is not of the form section.key=value{hint}")
+            raise UserError(f"command line: {text!r} is not of the form key=value, or section.key=value{hint}")
         one = {key: _json_or_text(value)}
         for notice in kind.rename(one):
             if notify:

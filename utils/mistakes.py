@@ -73,8 +73,9 @@ def _unknown_key(kind: type[Section], location: tuple) -> str:
 def _hint(kind: type[Section], inside: Any, word: str) -> str | None:
     """The key that was meant: a synonym or the most similar one of the section, or the same word of another."""
     usual = SYNONYMS.get(word.lower(), word.lower())
-    if usual in inside.model_fields:
-        return usual
+    for same in (usual, f"{usual}s"):
+        if same in inside.model_fields:
+            return same
     others = [key.name for key in keys(kind) if key.name.rpartition(".")[2] == usual]
     return others[0] if others else nearest(word, inside.model_fields)
 

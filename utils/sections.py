@@ -61,6 +61,8 @@ class Section(BaseModel):
 
     bare_key: ClassVar[str] = ""
     """The key that a text without = on the command line is a value of, if any."""
+    bare_keys_are_a_list: ClassVar[bool] = False
+    """Whether there may be several of them, of which that key is the list."""
 
     @classmethod
     def rename(cls, values: dict) -> list[str]:

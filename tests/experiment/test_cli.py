@@ -36,6 +36,8 @@ def test_the_job_of_the_settings_runs(tmp_path, capsys):
 def test_lists_settings_and_help_are_printed_and_nothing_runs(tmp_path, capsys):
     assert call(tmp_path, "--list", "methods") == []
     assert "lsq" in capsys.readouterr().out.split()
+    assert call(tmp_path, "--list") == []
+    assert "methods" in capsys.readouterr().out.split()
     assert call(tmp_path, "--print-config", "a=3") == []
     assert json.loads(capsys.readouterr().out) == {"a": 3}
     assert call(tmp_path, "--help") == []

@@ -11,6 +11,7 @@ from experiment import datasets, session
 from experiment.check import check
 from experiment.session import Session, has_other_classes, start_from_weights, worth_compiling
 from experiment.settings import ModelSettings, TrainSettings
+from tests.nets import plain
 from utils.distributed import Processes
 from utils.runs import tensor_file
 from utils.runs.checkpoint import Loaded
@@ -110,3 +111,12 @@ def test_what_was_done_to_the_weights_of_another_program_is_said_in_one_line(tmp
     start_from_weights(models.build("resnet20", 10, 16, {}), str(tmp_path / "theirs.pth"), allow_new_head=False)
     line = "theirs.pth: its state_dict; without module in names; counters as built: 19; float16 as float32\n"
     assert capsys.readouterr().out.endswith(line)
+
+
+def test_it_is_said_where_weights_do_not_say_how_their_images_were_made(tmp_path, capsys):
+    torch.save(plain(10).state_dict(), tmp_path / "theirs.pth")
+    for stated in (False, True):
+        data_keys = SMALL["data"] | ({"mean": [0.5] * 3, "std": [0.2] * 3} if stated else {})
+        model_keys = SMALL["model"] | {"weights": str(tmp_path / "theirs.pth")}
+        a_session(tmp_path, data=data_keys, model=model_keys).build_model()
+        assert ("does not say how its images were made" in capsys.readouterr().out) is not stated

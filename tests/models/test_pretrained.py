@@ -35,7 +35,7 @@ def test_a_file_is_downloaded_once_into_torchs_cache(name, published, tmp_path):
 
 def test_a_file_of_another_checksum_is_refused(published, tmp_path):
     published.write_bytes(b"other weights")
-    with pytest.raises(UserError, match=r"cannot be downloaded \(invalid hash value.*put it into .*checkpoints$"):
+    with pytest.raises(UserError, match=r"cannot be downloaded \(invalid hash value.*put it into .*, or name a copy"):
         models.file_of("resnet18")
     assert not [path for path in (tmp_path / "hub" / "checkpoints").iterdir() if path.suffix == ".pth"]
 

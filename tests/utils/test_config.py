@@ -83,7 +83,7 @@ def test_mistakes_in_a_file(tmp_path, values, message):
     ("override", "message"),
     [
         ("quant.weight_bit=4", r"command line: quant.weight_bit: unknown key, did you mean weight_bits\?"),
-        ("epochs", r"command line: 'epochs' is not of the form section.key=value"),
+        ("epochs", r"command line: 'epochs' is not of the form key=value, or section.key=value"),
         ("note.x=1", r"command line: note.x: note is not a section"),
     ],
 )
@@ -101,6 +101,25 @@ def test_two_texts_without_a_key(tmp_path):
     assert config.load(EvaluateSettings, write(tmp_path), ["runs/a"]).checkpoint == "runs/a"
     with pytest.raises(UserError, match=r"^command line: runs/a and photo.jpg: one alone is the checkpoint; name the "):
         config.load(EvaluateSettings, write(tmp_path), ["runs/a", "photo.jpg"])
+
+
+def test_texts_without_a_key_are_the_models_to_time(tmp_path):
+    found = config.load(LatencySettings, write(tmp_path), ["runs/a", "resnet18", "threads=1"])
+    assert (found.models, found.threads) == (["runs/a", "resnet18"], 1)
+
+
+def test_a_list_needs_no_brackets_on_the_command_line(tmp_path):
+    texts = ["engines=x86,fbgemm", "models=resnet18", "threads=1,2", "batch_size=8"]
+    found = config.load(LatencySettings, write(tmp_path), texts)
+    assert (found.engines, found.models) == (["x86", "fbgemm"], ["resnet18"])
+    assert (found.threads, found.batch_size) == ([1, 2], 8)
+    assert config.load(TrainSettings, write(tmp_path), ["run.engines=x86"]).run.engines == ["x86"]
+    path = config.load(EvaluateSettings, write(tmp_path), ["checkpoint=runs/a,b"]).checkpoint
+    assert path == "runs/a,b", "no list is asked for"
+    with pytest.raises(UserError, match=r"my.json: engines: input should be a valid array"):
+        config.load(LatencySettings, write(tmp_path, engines="x86"), [])
+    with pytest.raises(UserError, match=r"^command line: threads.*: input should be"):
+        config.load(LatencySettings, write(tmp_path), ["threads=one,two"])
 
 
 def test_missing_and_broken_files(tmp_path):

@@ -11,6 +11,7 @@ from utils.sections import Section
 
 class Common(Section):
     method: str = "lsq"
+    engine: str = ""
 
 
 class Lsq(Section):
@@ -26,6 +27,7 @@ KINDS = sections.variants("method", Common, {"lsq": Lsq, "ptq": Ptq}, "lsq")
 
 class Run(Section):
     epochs: int = pydantic.Field(1, ge=0)
+    engines: str = ""
 
 
 class Whole(Section):
@@ -38,6 +40,7 @@ class Whole(Section):
     ("values", "line"),
     [
         ({"run": {"epoch": 3}}, "a.json: run.epoch: unknown key, did you mean epochs?"),
+        ({"run": {"engine": 3}}, "a.json: run.engine: unknown key, did you mean engines?"),
         ({"zzzz": 3}, "a.json: zzzz: unknown key"),
         ({"run": {"epochs": -1}}, "a.json: run.epochs: input should be greater than or equal to 0, not -1"),
         ({"run": {"epochs": "3"}}, 'a.json: run.epochs: input should be a valid integer, not "3"'),
