@@ -9,9 +9,10 @@ fusion in ONNX Runtime.)
 What a runtime fuses, it rounds in its own way. That is harmless for layers, whose sums lie off all ties
 (core/integer_layer.py). It is not for a sum of two tensors, whose 65,536 pairs of integers come too near to ties, nor
 for products and averages. They are written so that no runtime fuses their rounding: in float, with the multiplication
-by 1 / scale as an operator of its own and QuantizeLinear of scale 1. So every rounding is the simulation's, on each
-CPU; products and averages are those of integers, and therefore exact. A function of one tensor is fused, on a scale
-moved off the ties of its 256 values; where they leave no room, it is a table.
+by 1 / scale and Round as operators of their own before a QuantizeLinear of scale 1, and what is added or averaged read
+through a Max that changes nothing. So every rounding is the simulation's, on each CPU; products and averages are those
+of integers, and therefore exact. A function of one tensor is fused, on a scale moved off the ties of its 256 values;
+where they leave no room, it is a table.
 
 `QdqEngine` makes a graph of the operators of engines/qdq_operators.py. engines/onnx_writer.py writes it as a file.
 """
@@ -155,9 +156,17 @@ def written_product(op: IntegerOperator) -> Operator:
 
 
 def written_average(op: IntegerOperator) -> Operator:
-    integers = _on_integers(op)
+    integers, zero_point = _on_integers(op), on_grid(op.x[0], 0, 0)[1]
     rounded = op.x[0].value if op.y is None else _divided(op)
-    return lambda x: rounded(exact_average(op.run, *integers(x)))
+
+    def run(x: Tensor) -> Tensor:
+        [n] = integers(x)
+        mean = exact_average(op.run, n)
+        if zero_point or mean.shape[2:].numel() != 1:  # OpenVINO averages uint8 in its own way, but for whole maps
+            mean = exact_average(op.run, qdq.unfused(n, 1.0, zero_point))
+        return rounded(mean)
+
+    return run
 
 
 def _function(op: IntegerOperator) -> Operator:

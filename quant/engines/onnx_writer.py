@@ -59,8 +59,10 @@ class Translation:
         return self.rounded(y, self.constant(step, numpy.float32), *on_grid)
 
     def quantize(self, y, step: float, *on_grid):
+        """Round is not left to QuantizeLinear: OpenVINO would fold the multiplication into it, and round after it has
+        added the zero point, where sums near a tie have lost their last bits."""
         scaled = self.op.Mul(y, self.constant(numpy.float32(1) / numpy.float32(step), numpy.float32))
-        return self.rounded(scaled, self.constant(1, numpy.float32), *on_grid)
+        return self.rounded(self.op.Round(scaled), self.constant(1, numpy.float32), *on_grid)
 
     def stored(self, x, scale: float, zero):
         """The integers of values on a grid; those that x was dequantized from, if it was."""
@@ -70,11 +72,16 @@ class Translation:
         return self.op.QuantizeLinear(x, self.constant(scale, numpy.float32), zero)
 
     def unfused(self, x, scale: float, zero_point: int):
+        """The larger of x and what is below all values of its grid, which is x.
+
+        Where QuantizeLinear is fused, OpenVINO computes q * scale - zero_point * scale behind it, rounded once. There,
+        a Max with 0 of the integers comes first. With scale 1 both are exact.
+        """
         zero = self.integer(zero_point)
         q = self.stored(x, scale, zero)
-        if not _of_convolution(q):
-            return x
-        return self.op.DequantizeLinear(self.op.Max(q, self.integer(0)), self.constant(scale, numpy.float32), zero)
+        if scale != 1 and _is_fused(q):
+            x = self.op.DequantizeLinear(self.op.Max(q, self.integer(0)), self.constant(scale, numpy.float32), zero)
+        return self.op.Max(x, self.constant(-scale * (zero_point + 1), numpy.float32))
 
     def concatenate(self, values, axis: int, scale: float, zero_point: int):
         step, zero = self.constant(scale, numpy.float32), self.integer(zero_point)
@@ -175,12 +182,15 @@ def _function(method: Callable) -> Callable:
     return write
 
 
-def _of_convolution(q: Any) -> bool:
-    """Whether integers are the rounded output of a convolution."""
+def _is_fused(q: Any) -> bool:
+    """Whether integers are rounded together with the operator before: all but those of `quantize`."""
     made = q.producer()
-    while made is not None and made.op_type in ("Clip", "QuantizeLinear"):
+    while made is not None and made.op_type == "Clip":
         made = made.inputs[0].producer()
-    return made is not None and made.op_type == "Conv"
+    if made is None or made.op_type != "QuantizeLinear":
+        return False
+    before = made.inputs[0].producer()
+    return before is None or before.op_type != "Round"
 
 
 def _pairs(*values) -> list[list[int]]:

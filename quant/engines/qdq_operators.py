@@ -8,8 +8,9 @@ passed as numbers, shifted so that q_min is 0. The functions here compute in tor
     to_fuse       the same, written so that runtimes recognize it and compute operator and rounding in one. Their
                   rounding is their own, so that it is for values that lie far from every tie
     kept          values that an operator moved or selected, and that are on the grid as before
-    unfused       values on a grid as they are, but no runtime computes the operator that reads them together with the
-                  convolution that made them: OpenVINO would leave out the rounding between the two
+    unfused       values on a grid as they are, read by an operator in float that no runtime computes together with what
+                  made them. OpenVINO would leave out the rounding of a convolution before it, scale integers in its own
+                  way, and add a product before it is rounded (fused multiply-add)
     concatenate   values on one grid, one after another: of their integers
     integers      the integers less the zero point of values on a grid
     look_up       the entry of a table for each integer: a function of one tensor
