@@ -90,8 +90,9 @@ def export(prepared: fx.GraphModule, folder: Path, image_size: int, info: dict, 
     with torch.no_grad():
         program = torch.export.export(model.graph, (images,), dynamic_shapes=(batch,))
     check_batches(model, program.module(), image_size, FLOAT_ERROR, str(folder / "model.pt2"), channels)
-    for node in program.graph.nodes:  # paths of this machine's source files, and half the size of the file
-        node.meta.pop("stack_trace", None)
+    for node in program.graph.nodes:  # else paths of this machine's source files, and half the size of the file
+        node.meta = {key: value for key, value in node.meta.items() if key == "val"}
+    program.example_inputs = None  # two images, in float
     buffer = io.BytesIO()  # so that a full disk raises OSError rather than an error of torch's
     torch.export.save(program, buffer)
     write_atomically(folder / "model.pt2", lambda part: part.write_bytes(buffer.getbuffer()))
