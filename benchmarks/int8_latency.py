@@ -4,10 +4,12 @@
     python -m benchmarks.int8_latency                                    the nine models of setting/latency.json
     python -m benchmarks.int8_latency --models resnet18 --json out.json
 
-Columns: our engines in torch; `onnxruntime` and `openvino`, which run the ONNX file that we write; and the tools of
-these packages, onnxruntime.quantization.quantize_static (QDQ, uint8, one scale per channel) and nncf.quantize, on the
-same float model. All are calibrated on noise. A ratio compares the fastest engine of each side: for each burst, the
-ratio of the two medians; over all bursts, the median (10th to 90th percentile).
+Columns: our engines in torch; `onnxruntime` and `openvino`, which run the ONNX file that we write; `executorch` and
+`litert`, which run the programs that we write; and the tools of these packages,
+onnxruntime.quantization.quantize_static (QDQ, uint8, one scale per channel) and nncf.quantize, on the same float model.
+All are calibrated on noise. A ratio compares the fastest engine of each side, of ours among those whose logits are the
+simulation's bit for bit (the others have a *): for each burst, the ratio of the two medians; over all bursts, the
+median (10th to 90th percentile).
 """
 
 import argparse
@@ -31,7 +33,7 @@ from utils import config, files, timing
 from utils.environment import environment
 from utils.table import markdown_table
 
-OURS = ["fbgemm", "x86", "onednn", "onnxruntime", "openvino"]
+OURS = ["fbgemm", "x86", "onednn", "onnxruntime", "openvino", "executorch", "litert"]
 TORCH = OURS[:3]
 REPEATS = 100
 
@@ -54,14 +56,18 @@ def main() -> None:
         files.write_json(options.json, rows)
 
 
-HEADER = ["model", *OURS, "ORT's own", "OpenVINO's own", "torch / best peer", "best of ours / best peer"]
+HEADER = ["model", *OURS, "ORT's own", "OpenVINO's own", "torch / best peer", "best exact of ours / best peer"]
 
 
 def cells(row: dict) -> list[str]:
     def ratio(key: str) -> str:
         return "{:.2f} ({:.2f}-{:.2f})".format(*row[key])
 
-    times = [f"{row['ms'][name]:.2f}" for name in (*OURS, "quantize_static", "nncf")]
+    def time(name: str) -> str:
+        inexact = row["bit_equal"].get(name, 100) < 100
+        return f"{row['ms'][name]:.2f}{' *' * inexact}" if name in row["ms"] else ""
+
+    times = [time(name) for name in (*OURS, "quantize_static", "nncf")]
     return [row["model"], *times, ratio("torch_over_peer"), ratio("ours_over_peer")]
 
 
@@ -69,18 +75,22 @@ def measure(entry: str | dict, image_size: int, repeats: int) -> dict:
     subject = latency.build(entry, image_size, 1000, trust=False)
     images = torch.randn(1, 3, subject.image_size, subject.image_size)
     calls: dict[str, Callable] = {}
-    for name in OURS:
-        model = quant.convert(subject.prepared, name)
-        engine_images = images.contiguous(memory_format=model.engine.layout)
-        calls[name] = latency.call(model.compile_for(engine_images), engine_images)
+    integer = latency.on_engines(
+        subject, [name for name in OURS if name in quant.ENGINES and quant.ENGINES[name]().available()]
+    )
+    for name, candidate in integer.items():
+        engine_images = images.contiguous(memory_format=candidate.model.engine.layout)
+        calls[name] = latency.call(candidate.model.compile_for(engine_images), engine_images)
+    exact = [name for name, candidate in integer.items() if candidate.bit_equal == 100]
     calls |= {name: latency.call(run, images) for name, run in peers(subject.float_model, images).items()}
     taken = timing.samples(calls, 20, repeats, lambda n: None)
     bursts = {name: _bursts(times) for name, times in taken.items()}
-    sides = {"torch": TORCH, "ours": OURS, "peer": ["quantize_static", "nncf"]}
+    sides = {"torch": TORCH, "ours": exact, "peer": ["quantize_static", "nncf"]}
     best = {who: bursts[min(names, key=lambda name: statistics.median(taken[name]))] for who, names in sides.items()}
     return {
         "model": subject.label,
         "ms": {name: statistics.median(times) for name, times in taken.items()},
+        "bit_equal": {name: candidate.bit_equal for name, candidate in integer.items()},
         "torch_over_peer": _ratio(best["torch"], best["peer"]),
         "ours_over_peer": _ratio(best["ours"], best["peer"]),
     }
