@@ -15,13 +15,13 @@ from quant.core.grid import Grid
 from quant.core.integer_layer import IntegerLayer
 from quant.core.integer_operator import IntegerOperator
 from quant.engines.base import EngineFailed, IntegerModel, Operator
+from quant.engines.nhwc_islands import ISLANDS
+from quant.engines.nhwc_writer import write
 from quant.engines.onnx_qdq import QdqEngine
 from quant.engines.qdq_operators import on_grid
-from quant.engines.xnnpack_builder import Builder
+from quant.engines.xnnpack_builder import XnnpackBuilder
 from quant.engines.xnnpack_graph import Loaded, silenced
-from quant.engines.xnnpack_islands import ISLANDS
 from quant.engines.xnnpack_kernels import OUTSIDE, XNNPACK, Kernel, Tried, exported, outside, ways_of
-from quant.engines.xnnpack_writer import write
 from utils.errors import first_line
 
 PACKAGES = ("executorch", "torchao", "ruamel.yaml", "tabulate", "flatbuffers")
@@ -122,9 +122,9 @@ class XnnpackModel(IntegerModel):
 
 def _checked(graph: nn.Module, images: Tensor) -> bytes:
     """The program of a graph. Raises RuntimeError if it computes other logits for these images."""
-    module, to = exported(graph, images), Builder()
+    module, to = exported(graph, images), XnnpackBuilder()
     to.output(write(to, module, [to.input(images.shape)]))
-    file = to.graph.program()
+    file = to.program()
     with torch.inference_mode():
         found, expected = Loaded(file)(images)[0], module(images)
     allowed = NEAR if any(node.target in ISLANDS for node in module.graph.nodes) else EQUAL

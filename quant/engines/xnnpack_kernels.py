@@ -11,11 +11,12 @@ from torch import Tensor, fx, nn
 
 from quant.core.integer_operator import IntegerOperator, add, average, function, mul, sub
 from quant.engines.base import Operator
+from quant.engines.nhwc_builder import MIDDLE
+from quant.engines.nhwc_writer import write
 from quant.engines.onnx_qdq import Rounded, step_off_ties, written_average, written_in_float, written_product
 from quant.engines.qdq_operators import on_grid
-from quant.engines.xnnpack_builder import MIDDLE, Builder
+from quant.engines.xnnpack_builder import XnnpackBuilder
 from quant.engines.xnnpack_graph import Loaded, silenced
-from quant.engines.xnnpack_writer import write
 
 XNNPACK, IN_FLOAT, OUTSIDE = "xnnpack", "xnnpack in float", "not in xnnpack"
 """Names of kernels: one of XNNPACK's for integers; some of its in fp32, which compute the same integers; none."""
@@ -55,10 +56,10 @@ class Kernel:
         return (found.float() + (MIDDLE - zero_point)) * torch.tensor(scale)
 
     def _program(self, shapes: tuple[torch.Size, ...]) -> bytes:
-        to, module = Builder(), exported(_Module(self.traced), *map(torch.zeros, shapes))
+        to, module = XnnpackBuilder(), exported(_Module(self.traced), *map(torch.zeros, shapes))
         inputs = [to.input_on_grid(shape, *grid) for shape, grid in zip(shapes, self.x, strict=True)]
         to.output(write(to, module, inputs))
-        return to.graph.program()
+        return to.program()
 
 
 class Tried(Kernel):

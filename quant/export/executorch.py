@@ -15,8 +15,8 @@ from quant.core.grid import Grid
 from quant.engines.base import IntegerModel
 from quant.engines.convert import convert
 from quant.engines.executorch import XnnpackEngine, XnnpackModel, missing
+from quant.engines.nhwc_builder import MIDDLE
 from quant.engines.qdq_operators import on_grid
-from quant.engines.xnnpack_builder import MIDDLE
 from quant.export.torch_export import read, standalone
 from utils.errors import UserError
 from utils.files import write_atomically, write_json, write_text

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from tests.conftest import needs_executorch
 from tests.helpers import run_on_xnnpack
-from tests.quant.engines.test_xnnpack_moves import Call
+from tests.quant.engines.test_nhwc_moves import Call
 
 WEIGHT, BIAS = torch.linspace(-1, 1, 9), torch.linspace(1, 2, 9)
 MAPS = {

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quant.engines.xnnpack_floats import adaptive_windows
+from quant.engines.nhwc_floats import adaptive_windows
 from tests.conftest import needs_executorch
 from tests.helpers import run_on_xnnpack
-from tests.quant.engines.test_xnnpack_moves import Call
+from tests.quant.engines.test_nhwc_moves import Call
 
 ONE, SLOPES = torch.ones(1), torch.linspace(0, 1, 6)
 FUNCTIONS = {

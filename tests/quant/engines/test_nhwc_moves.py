@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quant.engines.xnnpack_builder import NotThere
-from quant.engines.xnnpack_moves import pooled
+from quant.engines.nhwc_builder import NotThere
+from quant.engines.nhwc_moves import pooled
 from tests.conftest import needs_executorch
 from tests.helpers import run_on_xnnpack
 
