@@ -24,12 +24,18 @@ from utils.training import optim
 pytest.register_assert_rewrite("tests.helpers")
 memory.keep_freed()
 RUNTIMES = [name for name in ("onnxruntime", "openvino") if quant.ENGINES[name]().available()]
-KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in (*RUNTIMES, "executorch")]
+PROGRAMS = ("executorch", "litert")
+"""Engines that run the programs that export= writes."""
+KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in (*RUNTIMES, *PROGRAMS)]
 """Engines whose operators are ours to choose, and which run what stays in float: all but other people's runtimes."""
 
 
 needs_executorch = pytest.mark.skipif(
     not quant.ENGINES["executorch"]().available(), reason="executorch is not installed: requirements-executorch.txt"
+)
+
+needs_litert = pytest.mark.skipif(
+    not quant.ENGINES["litert"]().available(), reason="ai-edge-litert is not installed: requirements-litert.txt"
 )
 
 

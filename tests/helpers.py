@@ -10,9 +10,8 @@ import quant
 from quant.core.grid import Grid
 from quant.engines.layerwise_check import check_layerwise
 from quant.engines.nhwc_writer import write
+from quant.engines.program_kernels import exported
 from quant.engines.xnnpack_builder import XnnpackBuilder
-from quant.engines.xnnpack_graph import Loaded
-from quant.engines.xnnpack_kernels import exported
 from quant.graph.quant_layers import QuantLayer
 from quant.ptq.calibrate import calibrate
 from tests.conftest import KERNELS, photos, spec, with_real_statistics
@@ -165,4 +164,4 @@ def run_on_xnnpack(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
     """The output of a module as a program of XNNPACK."""
     to = XnnpackBuilder()
     to.output(write(to, exported(module, *inputs), [to.input(x.shape) for x in inputs]))
-    return Loaded(to.program())(*(x.contiguous() for x in inputs))[0].clone()
+    return to.loaded()(*inputs)[0].clone()

@@ -80,8 +80,28 @@ class Builder(abc.ABC):
     graph: Graph
 
     @abc.abstractmethod
+    def input(self, shape: Sequence[int]) -> Value:
+        """A new input in fp32."""
+
+    @abc.abstractmethod
+    def input_on_grid(self, shape: Sequence[int], scale: float, zero_point: int) -> OnGrid:
+        """A new input in int8."""
+
+    @abc.abstractmethod
+    def output(self, x: Known) -> None:
+        """Make a value an output of the program: int8, of the grid less 128, if it is on one."""
+
+    @abc.abstractmethod
+    def program(self, texts: dict[str, str] | None = None) -> bytes:
+        """The file of the graph so far. texts: of its metadata by name, where files have some."""
+
+    @abc.abstractmethod
+    def loaded(self) -> Callable[..., list[Tensor]]:
+        """The graph so far as a function: tensors -> its outputs, in torch's order of axes."""
+
+    @abc.abstractmethod
     def elementwise(self, kind: str, inputs: Sequence[Value], new: Value) -> None:
-        """A function, in fp32, or a sum, difference or product (kinds of `ELEMENTWISE`), with broadcasting."""
+        """A function, or a sum, difference or product, with broadcasting. kind: XNNPACK's name, Add say."""
 
     @abc.abstractmethod
     def bounded(self, x: Value, low: float, high: float, new: Value) -> None:
@@ -147,6 +167,10 @@ class Builder(abc.ABC):
     @abc.abstractmethod
     def rounded(self, x: Value, step: float, scale: float, zero_point: int, lo: int, hi: int) -> OnGrid:
         """Integers of x / step, clamped, as values on a grid of `scale`."""
+
+    def rounded_off_ties(self, x: Value, step: float, scale: float, zero_point: int, lo: int, hi: int) -> OnGrid:
+        """The same for values that are far from every tie."""
+        return self.rounded(x, step, scale, zero_point, lo, hi)
 
     @abc.abstractmethod
     def at_scale(self, x: OnGrid, scale: float) -> OnGrid:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quant.engines.nhwc_builder import MIDDLE, Bounded, Builder, Known, NotThere, OnGrid, Value, single
-from quant.engines.xnnpack_graph import ABSENT, Graph
+from quant.engines.xnnpack_graph import ABSENT, Graph, Loaded
 
 
 class XnnpackBuilder(Builder):
@@ -40,9 +40,12 @@ class XnnpackBuilder(Builder):
         plain = self.in_order_of_torch(value) if len(value.shape) == 4 else self._copied(value)
         self.graph.output(plain, len(self.graph.inputs))
 
-    def program(self) -> bytes:
+    def program(self, texts: dict[str, str] | None = None) -> bytes:
         """The .pte file."""
         return self.graph.program()
+
+    def loaded(self) -> Loaded:
+        return Loaded(self.program())
 
     def _copied(self, value: Value) -> Value:
         """A value of its own, for an output: it may not be an input, nor a value that others read."""

@@ -12,7 +12,6 @@ import importlib
 import io
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,19 +41,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Hide what the runtime, native code, writes to stderr about a program that it refuses."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def imported(name: str) -> Any:
@@ -233,7 +219,7 @@ class Loaded:
         _set_threads()
         if self.loaded_at != Loaded.changes:
             self._load()
-        return self.module.forward(inputs)
+        return self.module.forward([value.contiguous() for value in inputs])
 
 
 def _set_threads() -> None:
