@@ -16,6 +16,7 @@ import models
 import quant
 from experiment.settings import OPTIM_SECTIONS
 from quant.engines.layerwise_check import check_layerwise
+from quant.engines.nhwc_builder import Builder
 from tests.nets import plain
 from utils import memory
 from utils.config import validate_section
@@ -37,6 +38,17 @@ needs_executorch = pytest.mark.skipif(
 needs_litert = pytest.mark.skipif(
     not quant.ENGINES["litert"]().available(), reason="ai-edge-litert is not installed: requirements-litert.txt"
 )
+ON_PROGRAMS = [
+    pytest.param("executorch", marks=[needs_executorch]),
+    pytest.param("litert", marks=[needs_litert]),
+]
+"""Parameters for tests of what the engines of PROGRAMS have in common."""
+
+
+@pytest.fixture(params=ON_PROGRAMS)
+def builder(request) -> type[Builder]:
+    """What writes the graphs of a runtime."""
+    return quant.engine(request.param).builder
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,7 @@ KINDS = {
 """XNNPACK's names of operators, which the shared files use, and LiteRT's."""
 SAME, VALID, NONE, RELU = 0, 1, 0, 1
 """Of the schema: kinds of padding and of fused activations."""
+ROUNDS = 1.5 * 2**23
 EXACT_IN_HALF = 2048
 """Integers up to here are exact in fp16."""
 
@@ -173,9 +174,10 @@ class LitertBuilder(Builder):
         return new
 
     def _rounded(self, x: Value) -> Value:
-        """Ties to even."""
-        new = self.like(x)
-        self.graph.node("ROUND", [x.id], new)
+        """Ties to even: where numbers are as large as ROUNDS, fp32 has only integers. (ROUND is not in all kernels.)"""
+        larger, new, number = self.like(x), self.like(x), self._number(ROUNDS)
+        self.graph.node("ADD", [x.id, number], larger)
+        self.graph.node("SUB", [larger.id, number], new)
         return new
 
     def rounded(self, x: Value, step: float, scale: float, zero_point: int, lo: int, hi: int) -> OnGrid:

@@ -5,15 +5,13 @@ import torch
 
 from quant.engines.nhwc_builder import NotThere
 from quant.engines.nhwc_writer import TABLE
-from tests.conftest import needs_executorch
-from tests.helpers import run_on_xnnpack
+from tests.helpers import run_on
 from tests.quant.engines.test_nhwc_moves import Call
 
 qdq = torch.ops.qdq
 
 
-@needs_executorch
-def test_integers_of_another_step_than_their_grid_are_read_as_they_are():
+def test_integers_of_another_step_than_their_grid_are_read_as_they_are(builder):
     """Rounded with step 0.3, on a grid of 0.25: a layer, a sum and a concatenation read them."""
     grid = (0.25, 100, 0, 255)
 
@@ -27,11 +25,10 @@ def test_integers_of_another_step_than_their_grid_are_read_as_they_are():
         return qdq.integers(qdq.concatenate([x, x], 1, 0.25, 100), 0.25, 100) + torch.cat([y, z], 1)
 
     x = torch.randn(1, 6, 5, 7) * 20
-    assert torch.allclose(run_on_xnnpack(Call(run), x), run(x), rtol=1e-6, atol=1e-5)
+    assert torch.allclose(run_on(builder, Call(run), x), run(x), rtol=1e-6, atol=1e-5)
 
 
-@needs_executorch
-def test_an_operator_that_is_not_there_is_named():
-    with pytest.raises(NotThere, match=r"^XNNPACK has no aten\.cumsum\.default$"):
-        run_on_xnnpack(Call(lambda x: x.cumsum(-1)), torch.zeros(1, 3))
+def test_an_operator_that_is_not_there_is_named(builder):
+    with pytest.raises(NotThere, match=rf"^{builder.runtime} has no aten\.cumsum\.default$"):
+        run_on(builder, Call(lambda x: x.cumsum(-1)), torch.zeros(1, 3))
     assert torch.ops.qdq.outside.default not in TABLE
