@@ -1,8 +1,9 @@
 """Build LiteRT's graph of a model from values on grids (engines/litert_graph.py has the format).
 
-Every value has its grid's scale in the file. Its zero point is the grid's less 128, or another one: LiteRT's int8
-kernels clamp at -128 and 127, and with RELU at the zero point. So a grid of fewer bits is stored shifted, with its
-greatest integer at 127; where RELU does not clamp its least one, it is stored again with that at -128.
+As in XNNPACK's graph, a value that was rounded with another step than its grid's has that step as its scale in the
+file. Its zero point is the grid's less 128, or another one: LiteRT's int8 kernels clamp at -128 and 127, and with RELU
+at the zero point. So a grid of fewer bits is stored shifted, with its greatest integer at 127; where RELU does not
+clamp its least one, it is stored again with that at -128.
 """
 
 import math
@@ -34,7 +35,6 @@ KINDS = {
 """XNNPACK's names of operators, which the shared files use, and LiteRT's."""
 SAME, VALID, NONE, RELU = 0, 1, 0, 1
 """Of the schema: kinds of padding and of fused activations."""
-ROUNDS = 1.5 * 2**23
 EXACT_IN_HALF = 2048
 """Integers up to here are exact in fp16."""
 
@@ -57,7 +57,8 @@ class LitertBuilder(Builder):
         return OnGrid(self.graph.input(shape, scale, zero_point - MIDDLE), scale, zero_point)
 
     def output(self, x: Known) -> None:
-        self.graph.output(self.moved_zero(x, x.zero_point - MIDDLE) if isinstance(x, OnGrid) else self.in_float(x))
+        value = self.alike([x], x.zero_point - MIDDLE)[0] if isinstance(x, OnGrid) else self.in_float(x)
+        self.graph.output(value)
 
     def program(self, texts: dict[str, str] | None = None) -> bytes:
         return self.graph.program(texts)
@@ -84,13 +85,10 @@ class LitertBuilder(Builder):
 
     def rectified(self, x: OnGrid) -> OnGrid:
         """Stored again, with 0 as the least integer of int8."""
-        return OnGrid(self.moved_zero(x, LEAST), x.scale, x.zero_point)
-
-    def moved_zero(self, x: OnGrid, zero_point: int) -> Value:
-        """The integers with another zero point in the file, clamped by int8."""
-        return self._with_zero(x.value, zero_point)
+        return OnGrid(self._with_zero(x.value, LEAST), x.scale, x.zero_point)
 
     def _with_zero(self, value: Value, zero_point: int) -> Value:
+        """Integers with another zero point in the file, clamped by int8."""
         if value.zero_point == zero_point:
             return value
         new = self.graph.value(value.shape, value.scale, zero_point)
@@ -111,11 +109,12 @@ class LitertBuilder(Builder):
     def concatenated(self, values: Sequence[Value], axis: int, new: Value) -> None:
         self.graph.node("CONCATENATION", [x.id for x in values], new, axis=axis)
 
-    def alike(self, values: Sequence[OnGrid]) -> list[Value]:
-        """With one zero point: their own, or the grid's, which leaves room for all integers."""
+    def alike(self, values: Sequence[OnGrid], zero_point: int | None = None) -> list[Value]:
+        """With this zero point, or with their own if all have it, or with the grid's, which leaves room for all."""
         zero_points = {x.value.zero_point for x in values}
-        zero_point = zero_points.pop() if len(zero_points) == 1 else values[0].zero_point - MIDDLE
-        return [self.moved_zero(x, zero_point) for x in values]
+        if zero_point is None:
+            zero_point = zero_points.pop() if len(zero_points) == 1 else values[0].zero_point - MIDDLE
+        return [self._with_zero(self.at_scale(x, x.scale).value, zero_point) for x in values]
 
     def cut(self, x: Value, offsets: Sequence[int], sizes: Sequence[int], new: Value) -> None:
         self.graph.node("SLICE", [x.id, self._sizes(offsets), self._sizes(sizes)], new)
@@ -166,35 +165,15 @@ class LitertBuilder(Builder):
         return new
 
     def integers(self, x: OnGrid) -> Value:
-        return self._rounded(self._times(self.converted(x.value), 1 / torch.tensor(x.scale)))
-
-    def _times(self, x: Value, number: float | Tensor) -> Value:
-        new = self.like(x)
-        self.graph.node("MUL", [x.id, self._number(float(number))], new)
-        return new
-
-    def _rounded(self, x: Value) -> Value:
-        """Ties to even: where numbers are as large as ROUNDS, fp32 has only integers. (ROUND is not in all kernels.)"""
-        larger, new, number = self.like(x), self.like(x), self._number(ROUNDS)
-        self.graph.node("ADD", [x.id, number], larger)
-        self.graph.node("SUB", [larger.id, number], new)
-        return new
+        return self.converted(self.at_scale(x, 1.0).value)
 
     def rounded(self, x: Value, step: float, scale: float, zero_point: int, lo: int, hi: int) -> OnGrid:
         """XNNPACK divides as torch does, by a multiplication, and rounds ties to even."""
-        if single(step) != single(scale):
-            x = self._times(self._rounded(self._times(x, 1 / torch.tensor(step))), scale)
-        return self._quantized(x, (scale, zero_point, lo, hi))
 
-    def rounded_off_ties(self, x: Value, step: float, scale: float, zero_point: int, lo: int, hi: int) -> OnGrid:
-        x = x if single(step) == single(scale) else self._times(x, scale / step)
-        return self._quantized(x, (scale, zero_point, lo, hi))
-
-    def _quantized(self, x: Value, y: Bounded) -> OnGrid:
         def write(new: Value, activation: int) -> None:
             self.graph.node("QUANTIZE", [x.id], new)
 
-        return OnGrid(self._within(x.shape, y, write, activates=False), *y[:2])
+        return OnGrid(self._within(x.shape, (step, zero_point, lo, hi), write, activates=False), scale, zero_point)
 
     def _within(self, shape, y: Bounded, write: Callable[[Value, int], None], activates=True, plain=False) -> Value:
         """The value that write(a new value, its activation) computes, clamped to lo .. hi."""
@@ -220,8 +199,13 @@ class LitertBuilder(Builder):
         return new
 
     def at_scale(self, x: OnGrid, scale: float) -> OnGrid:
-        """Values have their grid's scale."""
-        return x
+        """With another scale: a product with 1."""
+        if x.step == single(scale):
+            return x
+        new = self.graph.value(x.shape, scale, x.value.zero_point)
+        one = self.graph.constant(torch.ones(1, dtype=torch.int8), scale / x.step)
+        self.graph.node("MUL", [x.value.id, one], new)
+        return OnGrid(new, x.scale, x.zero_point)
 
     def fully_connected(self, x: Value, weight: Tensor, weight_scale, bias: Tensor, y: Bounded | None) -> Value:
         inputs = [x.id, self._weight(weight, weight_scale), self._bias(x, weight_scale, bias)]
@@ -298,6 +282,7 @@ class LitertBuilder(Builder):
         return OnGrid(self._within(torch.broadcast_shapes(p.shape, q.shape), y, write), *y[:2])
 
     def product(self, p: OnGrid, q: OnGrid, scales: Sequence[float], step: float, y: Bounded) -> OnGrid:
+        p, q = (self.at_scale(x, scale) for x, scale in zip((p, q), scales, strict=True))
         return self.fused("Multiply", p, q, y[0], y)
 
     def looked_up(self, x: OnGrid, table: Tensor, scale: float, zero_point: int) -> OnGrid:

@@ -30,7 +30,7 @@ def _function(op: IntegerOperator) -> Ways:
     on_output = on_grid(op.output_grid, op.lo, op.hi)
     steps = [on_output[0], *([step] if (step := step_off_ties(op)) not in (None, on_output[0]) else [])]
     runs = [op.run, *([COMPOSED[op.name]] if op.name in COMPOSED else [])]
-    in_float = [then(run, Rounded(step, *on_output, to_fuse=True)) for step in steps for run in runs]
+    in_float = [then(run, Rounded(step, *on_output)) for step in steps for run in runs]
     return [*((IN_FLOAT, way) for way in in_float), (TABLE, _table(op))]
 
 

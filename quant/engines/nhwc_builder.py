@@ -168,10 +168,6 @@ class Builder(abc.ABC):
     def rounded(self, x: Value, step: float, scale: float, zero_point: int, lo: int, hi: int) -> OnGrid:
         """Integers of x / step, clamped, as values on a grid of `scale`."""
 
-    def rounded_off_ties(self, x: Value, step: float, scale: float, zero_point: int, lo: int, hi: int) -> OnGrid:
-        """The same for values that are far from every tie."""
-        return self.rounded(x, step, scale, zero_point, lo, hi)
-
     @abc.abstractmethod
     def at_scale(self, x: OnGrid, scale: float) -> OnGrid:
         """The same integers, of which the file says that they have this scale."""

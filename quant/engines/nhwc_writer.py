@@ -23,10 +23,6 @@ def quantize(to: Builder, x, step, scale, zero_point, lo, hi):
     return to.rounded(to.in_float(x), step, scale, zero_point, lo, hi)
 
 
-def to_fuse(to: Builder, x, step, scale, zero_point, lo, hi):
-    return to.rounded_off_ties(to.in_float(x), step, scale, zero_point, lo, hi)
-
-
 def kept(to: Builder, x, scale, zero_point):
     return x if isinstance(x, OnGrid) else to.rounded(to.in_float(x), scale, scale, zero_point, 0, 255)
 
@@ -90,7 +86,7 @@ def last_layer(to: Builder, x, weight, weight_scale, bias, bias_scale, x_scale, 
 
 INTEGERS: dict[Any, Callable] = {
     qdq.quantize.default: quantize,
-    qdq.to_fuse.default: to_fuse,
+    qdq.to_fuse.default: quantize,
     qdq.kept.default: kept,
     qdq.unfused.default: unfused,
     qdq.concatenate.default: concatenate,

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,11 +54,17 @@ def test_a_convolution_clamps_to_any_bounds(lo, hi, zero_point):
         assert torch.equal(found.float(), expected)
 
 
-def test_ties_go_to_the_even_integer_where_a_step_is_another_than_the_scale():
+def test_ties_go_to_the_even_integer_on_xnnpack():
     to, values = LitertBuilder(), torch.arange(-100.0, 100).reshape(1, 200) / 2
-    to.output(to.rounded(to.input(values.shape), 1.0, 0.25, 128, 0, 255))
-    for kernels in KERNELS:
-        assert torch.equal(Loaded(to.program(), kernels)(values)[0].float(), values.round())
+    to.output(to.rounded(to.input(values.shape), 1.0, 1.0, 128, 0, 255))
+    assert torch.equal(to.loaded()(values)[0].float(), values.round())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.37, 5.0])
+@pytest.mark.parametrize("shape", [(1, 8, 4, 8), (2, 128), (1, 2, 128)])
+def test_another_scale_keeps_every_integer(shape, scale):
+    for found in on_each(lambda to, x: replace(to.at_scale(x, scale), scale=scale), EVERY.reshape(shape), 77):
+        assert torch.equal(found, EVERY.reshape(shape))
 
 
 def test_integers_in_fp32_are_whole():
