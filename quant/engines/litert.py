@@ -5,6 +5,8 @@ LiteRT is optional: requirements-litert.txt.
 
 import importlib.util
 
+import torch
+
 from quant.core.integer_operator import IntegerOperator
 from quant.engines.litert_builder import LitertBuilder
 from quant.engines.litert_kernels import LITERT, OUTSIDE, ways_of
@@ -25,6 +27,7 @@ class LitertEngine(ProgramEngine):
     """LiteRT, which has XNNPACK run what that can."""
 
     name, builder, int8, outside = "litert", LitertBuilder, LITERT, OUTSIDE
+    layout = torch.channels_last
 
     def missing(self) -> str:
         return missing()
