@@ -11,7 +11,6 @@ import quant
 from data.decoding import open_image, resize_and_crop
 from quant.engines import litert
 from quant.export.litert import check_litert
-from quant.export.program import example_text
 from tests.conftest import needs_litert, photos
 from tests.helpers import calibrated
 from tests.quant.export.test_torch_export import run_alone
@@ -65,14 +64,6 @@ def test_the_example_names_the_classes_of_a_picture_and_the_file_says_the_intege
     assert json.dumps(info).encode() in (tmp_path / "net.tflite").read_bytes()
     assert {(one["least"], one["greatest"]) for one in integers["values"].values()} == {(-128, 127)}
     assert set(integers["kernels"].values()) <= {"litert", "litert in float", "litert table"}
-
-
-def test_the_example_asks_for_the_file_beside_it_and_for_nothing_of_this_repository():
-    text = example_text("tflite_example.py", "net_example.py")
-    assert "python net_example.py photo.jpg" in text
-    for other in ("from quant", "from utils", "import torch"):
-        assert other not in text
-    compile(text, "net_example.py", "exec")
 
 
 def test_what_is_missing_is_a_line(monkeypatch):
