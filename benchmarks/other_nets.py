@@ -21,7 +21,7 @@ import torch
 import models
 import quant
 from data.folders import open_image
-from tests.conftest import KERNELS, RUNTIMES, photos, with_real_statistics
+from tests.conftest import KERNELS, PROGRAMS, RUNTIMES, photos, with_real_statistics
 from utils import files
 from utils.errors import UserError, first_line
 from utils.image_input import resize_and_crop
@@ -45,7 +45,7 @@ OPTIONS = {
 }
 SIZES = {"maxvit_t": 224, "swin_t": 224, "vit_tiny_patch16_224": 224, "deit_tiny_patch16_224": 224, "inception_v3": 299}
 """Sides of the images; 128 for all others."""
-OTHERS = [name for name in (*RUNTIMES, "executorch") if quant.ENGINES[name]().available()]
+OTHERS = [name for name in (*RUNTIMES, *PROGRAMS) if quant.ENGINES[name]().available()]
 """Engines with columns of their own."""
 
 

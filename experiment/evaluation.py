@@ -27,8 +27,15 @@ ALL = ("reference", "fbgemm", "qnnpack", "x86", "onednn")
 """Engines of PyTorch, which are measured unless others are named."""
 LOCATION = (*data.TRAINING_ALONE, "root", "workers", "on_error", "cache", "val_fraction", "mean", "std")
 """Keys of the data section with any value of which the test images are the same."""
-EXPORTERS = {".onnx": quant.export_onnx, ".npz": quant.export_packed, ".pte": quant.export_executorch}
+EXPORTERS = {
+    ".onnx": quant.export_onnx,
+    ".npz": quant.export_packed,
+    ".pte": quant.export_executorch,
+    ".tflite": quant.export_litert,
+}
 """Functions that write a single file, by its suffix. A path without a suffix is a folder for quant.export."""
+CHECKS = {".onnx": quant.check_onnx, ".pte": quant.check_executorch, ".tflite": quant.check_litert}
+"""Functions that refuse a suffix whose packages are missing."""
 
 
 def main(arguments: list[str], description: str | None = __doc__) -> None:
@@ -82,10 +89,8 @@ def check_suffix(target: str) -> None:
             f"export: {target}: no {suffix} files are written here, but {', '.join(near_first)} or, under a name "
             "without ending, a folder for torch.export"
         )
-    if suffix == ".onnx":
-        quant.check_onnx("export")
-    if suffix == ".pte":
-        quant.check_executorch("export")
+    if suffix in CHECKS:
+        CHECKS[suffix]("export")
 
 
 def check_overrides(values: dict[str, Any]) -> None:
@@ -226,8 +231,10 @@ def export(model: fx.GraphModule, target: Path, info: dict) -> None:
     say(f"converting the model for {target}, and comparing what is written with the model")
     if target.suffix in EXPORTERS:
         EXPORTERS[target.suffix](model, target, size, info, channels)
-        count = 1 if target.suffix == ".pte" else "N"
-        say(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [{count}, {channels}, {size}, {size}] -> logits")
+        shape = ["N" if target.suffix in (".onnx", ".npz") else 1, channels, size, size]
+        order = [0, 2, 3, 1] if target.suffix == ".tflite" else [0, 1, 2, 3]
+        shown = ", ".join(str(shape[axis]) for axis in order)
+        say(f"{target} ({target.stat().st_size / 1e6:.3f} MB): images [{shown}] -> logits")
         return
     quant.export(model, target, size, info, channels)
     megabytes = (target / "model.pt2").stat().st_size / 1e6

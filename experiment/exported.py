@@ -1,4 +1,4 @@
-"""Models in exported files (.npz, .onnx, .pte, folders with a model.pt2), and what they say of their images."""
+"""Models in exported files (.npz, .onnx, .pte, .tflite, folders with a model.pt2), and what they say of images."""
 
 import functools
 import json
@@ -105,25 +105,34 @@ def _onnx(path: str) -> Exported:
 
 
 def _executorch(path: str) -> Exported:
-    """A program, and what NAME.json beside it says of its images."""
     quant.check_executorch("checkpoint")
+    return _program(path, "executorch", quant.executorch_program)
+
+
+def _litert(path: str) -> Exported:
+    quant.check_litert("checkpoint")
+    return _program(path, "litert", quant.litert_program)
+
+
+def _program(path: str, engine: str, load: Callable[[bytes], Callable[..., list[Tensor]]]) -> Exported:
+    """A program of one image, and what NAME.json beside it says of its images."""
     file, beside = Path(path), Path(path).with_suffix(".json")
     try:
         said = json.loads(beside.read_text(encoding="utf-8"))
-        program = quant.executorch_program(file.read_bytes())
+        program = load(file.read_bytes())
     except Exception as error:  # of the runtime, of the system
         raise UserError(f"{path}: not a readable program with {beside.name} ({first_line(error, 100)})") from None
     info = validate(Info, {key: said[key] for key in Info.model_fields if key in said}, str(beside))
     probe = torch.zeros(1, info.channels, info.image_size, info.image_size)
 
     def run(images: Tensor) -> Tensor:
-        return torch.cat([program(image.contiguous())[0].clone() for image in images.split(1)])
+        return torch.cat([program(image)[0].clone() for image in images.split(1)])
 
     try:
         run(probe)
     except Exception as error:
         raise UserError(f"{path}: not a program for images {[*probe.shape]} ({first_line(error, 100)})") from None
-    return Exported(run, info, "executorch")
+    return Exported(run, info, engine)
 
 
 def _plain(text: str) -> Any:
@@ -145,5 +154,10 @@ def _folder(path: str, trust: bool | str) -> Exported:
     return Exported(model, validate(Info, info, f"{path}/model.json"), "torch.export")
 
 
-READERS: dict[str, Callable[[str], Exported]] = {".npz": _packed, ".onnx": _onnx, ".pte": _executorch}
+READERS: dict[str, Callable[[str], Exported]] = {
+    ".npz": _packed,
+    ".onnx": _onnx,
+    ".pte": _executorch,
+    ".tflite": _litert,
+}
 """How an exported file is read, by its suffix."""

@@ -40,6 +40,7 @@ ABOUT = {
     "onnxruntime": "ONNX Runtime, from an ONNX file (requirements-deploy.txt)",
     "openvino": "OpenVINO, from an ONNX file (requirements-deploy.txt)",
     "executorch": "ExecuTorch with XNNPACK, for phones (requirements-executorch.txt)",
+    "litert": "LiteRT (TensorFlow Lite) with XNNPACK, for phones (requirements-litert.txt)",
     "sgd": "with momentum",
     "rmsprop": "divided by a mean of squares",
     "adam": "Kingma, Ba, 2014",

@@ -180,7 +180,8 @@ class EvaluateSettings(Section):
     note: str = ""
     """What this setting does and what it costs."""
     checkpoint: PathText = "runs/train/last.pt"
-    """The checkpoint, the folder of a run, or an exported model: .npz, .onnx, .pte, or a folder with a model.pt2."""
+    """The checkpoint, the folder of a run, or an exported model: .npz, .onnx, .pte, .tflite, or a folder with
+    a model.pt2."""
     images: PathText | None = None
     """A picture, or a folder of them: instead of a measurement, what the model says of them, by the first of engines.
     predictions.csv has the five likeliest classes of each."""
@@ -191,7 +192,8 @@ class EvaluateSettings(Section):
     """Folder for evaluation.json and evaluation.html; null: that of the checkpoint."""
     export: PathText | None = None
     """Folder to write the integer model to, as a file that runs without this repository; or the name of an ONNX file,
-    in .onnx, of one as small as its bits, in .npz, or of a program for ExecuTorch, in .pte; null: none."""
+    in .onnx, of one as small as its bits, in .npz, of a program for ExecuTorch, in .pte, or for LiteRT, in .tflite;
+    null: none."""
     sensitivity: bool = False
     """Measure each layer, too: the test images pass twice a layer. sensitivity.csv and .png next to evaluation.json."""
     data: dict[str, Any] = Field({})

@@ -26,9 +26,11 @@ from quant.core.settings import QuantSettings, ResolvedQuant
 from quant.engines.base import EngineFailed, IntegerModel
 from quant.engines.convert import convert as _convert
 from quant.engines.float_baseline import float_baseline
+from quant.engines.litert_graph import Loaded as litert_program
 from quant.engines.onnx_sessions import onnxruntime_session
 from quant.engines.xnnpack_graph import Loaded as executorch_program
 from quant.export.executorch import check_executorch, export_executorch
+from quant.export.litert import check_litert, export_litert
 from quant.export.npz.read import load as load_packed
 from quant.export.npz.write import export as export_packed
 from quant.export.onnx import check_onnx, export_onnx
@@ -203,6 +205,7 @@ __all__ = [
     "calibrate",
     "check_executorch",
     "check_layers",
+    "check_litert",
     "check_onnx",
     "check_run",
     "choose_layers",
@@ -217,6 +220,7 @@ __all__ = [
     "executorch_program",
     "export",
     "export_executorch",
+    "export_litert",
     "export_onnx",
     "export_packed",
     "float_baseline",
@@ -226,6 +230,7 @@ __all__ = [
     "is_prepared",
     "layer_rows",
     "learned",
+    "litert_program",
     "load_packed",
     "measure",
     "onnxruntime_session",

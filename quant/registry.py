@@ -10,6 +10,7 @@ from quant.core.method import FLOAT, AnyMethod
 from quant.core.settings import QuantSettings
 from quant.engines.base import Engine
 from quant.engines.executorch import XnnpackEngine
+from quant.engines.litert import LitertEngine
 from quant.engines.runtimes import onnxruntime_engine, openvino_engine
 from quant.methods import dorefa, lsq, pact, ptq, statassist
 from utils.errors import UserError, choose
@@ -46,6 +47,7 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "onnxruntime": onnxruntime_engine,
     "openvino": openvino_engine,
     "executorch": XnnpackEngine,
+    "litert": LitertEngine,
 }
 
 

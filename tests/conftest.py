@@ -16,6 +16,7 @@ import models
 import quant
 from experiment.settings import OPTIM_SECTIONS
 from quant.engines.layerwise_check import check_layerwise
+from quant.engines.nhwc_builder import Builder
 from tests.nets import plain
 from utils import memory
 from utils.config import validate_section
@@ -24,13 +25,30 @@ from utils.training import optim
 pytest.register_assert_rewrite("tests.helpers")
 memory.keep_freed()
 RUNTIMES = [name for name in ("onnxruntime", "openvino") if quant.ENGINES[name]().available()]
-KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in (*RUNTIMES, "executorch")]
+PROGRAMS = ("executorch", "litert")
+"""Engines that run the programs that export= writes."""
+KERNELS = [name for name, make in quant.ENGINES.items() if make().available() and name not in (*RUNTIMES, *PROGRAMS)]
 """Engines whose operators are ours to choose, and which run what stays in float: all but other people's runtimes."""
 
 
 needs_executorch = pytest.mark.skipif(
     not quant.ENGINES["executorch"]().available(), reason="executorch is not installed: requirements-executorch.txt"
 )
+
+needs_litert = pytest.mark.skipif(
+    not quant.ENGINES["litert"]().available(), reason="ai-edge-litert is not installed: requirements-litert.txt"
+)
+ON_PROGRAMS = [
+    pytest.param("executorch", marks=[needs_executorch]),
+    pytest.param("litert", marks=[needs_litert]),
+]
+"""Parameters for tests of what the engines of PROGRAMS have in common."""
+
+
+@pytest.fixture(params=ON_PROGRAMS)
+def builder(request) -> type[Builder]:
+    """What writes the graphs of a runtime."""
+    return quant.engine(request.param).builder
 
 
 @pytest.fixture(autouse=True)

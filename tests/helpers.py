@@ -9,10 +9,9 @@ import models
 import quant
 from quant.core.grid import Grid
 from quant.engines.layerwise_check import check_layerwise
-from quant.engines.xnnpack_builder import Builder
-from quant.engines.xnnpack_graph import Loaded
-from quant.engines.xnnpack_kernels import exported
-from quant.engines.xnnpack_writer import write
+from quant.engines.nhwc_builder import Builder
+from quant.engines.nhwc_writer import write
+from quant.engines.program_kernels import exported
 from quant.graph.quant_layers import QuantLayer
 from quant.ptq.calibrate import calibrate
 from tests.conftest import KERNELS, photos, spec, with_real_statistics
@@ -161,8 +160,8 @@ def calibrated(model: nn.Module, images: torch.Tensor, **keys):
     return prepared
 
 
-def run_on_xnnpack(module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
-    """The output of a module as a program of XNNPACK."""
-    to = Builder()
+def run_on(builder: type[Builder], module: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    """The output of a module as a program of the builder's runtime."""
+    to = builder()
     to.output(write(to, exported(module, *inputs), [to.input(x.shape) for x in inputs]))
-    return Loaded(to.graph.program())(*(x.contiguous() for x in inputs))[0].clone()
+    return to.loaded()(*inputs)[0].clone()

@@ -372,7 +372,8 @@ def test_lists_and_print_config(capsys):
     training.main(["--list", "models"])
     assert "\nresnet32 " in capsys.readouterr().out
     training.main(["--list", "engines"])
-    ours, theirs = ["reference", "fbgemm", "qnnpack", "x86", "onednn"], ["onnxruntime", "openvino", "executorch"]
+    ours = ["reference", "fbgemm", "qnnpack", "x86", "onednn"]
+    theirs = ["onnxruntime", "openvino", "executorch", "litert"]
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ours + theirs
     training.main(["--print-config"])
     resolved = json.loads(capsys.readouterr().out)

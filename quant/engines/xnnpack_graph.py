@@ -12,15 +12,15 @@ import importlib
 import io
 import logging
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
+
+from quant.engines.nhwc_builder import Value, order, single
 
 Bounds = tuple[float, float] | None
 """The least and the greatest number that an operator returns."""
@@ -43,44 +43,10 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Hide what the runtime, native code, writes to stderr about a program that it refuses."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def imported(name: str) -> Any:
     """A module of executorch, imported when first needed: it takes seconds, and is optional."""
     with quiet():
         return importlib.import_module(f"executorch.{name}")
-
-
-def order(shape: Sequence[int]) -> list[int]:
-    """The sizes of a value [N, C, H, W] as XNNPACK stores it; others as they are."""
-    n = list(shape)
-    return [n[0], n[2], n[3], n[1]] if len(n) == 4 else n
-
-
-def single(scale: float | None) -> float | None:
-    """A scale in fp32, as the file has it. Whoever writes the file may round a tie the other way."""
-    return None if scale is None else float(numpy.float32(scale))
-
-
-@dataclass(frozen=True)
-class Value:
-    """A value of the graph. shape: as torch has it. scale, zero_point: of int8 values; scale None: fp32."""
-
-    id: int
-    shape: tuple[int, ...]
-    scale: float | None = None
-    zero_point: int = 0
 
 
 @dataclass
@@ -253,7 +219,7 @@ class Loaded:
         _set_threads()
         if self.loaded_at != Loaded.changes:
             self._load()
-        return self.module.forward(inputs)
+        return self.module.forward([value.contiguous() for value in inputs])
 
 
 def _set_threads() -> None:

@@ -52,7 +52,7 @@ def test_the_folder_to_export_to_is_made(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("x.tflite", ".pte, .npz"), ("x.onx", ".onnx, .npz"), ("a/x.npy", ".npz, .pte"), ("x.ONNX", ".onnx, .npz")],
+    [("x.tflit", ".tflite, .pte"), ("x.onx", ".onnx, .npz"), ("a/x.npy", ".npz, .pte"), ("x.ONNX", ".onnx, .npz")],
 )
 def test_an_export_of_an_unknown_ending_is_refused_and_makes_no_folder(name, nearest, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from experiment import evaluation, exported
-from tests.conftest import needs_executorch
+from tests.conftest import ON_PROGRAMS
 from utils.errors import UserError
 
 
@@ -28,21 +28,22 @@ def test_each_says_the_same_of_its_images_and_computes_logits(name, engine, run)
         assert found.run(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
 
 
-@needs_executorch
-def test_a_program_for_executorch_has_what_it_says_beside_it(run, tmp_path):
-    evaluation.main([str(run / "a"), f"export={tmp_path / 'a.pte'}"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.pte", "a_example.py"]
-    found, packed = exported.read(str(tmp_path / "a.pte"), trust=False), exported.read(str(run / "a.npz"), trust=False)
-    assert (found.engine, found.info) == ("executorch", packed.info)
+@pytest.mark.parametrize("engine", ON_PROGRAMS)
+def test_a_program_has_what_it_says_beside_it(engine, run, tmp_path):
+    ending = {"executorch": "pte", "litert": "tflite"}[engine]
+    evaluation.main([str(run / "a"), f"export={tmp_path / 'a'}.{ending}"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", f"a.{ending}", "a_example.py"]
+    found, packed = (exported.read(str(file), trust=False) for file in (tmp_path / f"a.{ending}", run / "a.npz"))
+    assert (found.engine, found.info) == (engine, packed.info)
     images = torch.randn(3, 3, 16, 16)
     with torch.inference_mode():
         assert torch.equal(found.run(images), packed.run(images))
-    (tmp_path / "b.pte").write_bytes((tmp_path / "a.pte").read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"b\.pte: not a readable program with b\.json"):
-        exported.read(str(tmp_path / "b.pte"), trust=False)
+    (tmp_path / f"b.{ending}").write_bytes((tmp_path / f"a.{ending}").read_bytes()[:1000])
+    with pytest.raises(UserError, match=rf"b\.{ending}: not a readable program with b\.json"):
+        exported.read(str(tmp_path / f"b.{ending}"), trust=False)
     shutil.copy(tmp_path / "a.json", tmp_path / "b.json")
-    with pytest.raises(UserError, match=r"b\.pte: not a"):
-        exported.read(str(tmp_path / "b.pte"), trust=False)
+    with pytest.raises(UserError, match=rf"b\.{ending}: not a"):
+        exported.read(str(tmp_path / f"b.{ending}"), trust=False)
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.onnx"])

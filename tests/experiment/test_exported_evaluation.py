@@ -28,6 +28,7 @@ def test_an_export_is_measured_on_the_images_that_are_named(what, run, capsys):
         (["exported", f"images={__file__}"], "torch may run code of .*exported/model.pt2: set trust=true"),
         (["a.npz", "data.name=digits"], "data: 10 classes .* trained on 3"),
         (["nothing.pte"], "checkpoint: there is no .*nothing.pte"),
+        (["nothing.tflite"], "checkpoint: there is no .*nothing.tflite"),
         (["nothing.onnx", f"images={__file__}"], "checkpoint: there is no .*nothing.onnx"),
     ],
 )

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-import quant
 from experiment import latency
 from quant.analysis import profile as profiles
 from quant.engines.base import IntegerModel
+from quant.engines.programs import ProgramModel
+from quant.engines.runtimes import RuntimeModel
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +48,6 @@ def test_an_engine_that_runs_one_program_is_named(tmp_path, capsys, monkeypatch)
     assert json.loads((tmp_path / "latency.json").read_text()), "it is timed all the same"
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "executorch"])
-def test_packages_run_one_program(name):
-    if not quant.ENGINES[name]().available():
-        pytest.skip(f"{name} is not installed")
-    from quant.engines.executorch import XnnpackModel
-    from quant.engines.runtimes import RuntimeModel
-
-    assert not (XnnpackModel if name == "executorch" else RuntimeModel).runs_by_operator
+@pytest.mark.parametrize("kind", [RuntimeModel, ProgramModel])
+def test_packages_run_one_program(kind):
+    assert not kind.runs_by_operator

@@ -1,14 +1,10 @@
 """Programs of XNNPACK's operators are written and run."""
 
+import numpy
 import torch
 
-from quant.engines.xnnpack_graph import Graph, Loaded, order
+from quant.engines.xnnpack_graph import Graph, Loaded
 from tests.conftest import needs_executorch
-
-
-def test_maps_are_stored_with_channels_last_and_others_as_they_are():
-    assert order((1, 3, 4, 5)) == [1, 4, 5, 3]
-    assert order((2, 7)) == [2, 7]
 
 
 @needs_executorch
@@ -48,3 +44,15 @@ def test_what_executorch_prints_of_the_processor_is_left_out(capfd):
     graph.output(y)
     Loaded(graph.program())(torch.zeros(1, 2))
     assert capfd.readouterr() == ("", "")
+
+
+@needs_executorch
+def test_the_file_has_scales_as_they_are_even_between_two_numbers_of_fp32():
+    scale = 0.01682958845049143  # half way: who wrote the file rounded up, numpy and torch round down
+    graph = Graph()
+    x = graph.input((1, 4), scale, 0)
+    y = graph.value((1, 4), scale, 0)
+    graph.node("XNNCopy", input_id=x.id, output_id=y.id)
+    graph.output(y)
+    assert x.scale == float(numpy.float32(scale))
+    assert graph.program().count(numpy.float32(scale).tobytes()) == 2

@@ -9,7 +9,6 @@ import torch
 import models
 import quant
 from data.decoding import open_image, resize_and_crop
-from quant.export.executorch import example_text
 from tests.conftest import needs_executorch, photos
 from tests.helpers import calibrated
 from tests.quant.export.test_torch_export import run_alone
@@ -59,14 +58,6 @@ def test_the_example_names_the_classes_of_a_picture_and_the_file_says_the_intege
     assert said == info
     assert {(one["least"], one["greatest"]) for one in integers["values"].values()} == {(-128, 127)}
     assert set(integers["kernels"].values()) == {"xnnpack", "xnnpack in float"}
-
-
-def test_the_example_asks_for_the_program_beside_it_and_for_nothing_of_this_repository():
-    text = example_text("net_example.py")
-    assert "python net_example.py photo.jpg" in text
-    assert "from quant" not in text
-    assert "from utils" not in text
-    compile(text, "net_example.py", "exec")
 
 
 def test_what_is_missing_is_a_line(monkeypatch):

@@ -1,4 +1,4 @@
-"""Torch's operators that move or select values, in XNNPACK's. They keep the grid of what they read."""
+"""Torch's operators that move or select values, in those of a runtime. They keep the grid of what they read."""
 
 import math
 import operator
@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.engines.xnnpack_builder import Builder, NotThere, OnGrid, place, sides
-from quant.engines.xnnpack_graph import ABSENT, order
+from quant.engines.nhwc_builder import Builder, NotThere, OnGrid, Value, order, place
 
 aten = torch.ops.aten
 
 
 def relu(to: Builder, x):
+    if isinstance(x, OnGrid):
+        return to.rectified(x)
     read, new, made = to.moved(x, x.shape)
-    to.graph.node("XNNClamp", (0.0, math.inf), input_id=read.id, output_id=new.id)
+    to.bounded(read, 0.0, math.inf, new)
     return made(new)
 
 
@@ -25,21 +26,7 @@ def max_pool2d(to: Builder, x, size, stride=(), padding=(0, 0), dilation=(1, 1),
     axes = zip(x.shape[2:], size, stride, padding, dilation, strict=True)
     windows, ends = zip(*(pooled(n, k, s, p, d, ceil_mode) for n, k, s, p, d in axes), strict=True)
     read, new, made = to.moved(x, (*x.shape[:2], *windows))
-    if max(stride[0] - size[0], stride[1] - size[1]) > 0:
-        raise NotThere("XNNPACK has no max-pool whose windows leave out rows")
-    to.graph.node(
-        "XNNMaxPooling2d",
-        None,
-        **sides("padding", padding, ends),
-        pooling_height=size[0],
-        pooling_width=size[1],
-        stride_height=stride[0],
-        stride_width=stride[1],
-        dilation_height=dilation[0],
-        dilation_width=dilation[1],
-        input_id=read.id,
-        output_id=new.id,
-    )
+    to.max_pooled(read, size, stride, padding, ends, dilation, new)
     return made(new)
 
 
@@ -55,8 +42,7 @@ def reshape(to: Builder, x, shape):
     if len(shape) != 4 or math.prod(shape[2:]) == 1:
         return made(to.reshaped(read, shape))
     plain = to.graph.value(shape, read.scale, read.zero_point, plain=True)
-    to.graph.node("XNNStaticReshape", num_dims=4, new_shape=[*shape], input_id=read.id, output_id=plain.id)
-    return made(to.as_map(plain))
+    return made(to.as_map(to.stored_as(read, shape, plain)))
 
 
 def flatten(to: Builder, x, start=0, end=-1):
@@ -98,7 +84,7 @@ def same(to: Builder, x, *rest, **named):
 def cast(to: Builder, x, *given, **named):
     """To another device or to fp32, which values here have."""
     if any(isinstance(one, torch.dtype) and one != torch.float32 for one in (*given, *named.values())):
-        raise NotThere("XNNPACK has no other types of numbers here")
+        raise NotThere(f"{to.runtime} has no other types of numbers here")
     return x
 
 
@@ -106,17 +92,16 @@ def joined(to: Builder, values, axis=0):
     axis %= len(values[0].shape)
     shape = [*values[0].shape]
     shape[axis] = sum(x.shape[axis] for x in values)
-    if len(values) > 4:
-        return joined(to, [joined(to, values[:4], axis), *values[4:]], axis)
+    if len(values) > to.most_joined:
+        return joined(to, [joined(to, values[: to.most_joined], axis), *values[to.most_joined :]], axis)
     if len(values) == 1:
         return values[0]
-    grids = {(x.scale, x.value.zero_point) if isinstance(x, OnGrid) else None for x in values}
+    grids = {(x.scale, x.zero_point) if isinstance(x, OnGrid) else None for x in values}
     on_grid = len(grids) == 1 and None not in grids
-    reads = [to.at_scale(x, x.scale).value if on_grid else to.in_float(x) for x in values]
+    reads = to.alike(values) if on_grid else [to.in_float(x) for x in values]
     new = to.like(reads[0], shape)
-    ids = {f"input{i + 1}_id": reads[i].id if i < len(reads) else ABSENT for i in range(5)}
-    to.graph.node(f"XNNConcatenate{len(reads)}", None, axis=place(axis, shape), output_id=new.id, **ids)
-    return OnGrid(new, values[0].scale) if on_grid else new
+    to.concatenated(reads, place(axis, shape), new)
+    return OnGrid(new, values[0].scale, values[0].zero_point) if on_grid else new
 
 
 def sliced(to: Builder, x, axis=0, start=None, end=None, step=1):
@@ -133,14 +118,7 @@ def sliced(to: Builder, x, axis=0, start=None, end=None, step=1):
     read, new, made = to.moved(x, shape)
     offsets = [0] * len(shape)
     offsets[place(axis, shape)] = start
-    to.graph.node(
-        "XNNStaticSlice",
-        num_dims=len(shape),
-        offsets=offsets,
-        sizes=order(shape),
-        input_id=read.id,
-        output_id=new.id,
-    )
+    to.cut(read, offsets, order(shape), new)
     return made(new)
 
 
@@ -148,7 +126,7 @@ def stepped(to: Builder, x, axis: int, start: int, end: int, step: int):
     """Every step-th index of an axis, which is split into two for that: (index // step, index % step)."""
     size, stored = x.shape[axis], order(x.shape)
     if size % step:
-        raise NotThere("XNNPACK has no slices with a step that does not divide the size")
+        raise NotThere(f"{to.runtime} has no slices with a step that does not divide the size")
     at, shape = place(axis, x.shape), [*x.shape]
     shape[axis] = size // step
     split_up = _stored_as(to, x, (*stored[:at], size // step, step, *stored[at + 1 :]))
@@ -160,10 +138,8 @@ def strided(to: Builder, x: OnGrid, axis: int, step: int) -> OnGrid:
     """Every step-th row or column: a depthwise convolution with ones."""
     c, shape = x.shape[1], [*x.shape]
     shape[axis] = -(-shape[axis] // step)
-    new = to.like(x.value, shape)
     geometry = [step if axis == 2 else 1, step if axis == 3 else 1, 0, 0, 1, 1, c]
-    to.convolved(x.value, new, torch.ones(c, 1, 1, 1, dtype=torch.int8), torch.ones(c), torch.zeros(c), geometry)
-    return OnGrid(new, x.scale)
+    return to.picked(x, shape, geometry)
 
 
 def chunk(to: Builder, x, count, axis=0):
@@ -188,7 +164,7 @@ def select(to: Builder, x, axis, index):
 
 def padded(to: Builder, x, ends, mode="constant", value=None):
     if mode != "constant" or min(ends) < 0:
-        raise NotThere(f"XNNPACK has no padding of the mode {mode}, or by less than nothing")
+        raise NotThere(f"{to.runtime} has no padding of the mode {mode}, or by less than nothing")
     shape, before, after = [*x.shape], [0] * len(x.shape), [0] * len(x.shape)
     for i in range(len(ends) // 2):
         axis = len(shape) - 1 - i
@@ -196,14 +172,7 @@ def padded(to: Builder, x, ends, mode="constant", value=None):
         before[place(axis, shape)], after[place(axis, shape)] = ends[2 * i], ends[2 * i + 1]
     x = x if not value else to.in_float(x)
     read, new, made = to.moved(x, shape)
-    to.graph.node(
-        "XNNStaticConstantPad",
-        pre_paddings=before,
-        post_paddings=after,
-        padding_value=float(value or 0),
-        input_id=read.id,
-        output_id=new.id,
-    )
+    to.surrounded(read, before, after, float(value or 0), new)
     return made(new)
 
 
@@ -221,8 +190,8 @@ def expand(to: Builder, x, shape, **unused):
     on_grid = isinstance(x, OnGrid)
     ones = torch.ones(sides, dtype=torch.int8 if on_grid else torch.float32)
     stored = ones.permute(0, 2, 3, 1) if len(sides) == 4 else ones
-    other = to.graph.constant(stored, 1.0 if on_grid else None)
-    to.graph.node("XNNMultiply", input1_id=read.id, input2_id=other, output_id=new.id)
+    step = 1.0 if on_grid else None
+    to.elementwise("Multiply", [read, Value(to.graph.constant(stored, step), tuple(sides), step)], new)
     return made(new)
 
 
@@ -243,7 +212,7 @@ def roll(to: Builder, x, shifts, axes):
 
 def dropout(to: Builder, x, share, is_training):
     if is_training:
-        raise NotThere("XNNPACK has no dropout")
+        raise NotThere(f"{to.runtime} has no dropout")
     return x
 
 
@@ -252,7 +221,7 @@ def nearest(to: Builder, x, size=None, factors=None):
     size = [int(n * f) for n, f in zip(x.shape[2:], factors, strict=True)] if size is None else size
     high, wide = (n // whole for n, whole in zip(size, x.shape[2:], strict=True))
     if [high * x.shape[2], wide * x.shape[3]] != [*size]:
-        raise NotThere("XNNPACK has no nearest upsampling by other than whole factors")
+        raise NotThere(f"{to.runtime} has no nearest upsampling by other than whole factors")
     n, c, h, w = x.shape
     columns = joined(to, [_stored_as(to, x, (n, h * w, c))] * wide, 2)
     rows = joined(to, [_stored_as(to, columns, (n, h, w * wide * c))] * high, 2)

@@ -1,10 +1,10 @@
-"""The operators that engines/xnnpack.py puts into a graph beside those of engines/qdq_operators.py.
+"""The operators that engines/executorch.py and litert.py put into a graph beside those of engines/qdq_operators.py.
 
 Each takes and returns floats on a grid; the functions here compute the simulation's integers.
 
     sum      the sum (sign 1) or difference (sign -1) of two tensors, whose scales are given, as one integer kernel
     product  the product of two tensors as one integer kernel
-    outside  values as they are, read by an operator that is not XNNPACK's
+    outside  values as they are, read by an operator that the runtime does not have
     shuffle  the channels in the order of nn.ChannelShuffle(groups)
 """
 

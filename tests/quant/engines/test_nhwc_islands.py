@@ -4,9 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import needs_executorch
-from tests.helpers import run_on_xnnpack
-from tests.quant.engines.test_xnnpack_moves import Call
+from tests.helpers import run_on
+from tests.quant.engines.test_nhwc_moves import Call
 
 WEIGHT, BIAS = torch.linspace(-1, 1, 9), torch.linspace(1, 2, 9)
 MAPS = {
@@ -25,19 +24,17 @@ MAPS = {
 }
 
 
-def near(name: str, run, x: torch.Tensor) -> None:
-    found, expected = run_on_xnnpack(Call(run), x), run(x)
+def near(builder, name: str, run, x: torch.Tensor) -> None:
+    found, expected = run_on(builder, Call(run), x), run(x)
     assert found.shape == expected.shape, name
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5), name
 
 
-@needs_executorch
 @pytest.mark.parametrize("name", MAPS)
-def test_of_maps(name):
-    near(name, MAPS[name], torch.randn(2, 6, 7, 9))
+def test_of_maps(name, builder):
+    near(builder, name, MAPS[name], torch.randn(2, 6, 7, 9))
 
 
-@needs_executorch
 @pytest.mark.parametrize("name", [name for name in MAPS if name not in ("attention_mask", "constants_of_other_rank")])
-def test_of_tokens(name):
-    near(name, MAPS[name], torch.randn(2, 7, 9))
+def test_of_tokens(name, builder):
+    near(builder, name, MAPS[name], torch.randn(2, 7, 9))

@@ -1,6 +1,6 @@
-"""What stays in float, in XNNPACK's operators: attention, softmax, norms and sums along axes.
+"""What stays in float, in the operators of a runtime: attention, softmax, norms and sums along axes.
 
-XNNPACK adds in another order than torch, so these are near torch's values, not equal to them.
+Runtimes add in another order than torch, so these are near torch's values, not equal to them.
 """
 
 import math
@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.engines.xnnpack_builder import Builder, Known, NotThere
-from quant.engines.xnnpack_floats import binary, unary
-from quant.engines.xnnpack_graph import Value
-from quant.engines.xnnpack_moves import reshape
+from quant.engines.nhwc_builder import Builder, Known, NotThere, Value
+from quant.engines.nhwc_floats import binary, unary
+from quant.engines.nhwc_moves import reshape
 
 aten = torch.ops.aten
 
@@ -46,15 +45,12 @@ def softmax(to: Builder, x, axis, dtype=None):
 
 def _softmax(to: Builder, value: Value) -> Value:
     new = to.graph.value(value.shape, plain=True)
-    to.graph.node("XNNSoftmax", input_id=value.id, output_id=new.id)
+    to.softmax(value, new)
     return new
 
 
 def _sum_of_last(to: Builder, value: Value) -> Value:
-    new = to.graph.value((*value.shape[:-1], 1), plain=True)
-    ones, zero = to.graph.constant(torch.ones(1, value.shape[-1])), to.graph.constant(torch.zeros(1))
-    to.graph.node("XNNFullyConnected", input1_id=value.id, filter_id=ones, bias_id=zero, output_id=new.id)
-    return new
+    return to.fully_connected(value, torch.ones(1, value.shape[-1]), None, torch.zeros(1), None)
 
 
 def sum_(to: Builder, x, axes, keep=False):
@@ -67,44 +63,44 @@ def sum_(to: Builder, x, axes, keep=False):
 def vector_norm(to: Builder, x, order=2, axes=None, keep=False):
     """The square root of the sum of squares."""
     if order != 2 or axes is None:
-        raise NotThere("XNNPACK has no such norm of vectors")
-    return unary(to, "XNNSquareRoot", sum_(to, unary(to, "XNNSquare", x), axes, keep))
+        raise NotThere(f"{to.runtime} has no such norm of vectors")
+    return unary(to, "SquareRoot", sum_(to, unary(to, "Square", x), axes, keep))
 
 
 def layer_norm(to: Builder, x, shape, weight=None, bias=None, eps=1e-5, *unused):
     """(x - mean) / sqrt(variance + eps) weight + bias, along the last axis."""
     if len(shape) != 1:
-        raise NotThere("XNNPACK has no layer norm over several axes")
+        raise NotThere(f"{to.runtime} has no layer norm over several axes")
     x, count = to.in_float(x), float(shape[0])
-    centred = binary(to, "XNNSubtract", x, binary(to, "XNNDiv", sum_(to, x, -1, True), count))
-    variance = binary(to, "XNNDiv", sum_(to, unary(to, "XNNSquare", centred), -1, True), count)
-    found = binary(to, "XNNDiv", centred, unary(to, "XNNSquareRoot", binary(to, "XNNAdd", variance, eps)))
-    found = found if weight is None else binary(to, "XNNMultiply", found, weight)
-    return found if bias is None else binary(to, "XNNAdd", found, bias)
+    centred = binary(to, "Subtract", x, binary(to, "Div", sum_(to, x, -1, True), count))
+    variance = binary(to, "Div", sum_(to, unary(to, "Square", centred), -1, True), count)
+    found = binary(to, "Div", centred, unary(to, "SquareRoot", binary(to, "Add", variance, eps)))
+    found = found if weight is None else binary(to, "Multiply", found, weight)
+    return found if bias is None else binary(to, "Add", found, bias)
 
 
 def matmul(to: Builder, p, q):
     if len(p.shape) != len(q.shape) or len(p.shape) < 3:
-        raise NotThere("XNNPACK has no product of matrices of different ranks")
+        raise NotThere(f"{to.runtime} has no product of matrices of different ranks")
     return to.as_map(_matmul(to, plain(to, p), plain(to, q)))
 
 
 def _matmul(to: Builder, p: Value, q: Value) -> Value:
     batch = torch.broadcast_shapes(p.shape[:-2], q.shape[:-2])
     new = to.graph.value((*batch, p.shape[-2], q.shape[-1]), plain=True)
-    to.graph.node("XNNBatchMatrixMultiply", input1_id=p.id, input2_id=q.id, output_id=new.id)
+    to.matmul(p, q, new)
     return new
 
 
 def attention(to: Builder, query, key, value, mask=None, dropout=0.0, is_causal=False, scale=None, enable_gqa=False):
     """softmax(query key^T scale + mask) value"""
     if dropout or is_causal or enable_gqa:
-        raise NotThere("XNNPACK has no attention that is causal, grouped or with dropout here")
+        raise NotThere(f"{to.runtime} has no attention that is causal, grouped or with dropout here")
     rank = len(query.shape)
     turned = _permuted(to, plain(to, key), [*range(rank - 2), rank - 1, rank - 2])
-    query = binary(to, "XNNMultiply", query, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    query = binary(to, "Multiply", query, 1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     scores = to.as_map(_matmul(to, plain(to, query), turned))
-    scores = scores if mask is None else binary(to, "XNNAdd", scores, mask)
+    scores = scores if mask is None else binary(to, "Add", scores, mask)
     return to.as_map(_matmul(to, _softmax(to, plain(to, scores)), plain(to, value)))
 
 

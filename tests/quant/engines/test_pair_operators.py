@@ -2,7 +2,7 @@
 
 import torch
 
-from quant.engines import xnnpack_operators  # noqa: F401  registers them
+from quant.engines import pair_operators  # noqa: F401  registers them
 
 qdq = torch.ops.qdq
 

@@ -1,22 +1,20 @@
-"""Write a graph that engines/executorch.py made in XNNPACK's operators: those of engines/qdq_operators.py and
-engines/xnnpack_operators.py here, torch's in xnnpack_moves.py and xnnpack_floats.py.
+"""Write a graph that engines/executorch.py or litert.py made in the operators of its runtime: those of
+engines/qdq_operators.py and pair_operators.py here, torch's in nhwc_moves.py, nhwc_floats.py and nhwc_islands.py.
 """
 
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy
 import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from quant.engines import xnnpack_operators  # noqa: F401  the operators of TABLE
-from quant.engines.xnnpack_builder import MIDDLE, Builder, Known, NotThere, OnGrid, bounds, convolved_shape
-from quant.engines.xnnpack_floats import FLOATS, binary
-from quant.engines.xnnpack_graph import Value
-from quant.engines.xnnpack_islands import ISLANDS
-from quant.engines.xnnpack_moves import MOVES, joined
+from quant.engines import pair_operators  # noqa: F401  the operators of TABLE
+from quant.engines.nhwc_builder import Builder, Known, NotThere, OnGrid, Value, convolved_shape
+from quant.engines.nhwc_floats import FLOATS, binary
+from quant.engines.nhwc_islands import ISLANDS
+from quant.engines.nhwc_moves import MOVES, joined
 
 qdq = torch.ops.qdq
 
@@ -34,53 +32,21 @@ def unfused(to: Builder, x, scale, zero_point):
 
 
 def integers(to: Builder, x, scale, zero_point):
-    return to.converted(to.at_scale(kept(to, x, scale, zero_point), 1.0).value)
+    return to.integers(kept(to, x, scale, zero_point))
 
 
 def concatenate(to: Builder, values, axis, scale, zero_point):
     return joined(to, [to.at_scale(kept(to, x, scale, zero_point), scale) for x in values], axis)
 
 
-def sum_(to: Builder, p, q, scales, zero_points, sign, scale, zero_point, lo, hi):
+def sum_(to: Builder, p, q, scales, zero_points, sign, *on_grid):
     p, q = (to.at_scale(kept(to, *given), given[1]) for given in zip((p, q), scales, zero_points, strict=True))
-    new = to.graph.value(torch.broadcast_shapes(p.shape, q.shape), scale, zero_point - MIDDLE)
-    kind = "XNNAdd" if sign > 0 else "XNNSubtract"
-    return _fused(to, kind, p.value, q.value, new, scale, lo, hi)
+    return to.fused("Add" if sign > 0 else "Subtract", p, q, on_grid[0], on_grid)
 
 
-def product(to: Builder, p, q, scales, zero_points, step, scale, zero_point, lo, hi):
-    tried = multiplier(scales, scales[0] * scales[1] * step)
+def product(to: Builder, p, q, scales, zero_points, step, *on_grid):
     p, q = (kept(to, *given) for given in zip((p, q), scales, zero_points, strict=True))
-    unit = output_scale((p.step, q.step), tried)
-    if unit is None:
-        unit = scales[0] * scales[1] * step
-        p, q = (to.at_scale(x, grid_scale) for x, grid_scale in zip((p, q), scales, strict=True))
-    new = to.graph.value(torch.broadcast_shapes(p.shape, q.shape), unit, zero_point - MIDDLE)
-    return _fused(to, "XNNMultiply", p.value, q.value, new, scale, lo, hi)
-
-
-def multiplier(scales: Sequence[float], unit: float) -> numpy.float32:
-    """What XNNPACK multiplies a product of integers by, in fp32: s_p s_q / s_y, of which s_y is `unit`."""
-    p, q = map(numpy.float32, scales)
-    return p * q / numpy.float32(unit)
-
-
-def output_scale(scales: Sequence[float], wanted: numpy.float32) -> float | None:
-    """The s_y for which XNNPACK multiplies by exactly `wanted`, the multiplier with which the product was tried.
-
-    A step of a value may be another than its grid's, and near a tie the last bit of the multiplier decides. None if no
-    s_y gives it.
-    """
-    p, q = map(numpy.float32, scales)
-    unit = p * q / wanted
-    near = (unit, numpy.nextafter(unit, numpy.float32(0)), numpy.nextafter(unit, numpy.float32(numpy.inf)))
-    return next((float(one) for one in near if multiplier(scales, float(one)) == wanted), None)
-
-
-def _fused(to: Builder, kind, p: Value, q: Value, new: Value, scale, lo, hi):
-    clamp = None if (lo, hi) == (0, 255) else bounds(new, lo, hi)
-    to.graph.node(kind, clamp, input1_id=p.id, input2_id=q.id, output_id=new.id)
-    return OnGrid(new, scale)
+    return to.product(p, q, scales, step, on_grid)
 
 
 def shuffle(to: Builder, x, groups, scale, zero_point):
@@ -88,32 +54,34 @@ def shuffle(to: Builder, x, groups, scale, zero_point):
     n, c, h, w = x.shape
     parts = to.reshaped(x.value, (n, h, w, groups, c // groups))
     turned = to.transposed(parts, (0, 1, 2, 4, 3), to.like(parts, (n, h, w, c // groups, groups)))
-    return OnGrid(to.reshaped(turned, x.shape), scale)
+    return OnGrid(to.reshaped(turned, x.shape), scale, zero_point)
 
 
-def layer(
-    to: Builder, x, weight, weight_scale, bias, bias_scale, x_scale, x_zero_point, geometry, scale, zero_point, lo, hi
-):
+def look_up(to: Builder, x, table, x_scale, x_zero_point, scale, zero_point):
+    return to.looked_up(kept(to, x, x_scale, x_zero_point), table, scale, zero_point)
+
+
+def layer(to: Builder, x, weight, weight_scale, bias, bias_scale, x_scale, x_zero_point, geometry, *on_grid):
     weight = weight.unsqueeze(2) if geometry and weight.ndim == 3 else weight
     value = kept(to, x, x_scale, x_zero_point).value
     weight_scale = (weight_scale.double() * x_scale / value.scale).float()
-    if not geometry:
-        return OnGrid(to.linear(value, weight.t(), weight_scale, bias, (scale, zero_point - MIDDLE), lo, hi), scale)
-    new = to.graph.value(convolved_shape(value.shape, weight, geometry), scale, zero_point - MIDDLE)
-    to.convolved(value, new, weight, weight_scale, bias, geometry, lo, hi)
-    return OnGrid(new, scale)
+    if geometry:
+        shape = convolved_shape(value.shape, weight, geometry)
+        new = to.convolved(value, shape, weight, weight_scale, bias, geometry, on_grid)
+    else:
+        new = to.linear(value, weight.t(), weight_scale, bias, on_grid)
+    return OnGrid(new, *on_grid[:2])
 
 
 def last_layer(to: Builder, x, weight, weight_scale, bias, bias_scale, x_scale, x_zero_point, geometry):
-    """In fp32 on integers, whose sums are exact, for XNNPACK rounds those of int8 to int8."""
+    """In fp32 on integers, whose sums are exact, for runtimes round those of int8 to int8."""
     n = integers(to, x, x_scale, x_zero_point)
     weight, bias = weight.float(), bias.float()
     if geometry:
         weight = weight.unsqueeze(2) if weight.ndim == 3 else weight
-        sums = to.graph.value(convolved_shape(n.shape, weight, geometry))
-        to.convolved(n, sums, weight, None, bias, geometry)
-        return binary(to, "XNNMultiply", sums, bias_scale.view(1, -1, 1, 1))
-    return binary(to, "XNNMultiply", to.linear(n, weight.t(), None, bias), bias_scale)
+        sums = to.convolved(n, convolved_shape(n.shape, weight, geometry), weight, None, bias, geometry)
+        return binary(to, "Multiply", sums, bias_scale.view(1, -1, 1, 1))
+    return binary(to, "Multiply", to.linear(n, weight.t(), None, bias), bias_scale)
 
 
 INTEGERS: dict[Any, Callable] = {
@@ -128,13 +96,14 @@ INTEGERS: dict[Any, Callable] = {
     qdq.sum.default: sum_,
     qdq.product.default: product,
     qdq.shuffle.default: shuffle,
+    qdq.look_up.default: look_up,
 }
 TABLE = INTEGERS | MOVES | FLOATS | ISLANDS
 """For each operator of an exported module, the function that writes it."""
 
 
 def write(to: Builder, module: fx.GraphModule, inputs: Sequence[Known]) -> Known:
-    """Write an exported module with these inputs. Returns its output. Raises NotThere where XNNPACK has no operator."""
+    """Write an exported module with these inputs. Returns its output. Raises NotThere for what the runtime lacks."""
     known: dict[fx.Node, Any] = {}
     given = iter(inputs)
     for node in module.graph.nodes:
@@ -158,7 +127,7 @@ def _written(to: Builder, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         return called(*arguments, **named)  # of constants alone
     target = _not_in_place(called)
     if target not in TABLE:
-        raise NotThere(f"XNNPACK has no {called}")
+        raise NotThere(f"{to.runtime} has no {called}")
     found = TABLE[target](to, *arguments, **named)
     if target is not called:
         known[node.all_input_nodes[0]] = found

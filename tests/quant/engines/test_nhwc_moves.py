@@ -5,10 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quant.engines.xnnpack_builder import NotThere
-from quant.engines.xnnpack_moves import pooled
-from tests.conftest import needs_executorch
-from tests.helpers import run_on_xnnpack
+from quant.engines.nhwc_builder import NotThere
+from quant.engines.nhwc_moves import pooled
+from tests.helpers import run_on
 
 MOVES = {
     "relu": torch.relu,
@@ -57,26 +56,27 @@ class Call(nn.Module):
         return self.run(x)
 
 
-@needs_executorch
 @pytest.mark.parametrize("name", MOVES)
-def test_values_are_moved_as_torch_moves_them(name):
+def test_values_are_moved_as_torch_moves_them(name, builder):
     x = torch.randn(2, 6, 7, 9)
-    assert torch.equal(run_on_xnnpack(Call(MOVES[name]), x), MOVES[name](x))
+    assert torch.equal(run_on(builder, Call(MOVES[name]), x), MOVES[name](x))
 
 
-@needs_executorch
-@pytest.mark.parametrize(
-    "run",
-    [
-        lambda x: F.max_pool2d(x, 1, 2),
-        lambda x: F.pad(x, (1, 1, 1, 1), "reflect"),
-        lambda x: x[:, ::3],
-        lambda x: x.to(torch.float64),
-    ],
-)
-def test_what_xnnpack_does_not_have_is_refused(run):
-    with pytest.raises(NotThere, match=r"^XNNPACK has no"):
-        run_on_xnnpack(Call(run), torch.zeros(1, 4, 6, 6))
+REFUSED = {
+    "reflected": lambda x: F.pad(x, (1, 1, 1, 1), "reflect"),
+    "step": lambda x: x[:, ::3],
+    "double": lambda x: x.to(torch.float64),
+}
+REFUSED_BY = {
+    "XNNPACK": {"rows_left_out": lambda x: F.max_pool2d(x, 1, 2)},
+    "LiteRT": {"dilated_pool": lambda x: F.max_pool2d(x, 2, 1, dilation=2)},
+}
+
+
+def test_what_a_runtime_does_not_have_is_refused(builder):
+    for run in (REFUSED | REFUSED_BY[builder.runtime]).values():
+        with pytest.raises(NotThere, match=rf"^{builder.runtime} has no"):
+            run_on(builder, Call(run), torch.zeros(1, 4, 6, 6))
 
 
 def test_windows_of_a_pool():

@@ -1,4 +1,4 @@
-"""Torch's operators in fp32, in XNNPACK's."""
+"""Torch's operators in fp32, in those of a runtime."""
 
 import functools
 import math
@@ -9,56 +9,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from quant.engines.xnnpack_builder import Builder, NotThere
-from quant.engines.xnnpack_graph import Value
-from quant.engines.xnnpack_moves import pair, pooled, reshape
+from quant.engines.nhwc_builder import Builder, NotThere, Value
+from quant.engines.nhwc_moves import pair, pooled, reshape
 
 aten = torch.ops.aten
 
 
-def binary(to: Builder, kind, p, q, clamp=None):
+def binary(to: Builder, kind, p, q):
     p, q = (torch.tensor([x]) if isinstance(x, int | float) else x for x in (p, q))
     rank = max(len(p.shape), len(q.shape))
     p, q = (to.in_float(_of_rank(to, x, rank)) for x in (p, q))
     new = to.graph.value(torch.broadcast_shapes(p.shape, q.shape))
-    to.graph.node(kind, clamp, input1_id=p.id, input2_id=q.id, output_id=new.id)
+    to.elementwise(kind, [p, q], new)
     return new
 
 
 def _of_rank(to: Builder, x, rank: int):
-    """With axes of size 1 in front, as torch broadcasts: XNNPACK does so along the order in which values are stored."""
+    """With axes of size 1 in front, as torch broadcasts: runtimes do so along the order in which values are stored."""
     if len(x.shape) == rank or math.prod(x.shape) == 1:
         return x
     return reshape(to, x, [1] * (rank - len(x.shape)) + [*x.shape])
 
 
-def unary(to: Builder, kind, x, **arguments):
+def unary(to: Builder, kind, x):
     x = to.in_float(x)
     new = to.graph.value(x.shape)
-    to.graph.node(kind, input_id=x.id, output_id=new.id, **arguments)
+    to.elementwise(kind, [x], new)
     return new
 
 
 def hardsigmoid(to: Builder, x):
-    x = binary(to, "XNNAdd", x, 3.0)
-    return binary(to, "XNNDiv", bounded(to, x, 0.0, 6.0), 6.0)
+    x = binary(to, "Add", x, 3.0)
+    return binary(to, "Div", bounded(to, x, 0.0, 6.0), 6.0)
 
 
 def bounded(to: Builder, x, low=None, high=None):
-    clamp = (-math.inf if low is None else low, math.inf if high is None else high)
-    return unary(to, "XNNClamp", x, clamp=clamp)
+    x = to.in_float(x)
+    new = to.graph.value(x.shape)
+    to.bounded(x, -math.inf if low is None else low, math.inf if high is None else high, new)
+    return new
 
 
 def silu(to: Builder, x):
-    return binary(to, "XNNMultiply", x, unary(to, "XNNSigmoid", x))
+    return binary(to, "Multiply", x, unary(to, "Sigmoid", x))
 
 
 def elu(to: Builder, x, alpha=1.0, scale=1.0, inner=1.0):
     """scale (max(x, 0) + min(alpha (exp(inner x) - 1), 0))"""
-    below = binary(to, "XNNMultiply", bounded(to, x, high=0.0), inner)
-    below = binary(to, "XNNSubtract", unary(to, "XNNExp", below), 1.0)
-    below = binary(to, "XNNMultiply", below, alpha)
-    return binary(to, "XNNMultiply", binary(to, "XNNAdd", bounded(to, x, 0.0), below), scale)
+    below = binary(to, "Multiply", bounded(to, x, high=0.0), inner)
+    below = binary(to, "Subtract", unary(to, "Exp", below), 1.0)
+    below = binary(to, "Multiply", below, alpha)
+    return binary(to, "Multiply", binary(to, "Add", bounded(to, x, 0.0), below), scale)
 
 
 def leaky_relu(to: Builder, x, slope=0.01):
@@ -67,45 +68,45 @@ def leaky_relu(to: Builder, x, slope=0.01):
 
 def prelu(to: Builder, x, slope):
     slope = slope.reshape(1, -1, *[1] * (len(x.shape) - 2)) if slope.numel() > 1 else slope
-    below = binary(to, "XNNMultiply", bounded(to, x, high=0.0), slope)
-    return binary(to, "XNNAdd", bounded(to, x, 0.0), below)
+    below = binary(to, "Multiply", bounded(to, x, high=0.0), slope)
+    return binary(to, "Add", bounded(to, x, 0.0), below)
 
 
 def softplus(to: Builder, x, beta=1.0, threshold=20.0):
     """(max(z, 0) + log(1 + exp(-|z|))) / beta, z = beta x: what torch computes too, before and after its threshold."""
-    z = binary(to, "XNNMultiply", x, beta)
-    tail = unary(to, "XNNExp", unary(to, "XNNNegate", unary(to, "XNNAbs", z)))
-    tail = unary(to, "XNNLog", binary(to, "XNNAdd", tail, 1.0))
-    return binary(to, "XNNDiv", binary(to, "XNNAdd", bounded(to, z, 0.0), tail), beta)
+    z = binary(to, "Multiply", x, beta)
+    tail = unary(to, "Exp", unary(to, "Negate", unary(to, "Abs", z)))
+    tail = unary(to, "Log", binary(to, "Add", tail, 1.0))
+    return binary(to, "Div", binary(to, "Add", bounded(to, z, 0.0), tail), beta)
 
 
 def mish(to: Builder, x):
-    return binary(to, "XNNMultiply", x, unary(to, "XNNTanh", softplus(to, x)))
+    return binary(to, "Multiply", x, unary(to, "Tanh", softplus(to, x)))
 
 
 def power(to: Builder, x, exponent):
     if exponent != int(exponent) or not 1 <= exponent <= 8:
-        raise NotThere(f"XNNPACK has no power of {exponent}")
+        raise NotThere(f"{to.runtime} has no power of {exponent}")
     found = x = to.in_float(x)
     for _ in range(int(exponent) - 1):
-        found = binary(to, "XNNMultiply", found, x)
+        found = binary(to, "Multiply", found, x)
     return found
 
 
 def gelu(to: Builder, x, approximate="none"):
     if approximate == "none":
-        return unary(to, "XNNGelu", x)
-    cube = binary(to, "XNNMultiply", power(to, x, 3), 0.044715)
-    inner = binary(to, "XNNMultiply", binary(to, "XNNAdd", x, cube), math.sqrt(2 / math.pi))
-    half = binary(to, "XNNMultiply", x, 0.5)
-    return binary(to, "XNNMultiply", half, binary(to, "XNNAdd", unary(to, "XNNTanh", inner), 1.0))
+        return unary(to, "Gelu", x)
+    cube = binary(to, "Multiply", power(to, x, 3), 0.044715)
+    inner = binary(to, "Multiply", binary(to, "Add", x, cube), math.sqrt(2 / math.pi))
+    half = binary(to, "Multiply", x, 0.5)
+    return binary(to, "Multiply", half, binary(to, "Add", unary(to, "Tanh", inner), 1.0))
 
 
 def mean(to: Builder, x, axes=None, keep=False):
     """Of the integers of maps: exact sums, divided."""
     axes = sorted(axis % len(x.shape) for axis in (axes or range(len(x.shape))))
     if len(x.shape) != 4 or axes != [2, 3]:
-        raise NotThere("XNNPACK has no such mean")
+        raise NotThere(f"{to.runtime} has no such mean")
     area = x.shape[2] * x.shape[3]
     whole = averaged(to, x, torch.ones(1, area), (1, 1), torch.tensor([float(area)]))
     return whole if keep else reshape(to, whole, x.shape[:2])
@@ -119,7 +120,7 @@ def averaged(to: Builder, x, windows: Tensor, size: Sequence[int], *divisors: Te
     flat = to.reshaped(x, (n, h * w, c))
     to.transposed(flat, (0, 2, 1), rows)
     sums = to.linear(rows, windows, None, torch.zeros(len(windows)))
-    means = functools.reduce(functools.partial(binary, to, "XNNDiv"), divisors, sums)
+    means = functools.reduce(functools.partial(binary, to, "Div"), divisors, sums)
     back = to.transposed(means, (0, 2, 1), to.graph.value((n, len(windows), c)))
     return to.reshaped(back, (n, c, *size))
 
@@ -140,12 +141,12 @@ def avg_pool2d(to: Builder, x, size, stride=(), padding=(0, 0), ceil_mode=False,
     x = to.in_float(x)
     c, axes = x.shape[1], zip(x.shape[2:], size, stride, padding, strict=True)
     windows, ends = zip(*(pooled(n, k, s, p, 1, ceil_mode) for n, k, s, p in axes), strict=True)
-    sums = to.graph.value((x.shape[0], c, *windows))
     geometry = [*stride, *padding, 1, 1, c]
-    to.convolved(x, sums, torch.ones(c, 1, *size), None, torch.zeros(c), geometry, ends=ends)
+    shape = (x.shape[0], c, *windows)
+    sums = to.convolved(x, shape, torch.ones(c, 1, *size), None, torch.zeros(c), geometry, ends=ends)
     ones = torch.ones(1, 1, *x.shape[2:])
     pool = functools.partial(F.avg_pool2d, ones, size, stride, padding, ceil_mode, count_include_pad)
-    return binary(to, "XNNDiv", sums, (pool(divisor_override=1) / pool(divisor_override=divisor)).round())
+    return binary(to, "Div", sums, (pool(divisor_override=1) / pool(divisor_override=divisor)).round())
 
 
 def adaptive_windows(whole: int, parts: int) -> Tensor:
@@ -169,16 +170,16 @@ def _binary(kind: str) -> Callable:
 
 
 FLOATS: dict[Any, Callable] = {
-    aten.add.Tensor: _binary("XNNAdd"),
-    aten.sub.Tensor: _binary("XNNSubtract"),
-    aten.mul.Tensor: _binary("XNNMultiply"),
-    aten.div.Tensor: _binary("XNNDiv"),
-    aten.sigmoid.default: _unary("XNNSigmoid"),
-    aten.tanh.default: _unary("XNNTanh"),
-    aten.hardswish.default: _unary("XNNHardswish"),
-    aten.abs.default: _unary("XNNAbs"),
-    aten.neg.default: _unary("XNNNegate"),
-    aten.square.default: _unary("XNNSquare"),
+    aten.add.Tensor: _binary("Add"),
+    aten.sub.Tensor: _binary("Subtract"),
+    aten.mul.Tensor: _binary("Multiply"),
+    aten.div.Tensor: _binary("Div"),
+    aten.sigmoid.default: _unary("Sigmoid"),
+    aten.tanh.default: _unary("Tanh"),
+    aten.hardswish.default: _unary("Hardswish"),
+    aten.abs.default: _unary("Abs"),
+    aten.neg.default: _unary("Negate"),
+    aten.square.default: _unary("Square"),
     aten.gelu.default: gelu,
     aten.elu.default: elu,
     aten.selu.default: lambda to, x: elu(to, x, *SELU),
@@ -188,8 +189,8 @@ FLOATS: dict[Any, Callable] = {
     aten.softplus.default: softplus,
     aten.mish.default: mish,
     aten.pow.Tensor_Scalar: power,
-    aten.rsub.Tensor: lambda to, p, q: binary(to, "XNNSubtract", q, p),
-    aten.rsub.Scalar: lambda to, p, q: binary(to, "XNNSubtract", q, p),
+    aten.rsub.Tensor: lambda to, p, q: binary(to, "Subtract", q, p),
+    aten.rsub.Scalar: lambda to, p, q: binary(to, "Subtract", q, p),
     aten.hardsigmoid.default: hardsigmoid,
     aten.hardtanh.default: bounded,
     aten.clamp.default: bounded,

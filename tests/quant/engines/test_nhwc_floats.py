@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from quant.engines.xnnpack_floats import adaptive_windows
-from tests.conftest import needs_executorch
-from tests.helpers import run_on_xnnpack
-from tests.quant.engines.test_xnnpack_moves import Call
+from quant.engines.nhwc_floats import adaptive_windows
+from tests.helpers import run_on
+from tests.quant.engines.test_nhwc_moves import Call
 
 ONE, SLOPES = torch.ones(1), torch.linspace(0, 1, 6)
 FUNCTIONS = {
@@ -33,18 +32,16 @@ EXACT = {
 }
 
 
-@needs_executorch
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_are_near_those_of_torch(name):
+def test_functions_are_near_those_of_torch(name, builder):
     x = torch.linspace(-6, 6, 2 * 6 * 5 * 7).reshape(2, 6, 5, 7)
-    assert torch.allclose(run_on_xnnpack(Call(FUNCTIONS[name]), x), FUNCTIONS[name](x), rtol=2e-5, atol=2e-5)
+    assert torch.allclose(run_on(builder, Call(FUNCTIONS[name]), x), FUNCTIONS[name](x), rtol=2e-5, atol=2e-5)
 
 
-@needs_executorch
 @pytest.mark.parametrize("name", EXACT)
-def test_averages_of_integers_are_exact(name):
+def test_averages_of_integers_are_exact(name, builder):
     x = torch.randint(-255, 256, (2, 6, 9, 10)).float()
-    assert torch.equal(run_on_xnnpack(Call(EXACT[name]), x), EXACT[name](x))
+    assert torch.equal(run_on(builder, Call(EXACT[name]), x), EXACT[name](x))
 
 
 def test_windows_of_an_adaptive_pool():
