@@ -10,7 +10,7 @@ from torch import fx
 
 from quant.engines.base import IntegerModel
 from quant.engines.executorch import XnnpackEngine, missing
-from quant.export.program import converted, write_beside
+from quant.export.program import check_beside, converted, write_beside
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -30,6 +30,7 @@ def export_executorch(
     Returns the integer model. Raises UserError if a quantizer has not been calibrated, or for an operator that XNNPACK
     does not have.
     """
+    check_beside(file)
     model, written = converted(prepared, XnnpackEngine(), image_size, channels)
     program = written.program()
     write_atomically(file, lambda part: part.write_bytes(program))

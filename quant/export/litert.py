@@ -12,7 +12,7 @@ from torch import fx
 
 from quant.engines.base import IntegerModel
 from quant.engines.litert import LitertEngine, missing
-from quant.export.program import converted, write_beside
+from quant.export.program import check_beside, converted, write_beside
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -32,6 +32,7 @@ def export_litert(
     Returns the integer model. Raises UserError if a quantizer has not been calibrated, or for an operator that LiteRT
     does not have.
     """
+    check_beside(file)
     model, written = converted(prepared, LitertEngine(), image_size, channels)
     program = written.program({"model.json": json.dumps(info)})
     write_atomically(file, lambda part: part.write_bytes(program))

@@ -17,7 +17,18 @@ from quant.engines.nhwc_builder import MIDDLE, Builder
 from quant.engines.programs import ProgramEngine, ProgramModel
 from quant.engines.qdq_operators import on_grid
 from quant.export.torch_export import read, standalone
+from utils.errors import UserError
 from utils.files import write_json, write_text
+
+PROGRAMS = (".pte", ".tflite")
+
+
+def check_beside(file: Path) -> None:
+    """Raise UserError if what would be written beside a program is that of another one of the same name."""
+    for other in (file.with_suffix(suffix) for suffix in PROGRAMS if suffix != file.suffix):
+        if other.exists():
+            beside = f"{file.stem}.json and {file.stem}_example.py"
+            raise UserError(f"export: {beside} in {file.parent} are those of {other.name}; choose another name")
 
 
 def converted(

@@ -4,9 +4,10 @@ import pytest
 
 import models
 import quant
-from quant.export.program import contract, example_text
+from quant.export.program import check_beside, contract, example_text
 from tests.conftest import photos
 from tests.helpers import calibrated
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize("template", ["pte_example.py", "tflite_example.py"])
@@ -27,3 +28,13 @@ def test_integers_are_said_as_int8_with_their_limits():
     limits = {(one["least"], one["greatest"]) for one in said["values"].values()}
     assert limits == {(-128, 127), (-128, -113)}
     assert all(one["least"] <= one["zero_point"] <= one["greatest"] for one in said["values"].values())
+
+
+@pytest.mark.parametrize(("there", "asked"), [(".pte", ".tflite"), (".tflite", ".pte")])
+def test_what_is_beside_another_program_is_not_overwritten(there, asked, tmp_path):
+    check_beside(tmp_path / f"net{there}")
+    (tmp_path / f"net{there}").write_bytes(b"")
+    check_beside(tmp_path / f"net{there}")
+    check_beside(tmp_path / f"other{asked}")
+    with pytest.raises(UserError, match=rf"^export: net.json and .* those of net\{there}; choose another"):
+        check_beside(tmp_path / f"net{asked}")
