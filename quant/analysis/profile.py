@@ -10,6 +10,7 @@ The float form of a layer is its convolution in fp32, channels_last, with batch 
 import copy
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -183,6 +184,7 @@ def _facts(
     """What is known of each operator of the integer model, by the name of its node. macs: of one image."""
     graph, modules = TypedGraph(prepared), dict(prepared.named_modules())
     nodes, found = {node.name: node for node in graph.nodes}, {}
+    calls = Counter(target(node) for node in graph.nodes if node.op == "call_module")
     for name, program in programs.items():
         node = nodes.get(name)  # None: a conversion that the integer model alone has
         row = target(node) if node is not None and node.op == "call_module" else name
@@ -192,7 +194,7 @@ def _facts(
             kernel=kernel,
             layer=converted.layer if converted else None,
             output=tuple(output.shape) if isinstance(output, Tensor) else (),
-            macs=images * macs.get(row, 0),
+            macs=images * macs.get(row, 0) // max(calls[row], 1),
             converts=node is None or isinstance(called_module(modules, node), Quantizer),
             moves=not kernel,
             in_layout=all(_in_layout(x, model.engine.layout) for x in program.inputs),
@@ -206,10 +208,10 @@ def _kernel(node: fx.Node | None, row: str, graph: TypedGraph, model: IntegerMod
         return model.layers[row].kernel if row in model.layers else model.operators[row]
     if node is None or graph.roles[node] in ("pass", "shape") or isinstance(graph.submodule(node), Quantizer):
         return ""
-    return "float" if model.node_map[node.name][1] is None or is_part(graph, node) else ""
+    return "float" if model.node_map[node.name][1] is None or _is_part(graph, node) else ""
 
 
-def is_part(graph: TypedGraph, node: fx.Node) -> bool:
+def _is_part(graph: TypedGraph, node: fx.Node) -> bool:
     """Whether a node is a layer or an operator that prepare put in."""
     return isinstance(graph.submodule(node), QuantLayer | QuantOperator)
 

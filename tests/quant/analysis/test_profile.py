@@ -72,3 +72,19 @@ def test_a_part_in_float_is_named_and_what_is_around_it_converts(gated):
     reasons = {timed.name: timed.reason for timed in found.operators}
     assert any(reason.startswith("conversion") for name, reason in reasons.items() if "dequantize" in name)
     assert reasons["3"].startswith("in float"), "the softmax"
+
+
+def test_a_layer_that_is_called_twice_has_the_macs_of_a_call_in_each_row(gated):
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.shared, self.fc = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1), torch.nn.Linear(4, 3)
+
+        def forward(self, x):
+            x = torch.relu(self.shared(torch.relu(self.shared(torch.relu(self.stem(x))))))
+            return self.fc(x.mean((2, 3)))
+
+    images = torch.randn(8, 3, 6, 6)
+    prepared = calibrated(Twice(), images)
+    found = quant.profile(prepared, quant.convert(prepared, "reference"), prepared, images[:1], 2)
+    assert [timed.macs for timed in found.operators if "shared" in timed.name] == [4 * 4 * 36] * 2
