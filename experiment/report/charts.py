@@ -83,15 +83,23 @@ def accuracy_against_size(points: list[Point], size_label: str = "MB") -> Markup
 
     def draw(axis: Any) -> None:
         axis.plot(*zip(*best, strict=True), color=INK, alpha=0.3, zorder=1)
-        for point in points:
-            at = point.megabytes, point.top1
-            axis.plot(*at, "o", color=point.colour, markersize=6)
+        for at, same in _by_place(points).items():
+            axis.plot(*at, "o", color=same[0].colour, markersize=6)
             if len(points) <= MOST_NAMED or at in best:
-                inward, side = (-6, "right") if point.megabytes > middle else (6, "left")
-                axis.annotate(short(point.name), at, (inward, -3), textcoords="offset points", ha=side, fontsize=8)
+                inward, side = (-6, "right") if at[0] > middle else (6, "left")
+                names = "\n".join(short(point.name) for point in same)
+                axis.annotate(names, at, (inward, -3), textcoords="offset points", ha=side, fontsize=8)
         axis.margins(x=0.15, y=0.15)
 
     return chart(draw, size_label, "top-1 accuracy, %") if points else Markup("")
+
+
+def _by_place(points: list[Point]) -> dict[tuple[float, float], list[Point]]:
+    """Points that would lie on each other, together."""
+    found: dict[tuple[float, float], list[Point]] = {}
+    for point in points:
+        found.setdefault((point.megabytes, point.top1), []).append(point)
+    return found
 
 
 def short(name: str) -> str:

@@ -51,6 +51,13 @@ def test_names_are_text_and_no_mathematics():
     assert "<script" not in svg
 
 
+def test_points_at_one_place_have_both_names_below_each_other():
+    shown = charts.accuracy_against_size([Point("first", 1.0, 90.0), Point("second", 1.0, 90.0)])
+    assert {"first", "second"} <= texts(shown)
+    tags = re.findall(r"<text[^>]*>(?=first|second)", shown)
+    assert len({re.search(r"translate\([\d.]+ ([\d.]+)\)", tag)[1] for tag in tags}) == 2
+
+
 def test_of_many_points_those_on_the_front_are_named():
     points = [Point(f"p{i}", 1.0 + i, 50.0 + i if i % 2 else 50.0 - i) for i in range(20)]
     named = {text for text in texts(charts.accuracy_against_size(points)) if text.startswith("p")}
