@@ -6,7 +6,7 @@ python evaluate.py checkpoint=runs/train/best.pt engines=fbgemm,qnnpack data.lim
 python evaluate.py checkpoint=runs/train/last.pt sensitivity=true    # and which layers cost how much
 python evaluate.py checkpoint=runs/train/last.pt export=my_model     # and write the integer model to take away
 python evaluate.py checkpoint=runs/train/last.pt export=model.onnx   # as an ONNX file
-python evaluate.py checkpoint=runs/train/last.pt export=model.npz    # as small as its bits
+python evaluate.py checkpoint=runs/train/last.pt export=model.npz    # as small as its bits; or .pte, .tflite for phones
 python evaluate.py compare=runs/a,runs/b                             # or compare finished runs in one page
 """
 

@@ -7,9 +7,9 @@
 Columns: our engines in torch; `onnxruntime` and `openvino`, which run the ONNX file that we write; `executorch` and
 `litert`, which run the programs that we write; and the tools of these packages,
 onnxruntime.quantization.quantize_static (QDQ, uint8, one scale per channel) and nncf.quantize, on the same float model.
-All are calibrated on noise. A ratio compares the fastest engine of each side, of ours among those whose logits are the
-simulation's bit for bit (the others have a *): for each burst, the ratio of the two medians; over all bursts, the
-median (10th to 90th percentile).
+All are calibrated on noise. A ratio compares the fastest engine of each side, of ours among those whose logits of 8
+random images are the simulation's bit for bit (the others have a *): for each burst, the ratio of the two medians; over
+all bursts, the median (10th to 90th percentile).
 """
 
 import argparse
@@ -85,7 +85,7 @@ def measure(entry: str | dict, image_size: int, repeats: int) -> dict:
     calls |= {name: latency.call(run, images) for name, run in peers(subject.float_model, images).items()}
     taken = timing.samples(calls, 20, repeats, lambda n: None)
     bursts = {name: _bursts(times) for name, times in taken.items()}
-    sides = {"torch": TORCH, "ours": exact, "peer": ["quantize_static", "nncf"]}
+    sides = {"torch": [name for name in TORCH if name in integer], "ours": exact, "peer": ["quantize_static", "nncf"]}
     best = {who: bursts[min(names, key=lambda name: statistics.median(taken[name]))] for who, names in sides.items()}
     return {
         "model": subject.label,

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from experiment.registries import TABLES, listing
 from utils import config, help, memory, utf8
-from utils.errors import UserError, run
+from utils.errors import UserError, choose, run
 from utils.importing import ROOT
 from utils.sections import Section
 
@@ -53,6 +53,8 @@ def main(
         print(help.explain(settings_type, options.help) if options.help else usage(parser, settings_type))
         return
     if options.list is not None:
+        if options.list:
+            choose(TABLES, options.list, "command line: --list")
         print(listing(options.list) if options.list else f"--list {' | '.join(TABLES)}")
         return
     settings = config.load(settings_type, options.config, options.overrides)

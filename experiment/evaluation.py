@@ -202,6 +202,8 @@ def prepare_target(target: Path) -> Path:
     is_file = target.suffix in EXPORTERS
     if is_file and target.is_dir():
         raise UserError(f"export: {target} is a folder, but {target.suffix} is the suffix of a file")
+    if target.suffix in quant.PROGRAMS:
+        quant.check_beside(target)
     files.make_folder(target.parent if is_file else target, "export")
     return target
 

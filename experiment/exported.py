@@ -118,7 +118,7 @@ def _program(path: str, engine: str, load: Callable[[bytes], Callable[..., list[
     """A program of one image, and what NAME.json beside it says of its images."""
     file, beside = Path(path), Path(path).with_suffix(".json")
     try:
-        said = json.loads(beside.read_text(encoding="utf-8"))
+        said = dict(json.loads(beside.read_text(encoding="utf-8")))
         program = load(file.read_bytes())
     except Exception as error:  # of the runtime, of the system
         raise UserError(f"{path}: not a readable program with {beside.name} ({first_line(error, 100)})") from None

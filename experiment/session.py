@@ -310,8 +310,8 @@ def has_other_classes(loaded: checkpoint.Loaded, model: ModelSettings, names: li
         return False
     if loaded.classes is not None:
         return data.readable(loaded.classes) != names
-    may_be_published = len(names) == len(data.imagenet_names()) and names != data.imagenet_names()
-    return may_be_published and models.preprocessing(model.name, model.weights or "") is not None
+    is_published = len(names) == 1000 and models.preprocessing(model.name, model.weights or "") is not None
+    return is_published and names != data.imagenet_names()
 
 
 def worth_compiling(settings: TrainSettings, macs: int, images: int) -> bool:

@@ -34,6 +34,7 @@ from quant.export.litert import check_litert, export_litert
 from quant.export.npz.read import load as load_packed
 from quant.export.npz.write import export as export_packed
 from quant.export.onnx import check_onnx, export_onnx
+from quant.export.program import PROGRAMS, check_beside
 from quant.export.torch_export import export
 from quant.graph.prepare import prepare as _prepare
 from quant.graph.trace import trace
@@ -193,6 +194,7 @@ __all__ = [
     "AUTO",
     "ENGINES",
     "METHODS",
+    "PROGRAMS",
     "SECTIONS",
     "Dampening",
     "EngineFailed",
@@ -203,6 +205,7 @@ __all__ = [
     "QuantSettings",
     "ResolvedQuant",
     "calibrate",
+    "check_beside",
     "check_executorch",
     "check_layers",
     "check_litert",

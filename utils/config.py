@@ -43,7 +43,6 @@ def parser(description: str | None, default: str, choices: Iterable[str]) -> arg
         "--list",
         nargs="?",
         const="",
-        choices=[*names, ""],
         metavar="WHAT",
         help=f"print the names to choose from and stop: of {', '.join(names)}",
     )
@@ -70,17 +69,38 @@ def load(kind: type[S], path: str, texts: list[str]) -> S:
 
 def _with_lists(kind: type[Section], values: dict, given: Mapping[str, Any]) -> dict:
     """The values, with a text a,b from the command line as a list of a and b where a list is asked for."""
+    for at in [at for at, mistake in _mistakes(kind, values) if mistake == "list_type"]:
+        key = next((key for key in given if isinstance(given[key], str) and _is_within(key.split("."), at)), None)
+        if key is not None:
+            _set_list(kind, values, key, given[key])
+    return values
+
+
+def _set_list(kind: type[Section], values: dict, key: str, text: str) -> None:
+    """Set a key to the items of a text, as JSON or as text; to the text itself, where neither is of the right type."""
+    items = text.split(",")
+    for one in ([_json_or_text(item) for item in items], items, text):
+        _set(values, key.split("."), one, f"command line: {key}")
+        wrong = [at for at, mistake in _mistakes(kind, values) if mistake.endswith("_type")]
+        if not any(_is_within(key.split("."), at) for at in wrong):
+            return
+
+
+def _mistakes(kind: type[Section], values: dict) -> list[tuple[list[str], str]]:
+    """Where values are wrong, with the names of variants and of types among the keys, and pydantic's name of how."""
     try:
         kind.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        for one in error.errors():
-            key = ".".join(str(part) for part in one["loc"] if not str(part).startswith("list["))
-            if one["type"] == "list_type" and isinstance(given.get(key), str):
-                items = [_json_or_text(item) for item in given[key].split(",")]
-                _set(values, key.split("."), items, f"command line: {key}")
-    except ValueError:
+        return [([str(part) for part in one["loc"]], one["type"]) for one in error.errors()]
+    except (TypeError, ValueError):
         pass  # the check proper says what is wrong
-    return values
+    return []
+
+
+def _is_within(key: list[str], at: list[str]) -> bool:
+    """Whether a key's parts are among others, in their order."""
+    rest = iter(at)
+    return all(part in rest for part in key)
 
 
 def _notify(text: str) -> None:
@@ -104,10 +124,14 @@ def overrides(kind: type[Section], texts: list[str], notify: bool = False) -> di
                     f"command line: {bare[0]} and {text}: one alone is the {kind.bare_key}; name the other's key"
                 )
             bare.append(text)
+            if kind.bare_key in found and len(bare) == 1:
+                raise UserError(f"command line: {text} and {kind.bare_key}=...: name all {kind.bare_key} in one way")
             key, value = kind.bare_key, json.dumps(bare if kind.bare_keys_are_a_list else text)
         elif not equals:
             hint = f", did you mean {text}={behind}?" if behind and "=" not in behind and "." in text else ""
             raise UserError(f"command line: {text!r} is not of the form key=value, or section.key=value{hint}")
+        elif key == kind.bare_key and bare:
+            raise UserError(f"command line: {bare[-1]} and {text}: name all {key} in one way")
         one = {key: _json_or_text(value)}
         for notice in kind.rename(one):
             if notify:
@@ -179,7 +203,7 @@ def _culprit(message: str, given: Mapping[str, Any]) -> str | None:
     if begins is not None and any(begins[0] == key or begins[0].startswith(f"{key}.") for key in given):
         return "command line"
     for key, value in given.items():
-        for text in value if isinstance(value, list) else [value]:
+        for text in value if isinstance(value, list) else str(value).split(","):
             if isinstance(text, str) and message.startswith((f"{text}:", f"{text}/")):
                 return f"command line: {key}"
     return None

@@ -8,7 +8,11 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def silenced() -> Iterator[None]:
     """Hide what native code writes to stderr: what a runtime says of itself, or of a program that it refuses."""
-    kept = os.dup(2)
+    try:
+        kept = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
     try:
         with open(os.devnull, "wb") as nothing:
             os.dup2(nothing.fileno(), 2)

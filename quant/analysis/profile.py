@@ -1,8 +1,8 @@
 """Which operators of an integer model take its time, and why: each is timed by itself, beside its float form.
 
-    T       milliseconds of the whole program, as latency.py times it
+    T       milliseconds of the whole program (the lower quartile of its calls)
     t_i     those of operator i in a program of its own, on what it reads in the model
-    t_i - c are shown, c = (sum t_i - T) / n: what n calls cost more than one
+    t_i - c are shown, c = (sum t_i - T) / n: what n calls cost more than one; 0 where t_i is less than c
 
 The float form of a layer is its convolution in fp32, channels_last, with batch norm folded and its activation.
 """
@@ -24,7 +24,7 @@ from quant.analysis.integer_share import integer_share
 from quant.analysis.slowness import Facts, reason_of
 from quant.core.batch_norm import running_statistics
 from quant.core.quantizer import Quantizer
-from quant.engines.base import IntegerModel
+from quant.engines.base import Engine, IntegerModel
 from quant.engines.operator_programs import Program, compiled, of_node, values_of
 from quant.engines.peak import peak
 from quant.graph.node_view import target
@@ -76,6 +76,7 @@ def profile(
     Float and integer programs take `repeats` turns.
     """
     images = images.contiguous(memory_format=model.engine.layout)
+    prepared = copy.deepcopy(prepared).requires_grad_(False)  # a trace takes no constant that learns
     with model.engine.running():
         integer = _integer_programs(model, images)
         in_float = _float_programs(prepared, images.contiguous(memory_format=torch.channels_last))
@@ -197,6 +198,7 @@ def _facts(
             macs=images * macs.get(row, 0) // max(calls[row], 1),
             converts=node is None or isinstance(called_module(modules, node), Quantizer),
             moves=not kernel,
+            plain=model.engine.name == Engine.name,
             in_layout=all(_in_layout(x, model.engine.layout) for x in program.inputs),
         )
     return found

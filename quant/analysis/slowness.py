@@ -21,7 +21,8 @@ SMALL = 1_000_000
 @dataclass(frozen=True)
 class Facts:
     """What is known of an operator. layer: None for one without weights, or in float. converts: it only puts values on
-    a grid, or takes them off. moves: it computes nothing else. in_layout: its inputs are in the engine's layout."""
+    a grid, or takes them off. moves: it computes nothing else. in_layout: its inputs are in the engine's layout.
+    plain: the engine has no other kernels than torch's in float."""
 
     name: str
     kernel: str
@@ -31,6 +32,7 @@ class Facts:
     converts: bool = False
     moves: bool = False
     in_layout: bool = True
+    plain: bool = False
 
     @property
     def weights(self) -> int:
@@ -51,6 +53,7 @@ class Facts:
 
 REASONS: tuple[tuple[str, Callable[[Facts], bool]], ...] = (
     ("in float: no integer form, or its input has none", lambda f: f.kernel == "float"),
+    ("reference: integers in float, by torch's operators", lambda f: f.plain and f.kernel == FLOAT32_KERNEL),
     ("exact fallback: no int8 kernel is exact for it", lambda f: f.kernel == FLOAT32_KERNEL and f.layer is not None),
     ("exact fallback: no faster way is exact for it", lambda f: f.kernel == FLOAT32_KERNEL),
     ("conversion between float and integers", lambda f: f.converts),

@@ -36,7 +36,7 @@ def convert(prepared: fx.GraphModule, engine: Engine) -> IntegerModel:
             f"{uncalibrated[0]} has not been calibrated: train or calibrate first ({len(uncalibrated)} such quantizers)"
         )
     _check_quantizers(prepared)
-    return engine.finalize(_Converter(copy.deepcopy(prepared).eval(), engine).run())
+    return engine.finalize(_Converter(copy.deepcopy(prepared).eval().requires_grad_(False), engine).run())
 
 
 def _check_quantizers(prepared: fx.GraphModule) -> None:

@@ -127,11 +127,22 @@ def _written(to: Builder, node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         return called(*arguments, **named)  # of constants alone
     target = _not_in_place(called)
     if target not in TABLE:
-        raise NotThere(f"{to.runtime} has no {called}")
-    found = TABLE[target](to, *arguments, **named)
+        first = _first_of_torch(node)
+        raise NotThere(f"{to.runtime} has no {first}" + (", or computes it otherwise" if first != called else ""))
+    try:
+        found = TABLE[target](to, *arguments, **named)
+    except TypeError as error:  # an argument that is not written, such as alpha
+        raise NotThere(f"{to.runtime}: {called} with {', '.join(named) or 'these arguments'} is not written") from error
     if target is not called:
         known[node.all_input_nodes[0]] = found
     return found
+
+
+def _first_of_torch(node: fx.Node) -> Any:
+    """The operator that a node calls or, of our own that stands around one, the first of torch's behind it."""
+    while str(node.target).startswith("qdq.") and node.users:
+        node = next(iter(node.users))
+    return node.target
 
 
 def _not_in_place(target: Any) -> Any:

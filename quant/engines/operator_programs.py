@@ -45,14 +45,22 @@ def values_of(graph: fx.GraphModule, images: Tensor) -> dict[fx.Node, Any]:
 
 
 def of_node(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Program:
-    """A node of a graph as a program. values: of the nodes that it reads, which become inputs if they are tensors."""
-    alone = fx.Graph()
-    inputs = [read for read in node.all_input_nodes if isinstance(values[read], Tensor)]
-    places = {read: alone.placeholder(read.name) for read in inputs}
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda read: places.get(read, values[read]))
+    """A node of a graph as a program. values: of the nodes that it reads; the tensors in them become inputs."""
+    alone, inputs = fx.Graph(), []
+
+    def place(value: Any, name: str) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(place(part, f"{name}_{i}") for i, part in enumerate(value))
+        if not isinstance(value, Tensor):
+            return value
+        inputs.append(value)
+        return alone.placeholder(name)
+
+    places = {read: place(values[read], read.name) for read in node.all_input_nodes}
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), places.__getitem__)
     alone.output(alone.create_node(node.op, node.target, args, kwargs))
     packs = getattr(getattr(node.target, "function", None), "packs", {}).values()
-    return compiled(fx.GraphModule(graph, alone), tuple(values[read] for read in inputs), packs)
+    return compiled(fx.GraphModule(graph, alone), tuple(inputs), packs)
 
 
 def compiled(module: nn.Module, inputs: tuple[Tensor, ...], packed_weights: Iterable[Any] = ()) -> Program:

@@ -118,8 +118,29 @@ def test_a_list_needs_no_brackets_on_the_command_line(tmp_path):
     assert path == "runs/a,b", "no list is asked for"
     with pytest.raises(UserError, match=r"my.json: engines: input should be a valid array"):
         config.load(LatencySettings, write(tmp_path, engines="x86"), [])
-    with pytest.raises(UserError, match=r"^command line: threads.*: input should be"):
+    with pytest.raises(UserError, match=r'^command line: threads.*: input should be .*, not "one,two"$'):
         config.load(LatencySettings, write(tmp_path), ["threads=one,two"])
+    own = config.load(TrainSettings, write(tmp_path), ["data.name=imagefolder", "data.root=x", "data.mean=0.5,0.4,0.3"])
+    assert own.data.mean == [0.5, 0.4, 0.3], "in a section of several kinds"
+    stepped = config.load(TrainSettings, write(tmp_path), ["optim.schedule=step", "optim.milestones=0.5,0.8"])
+    assert stepped.optim.milestones == [0.5, 0.8]
+    with pytest.raises(UserError, match=r"^command line: optim.milestones.*: input should be less than 1, not 2$"):
+        config.load(TrainSettings, write(tmp_path), ["optim.schedule=step", "optim.milestones=0.5,2"])
+    assert config.load(EvaluateSettings, write(tmp_path), ["compare=1,2"]).compare == ["1", "2"]
+
+
+@pytest.mark.parametrize("texts", [["resnet18", "models=mobilenet_v2"], ["models=mobilenet_v2", "resnet18"]])
+def test_models_are_named_in_one_way(texts, tmp_path):
+    with pytest.raises(UserError, match=r"^command line: .*: name all models in one way$"):
+        config.load(LatencySettings, write(tmp_path), texts)
+
+
+def test_a_mistake_in_a_list_of_the_command_line_is_blamed_on_it():
+    with (
+        pytest.raises(UserError, match=r"^command line: models: runs/b.pt: no such checkpoint$"),
+        config.blame("file.json", {"models": "runs/a.pt,runs/b.pt"}),
+    ):
+        raise UserError("runs/b.pt: no such checkpoint")
 
 
 def test_missing_and_broken_files(tmp_path):

@@ -7,6 +7,7 @@ import quant
 from quant.analysis import profile as profiles
 from tests.helpers import calibrated, prepared_gated, prepared_with
 from tests.nets import Gated, Residual
+from tests.quant.engines.test_operator_programs import prepared_parts
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_macs_are_those_of_all_images_and_give_operations_a_second(gated):
     assert stem.lost_ms == pytest.approx(max(0, stem.int8_ms - 2e-6 * stem.macs / 100))
 
 
-def test_what_calls_cost_is_left_out_so_that_operators_add_up_to_the_program():
+def test_what_calls_cost_is_left_out():
     assert profiles._without_calls({"a": 3.0, "b": 5.0}, 6.0) == {"a": 2.0, "b": 4.0}
     assert profiles._without_calls({"a": 3.0, "b": 5.0}, 9.0) == {"a": 3.0, "b": 5.0}
     assert profiles._without_calls({"a": 0.5, "b": 5.5}, 4.0) == {"a": 0.0, "b": 4.5}
@@ -88,3 +89,10 @@ def test_a_layer_that_is_called_twice_has_the_macs_of_a_call_in_each_row(gated):
     prepared = calibrated(Twice(), images)
     found = quant.profile(prepared, quant.convert(prepared, "reference"), prepared, images[:1], 2)
     assert [timed.macs for timed in found.operators if "shared" in timed.name] == [4 * 4 * 36] * 2
+
+
+@pytest.mark.parametrize("engine", ["reference", "x86"])
+def test_a_net_with_tuples_and_learned_constants_can_be_taken_apart(engine, gated):
+    prepared, images = prepared_parts()
+    found = quant.profile(prepared, quant.convert(prepared, engine), prepared, images[:1], 2)
+    assert {"a", "fc"} <= {timed.name for timed in found.operators}

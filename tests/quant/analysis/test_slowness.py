@@ -20,6 +20,7 @@ def layer(shape: tuple[int, ...], groups: int = 1) -> IntegerLayer:
 DENSE = Facts("a", "onednn", layer((64, 64, 3, 3)), (1, 64, 56, 56), 115_605_504)
 CASES = {
     "in float": replace(DENSE, kernel="float", layer=None),
+    "reference": replace(DENSE, kernel=FLOAT32_KERNEL, plain=True),
     "exact fallback: no int8 kernel": replace(DENSE, kernel=FLOAT32_KERNEL),
     "exact fallback: no faster way": replace(DENSE, kernel=FLOAT32_KERNEL, layer=None),
     "conversion": replace(DENSE, kernel="", layer=None, converts=True, moves=True),

@@ -32,3 +32,10 @@ def test_an_operator_that_is_not_there_is_named(builder):
     with pytest.raises(NotThere, match=rf"^{builder.runtime} has no aten\.cumsum\.default$"):
         run_on(builder, Call(lambda x: x.cumsum(-1)), torch.zeros(1, 3))
     assert torch.ops.qdq.outside.default not in TABLE
+    with pytest.raises(NotThere, match=rf"^{builder.runtime} has no aten\.neg\.default, or computes it otherwise$"):
+        run_on(builder, Call(lambda x: -qdq.outside(x)), torch.zeros(1, 3))
+
+
+def test_an_argument_that_is_not_written_is_a_line_too(builder):
+    with pytest.raises(NotThere, match=rf"^{builder.runtime}: aten\.add\.Tensor with alpha is not written$"):
+        run_on(builder, Call(lambda x: torch.add(x, x, alpha=2)), torch.zeros(1, 3))
