@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from quant.engines.torchscript import with_packed_weights
+from quant.engines.torchscript import WithPackedWeights
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def compiled(module: nn.Module, inputs: tuple[Tensor, ...], packed_weights: Iter
     """A module as a program for these inputs. packed_weights: those that its operators use."""
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and sizes become constants of the trace
-        traced = torch.jit.trace(with_packed_weights(module, packed_weights).eval(), inputs, check_trace=False)
+        traced = torch.jit.trace(WithPackedWeights(module, packed_weights).eval(), inputs, check_trace=False)
         run = torch.jit.freeze(traced.eval())
         for _ in range(3):  # TorchScript optimizes a program during its first runs
             run(*inputs)

@@ -22,7 +22,7 @@ def to_torchscript(
     """
     shape = images.shape
     layout = torch.channels_last if in_channels_last(images) else torch.contiguous_format
-    module = with_packed_weights(graph, packed_weights)
+    module = WithPackedWeights(graph, packed_weights)
     with warnings.catch_warnings(), torch.no_grad():
         # Expected warnings: torch.jit is deprecated, and sizes become constants of the trace.
         warnings.simplefilter("ignore")
@@ -43,15 +43,10 @@ def in_channels_last(images: Tensor) -> bool:
     return images.is_contiguous(memory_format=torch.channels_last)
 
 
-def with_packed_weights(graph: nn.Module, packed_weights: Iterable[Any]) -> nn.Module:
-    """A module that runs the graph, and that torch.jit.trace takes. packed_weights: those that its operators use."""
-    return _WithPackedWeights(graph, list(packed_weights))
-
-
-class _WithPackedWeights(nn.Module):
+class WithPackedWeights(nn.Module):
     """A graph with its packed weights as attributes: torch.jit.trace accepts no other tensors and objects."""
 
-    def __init__(self, graph: nn.Module, packed_weights: list[Any]):
+    def __init__(self, graph: nn.Module, packed_weights: Iterable[Any]):
         super().__init__()
         self.graph = graph.eval()
         for i, packed in enumerate(packed_weights):

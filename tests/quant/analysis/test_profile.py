@@ -1,10 +1,14 @@
 """A profile has a row for each operator of the integer model, with what is known of it, and adds up to the whole."""
 
+import copy
+
 import pytest
 import torch
 
 import quant
 from quant.analysis import profile as profiles
+from quant.engines.operator_programs import values_of
+from quant.graph.views import without_quantizers
 from tests.helpers import calibrated, prepared_gated, prepared_with
 from tests.nets import Gated, Residual
 from tests.quant.engines.test_operator_programs import prepared_parts
@@ -56,12 +60,14 @@ def test_what_calls_cost_is_left_out():
     assert profiles._without_calls({"a": 0.5, "b": 5.5}, 4.0) == {"a": 0.0, "b": 4.5}
 
 
-def test_the_float_form_of_a_layer_computes_what_the_float_model_does():
+def test_float_forms_compute_what_the_float_model_does():
     prepared, images = prepared_with(Residual(3), 8, (3, 12, 12))
-    with quant.analysis.profile.without_quantizers(prepared):
-        expected = prepared(images)
-    programs = profiles._float_programs(prepared, images)
-    assert torch.allclose([*programs.values()][-1](), expected, atol=1e-4)
+    with torch.no_grad(), without_quantizers(prepared):
+        expected = {node.name: value for node, value in values_of(prepared, images).items()}
+    programs = profiles._float_programs(copy.deepcopy(prepared).requires_grad_(False), images)
+    assert len(programs) > 5
+    for name, program in programs.items():
+        assert torch.allclose(program(), expected[name], atol=1e-4), name
 
 
 def test_a_part_in_float_is_named_and_what_is_around_it_converts(gated):

@@ -8,7 +8,7 @@ from torch import nn
 
 import models
 import quant
-from quant.engines.torchscript import _WithPackedWeights, in_channels_last, to_torchscript
+from quant.engines.torchscript import WithPackedWeights, in_channels_last, to_torchscript
 from tests.conftest import KERNELS, photos, spec, with_real_statistics
 from tests.helpers import prepared_gated
 
@@ -54,7 +54,7 @@ def test_packed_weights_are_attributes_of_what_is_traced():
         torch.quantize_per_tensor(torch.ones(2, 3), 1.0, 0, torch.qint8), torch.zeros(2)
     )
     tensor = torch.ones(2)
-    module = _WithPackedWeights(nn.Identity(), [packed, tensor])
+    module = WithPackedWeights(nn.Identity(), [packed, tensor])
     assert module.packed_0 is packed
     assert dict(module.named_buffers()).keys() == {"packed_1"}
     assert module.packed_1 is tensor
