@@ -83,7 +83,7 @@ MISTAKES = {
     "misspelt key of latency": ("latency", ["image_sise=32"], "image_sise: unknown key, did you mean image_size?"),
     "misspelt section": ("train", ["qunat.weight_bits=4"], "qunat: unknown key, did you mean quant?"),
     "wrong type": ("train", ['run.epochs="many"'], 'run.epochs: input should be a valid integer, not "many"'),
-    "wrong type of a list": ("evaluate", ["engines=fbgemm"], "engines: input should be a valid array"),
+    "wrong type of a list": ("evaluate", ["engines=5"], "engines: input should be a valid array, not 5"),
     "bits 9": ("train", ["quant.act_bits=9"], "quant.act_bits: 9 bits; choose 1..8, or 32 for float"),
     "a pattern for no layer": (
         "train",

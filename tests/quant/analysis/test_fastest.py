@@ -1,6 +1,7 @@
 """The engine auto is the fastest of those whose logits are the simulation's."""
 
 import contextlib
+import re
 import time
 
 import pytest
@@ -66,6 +67,6 @@ def test_of_the_exact_engines_the_fastest_is_chosen_and_the_others_are_named(pre
 def test_auto_is_one_of_the_engines_that_are_measured(prepared, capsys):
     batches = [(photos(8, 8), torch.zeros(8, dtype=torch.int64))]
     measured = quant.measure(prepared, ["auto", "reference"], batches, False, 8)
-    named = capsys.readouterr().out.split()[1].rstrip(",")
+    [named] = re.findall(r"^engine (\w+), the fastest", capsys.readouterr().out, re.MULTILINE)
     assert {*measured.result["agreement"]} == {named, "reference"}
     assert named in quant.ENGINES
