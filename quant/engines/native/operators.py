@@ -37,16 +37,18 @@ def _add(op: IntegerOperator) -> list[Operator]:
 
 
 def add_in_float(op: IntegerOperator) -> list[Operator]:
-    """The sum in float, in the simulation's order, quantized by one kernel: half the passes of the fallback."""
-    a, b = (float(grid.scale) for grid in op.x)
-    quantize = quantizing(float(op.output_grid.scale), *native_range(op.output_grid, op.lo, op.hi))
-    return [lambda p, q: quantize(p.dequantize().mul_(a) + q.dequantize().mul_(b))]
+    return [_in_float(op, torch.add)]
+
+
+def _in_float(op: IntegerOperator, run: Operator) -> Operator:
+    """A sum or difference in float, in the simulation's order, quantized by one kernel: half the passes of the
+    fallback."""
+    (a, b), quantize = (float(grid.scale) for grid in op.x), _quantize(op, float(op.output_grid.scale))
+    return lambda p, q: quantize(run(p.dequantize().mul_(a), q.dequantize().mul_(b)))
 
 
 def _sub(op: IntegerOperator) -> list[Operator]:
-    a, b = (float(grid.scale) for grid in op.x)
-    quantize = quantizing(float(op.output_grid.scale), *native_range(op.output_grid, op.lo, op.hi))
-    return [lambda p, q: quantize(p.dequantize().mul_(a) - q.dequantize().mul_(b))]
+    return [_in_float(op, torch.sub)]
 
 
 def _add_scaled(op: IntegerOperator, a: float, b: float, y: float) -> Operator:
@@ -64,9 +66,14 @@ def _add_scaled(op: IntegerOperator, a: float, b: float, y: float) -> Operator:
     return add
 
 
+def _quantize(op: IntegerOperator, step: float) -> Operator:
+    """The operator float -> native of the output's grid, with this step between integers."""
+    return quantizing(step, *native_range(op.output_grid, op.lo, op.hi))
+
+
 def _quantize_by_divisor(op: IntegerOperator) -> Operator:
     """The operator float -> native, with op.divisor() as the step between integers."""
-    return quantizing(float(op.divisor()), *native_range(op.output_grid, op.lo, op.hi))
+    return _quantize(op, float(op.divisor()))
 
 
 def _mul(op: IntegerOperator) -> list[Operator]:
