@@ -11,6 +11,7 @@ from quant.core.settings import QuantSettings
 from quant.engines.base import Engine
 from quant.engines.executorch import XnnpackEngine
 from quant.engines.litert import LitertEngine
+from quant.engines.onednn import OnednnEngine
 from quant.engines.runtimes import onnxruntime_engine, openvino_engine
 from quant.methods import dorefa, lsq, pact, ptq, statassist
 from utils.errors import UserError, choose
@@ -42,8 +43,8 @@ ENGINES: dict[str, Callable[[], Engine]] = {
     "reference": Engine,
     "fbgemm": _native("fbgemm"),
     "qnnpack": _native("qnnpack"),
-    "x86": _native("x86"),
-    "onednn": _native("onednn"),
+    "x86": lambda: OnednnEngine("x86"),
+    "onednn": lambda: OnednnEngine("onednn"),
     "onnxruntime": onnxruntime_engine,
     "openvino": openvino_engine,
     "executorch": XnnpackEngine,

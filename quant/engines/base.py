@@ -19,6 +19,7 @@ from quant.core.integer_layer import IntegerLayer
 from quant.core.integer_operator import IntegerOperator
 from quant.engines.torchscript import to_torchscript
 from quant.graph import operator_row
+from quant.graph.node_view import NodeView
 from utils.errors import UserError
 
 NativeTensor = Tensor
@@ -120,6 +121,13 @@ class Engine:
     def finalize(self, model: "IntegerModel") -> "IntegerModel":
         """The model that conversion returns. Engines that run models differently wrap `model` here."""
         return model
+
+    def moving(self, name: str | None, view: NodeView) -> Operator | None:
+        """The engine's own operator native -> native for a node that only moves values; None if it has none.
+
+        name: of the node's row in the table of operators.
+        """
+        return None
 
     def conversions_around(self, grid: Grid, row: operator_row.Operator) -> tuple[Operator, Operator] | None:
         """Conversions before and after a node that only moves values (a reshape, a max-pool).

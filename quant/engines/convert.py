@@ -166,6 +166,9 @@ class _Converter:
         if len(data_inputs(node)) > 1 or self.typed.operator(node).shuffles:
             self._convert_channels(node, grid)
             return
+        if own := self.engine.moving(self.typed.names[node], self.typed.views[node]):
+            self._set(node, self._call(own, (self.converted[x],), node.name), grid)
+            return
         conversions = self.engine.conversions_around(grid, self.typed.operator(node))
         if conversions is None or self.typed.operator(node).splits:
             self._set(node, self.graph.node_copy(node, lambda n: self.converted[n]), grid)

@@ -5,24 +5,15 @@ or pair of integers. Products, averages and most functions are computed in fp32,
 exactly: two type conversions cost less than torch's own quantized kernels.
 """
 
-import sys
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from quant.core.integer_operator import Arithmetic, IntegerOperator, add, average, exact_average, function, mul, sub
 from quant.engines.base import NativeTensor, Operator
-from quant.engines.native.tensors import (
-    clamping,
-    in_memory_order,
-    native_from_uint8,
-    native_range,
-    quantizing,
-    rescaled,
-    shift,
-    uint8_view,
-)
+from quant.engines.native.tensors import clamping, native_from_uint8, quantizing, rescaled, uint8_view
+from quant.engines.onednn.operators import native_table
+from quant.engines.onednn.tensors import looking_up, native_range
 
 
 def _add(op: IntegerOperator) -> list[Operator]:
@@ -89,25 +80,21 @@ def _average(op: IntegerOperator) -> list[Operator]:
 
 def _function(op: IntegerOperator) -> list[Operator]:
     """torch's quantized kernel if it has one; the function in float; a lookup table."""
-    grid, (zero_point, lo, hi) = op.x[0], native_range(op.output_grid, op.lo, op.hi)
-    scale, y, clamp, run = float(grid.scale), float(op.output_grid.scale), clamping(lo, hi), op.run
-    table = (op.table() + zero_point).to(torch.uint8)
-    unused = shift(grid) + grid.q_min  # native integers of a grid below 8 bits start above 0
-    table = torch.cat([table[:1].expand(unused), table])
-    quantize = quantizing(y, zero_point, lo, hi)
+    scale, y = float(op.x[0].scale), float(op.output_grid.scale)
+    zero_point, lo, hi = native_range(op.output_grid, op.lo, op.hi)
+    clamp, run, quantize = clamping(lo, hi), op.run, quantizing(y, zero_point, lo, hi)
+    look_up = looking_up(native_table(op))
 
     def in_float(x: NativeTensor) -> NativeTensor:
         return quantize(run(x.dequantize().mul_(scale)))
 
-    def look_up(x: NativeTensor) -> NativeTensor:
-        index = in_memory_order(uint8_view(x))
-        found = table.index_select(0, index.flatten().int()).view(index.shape)
-        return native_from_uint8(found.permute(0, 3, 1, 2) if x.ndim == 4 else found, zero_point)
+    def by_table(x: NativeTensor) -> NativeTensor:
+        return native_from_uint8(look_up(uint8_view(x)), zero_point)
 
     def kernel(x: NativeTensor) -> NativeTensor:
         return clamp(rescaled(torch.ops.quantized.hardswish(rescaled(x, scale), y, zero_point), 1.0))
 
-    return [*([kernel] if op.name == "hardswish" else []), in_float, look_up]
+    return [*([kernel] if op.name == "hardswish" else []), in_float, by_table]
 
 
 CANDIDATES: dict[Arithmetic, Callable[[IntegerOperator], list[Operator]]] = {
@@ -118,30 +105,3 @@ CANDIDATES: dict[Arithmetic, Callable[[IntegerOperator], list[Operator]]] = {
     function: _function,
 }
 """Arithmetic of an operator -> function that lists the kernels that may run it, the fastest first."""
-
-
-def shuffled(x: Tensor, groups: int) -> Tensor:
-    """A uint8 tensor [N, C, H, W] with its channels in the order of nn.ChannelShuffle(groups)."""
-    n, c, h, w = x.shape
-    pixels = x.permute(0, 2, 3, 1).unflatten(3, (groups, c // groups))
-    return pixels.transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
-
-
-def interleave(zero_point: int, fallback: Operator) -> Operator:
-    """The operator (native, native) -> native whose channels alternate between the two inputs.
-
-    On a little-endian machine these are the bytes of the 16-bit integers p + 256 q, which is four times faster than
-    copying single bytes. `fallback` runs on other machines, and if the inputs differ in shape.
-    """
-
-    def run(p: NativeTensor, q: NativeTensor) -> NativeTensor:
-        if p.shape != q.shape:
-            return fallback(p, q)
-        first, second = uint8_view(p).permute(0, 2, 3, 1), uint8_view(q).permute(0, 2, 3, 1)
-        both = first.to(torch.int16, memory_format=torch.contiguous_format).add_(second, alpha=256)
-        n, h, w, c = both.shape
-        new = torch._empty_affine_quantized([0], scale=1.0, zero_point=zero_point, dtype=torch.quint8)
-        size, stride = (n, 2 * c, h, w), (h * w * 2 * c, 1, w * 2 * c, 2 * c)
-        return new.set_(both, 0, size, stride)  # type: ignore[call-overload]  # torch declares only storages
-
-    return run if sys.byteorder == "little" else fallback

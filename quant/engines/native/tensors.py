@@ -1,7 +1,7 @@
-"""Native tensors of torch's engines: quint8 tensors with scale 1 and a zero point, in channels_last memory format.
+"""Native tensors of fbgemm and qnnpack: quint8 tensors with scale 1 and a zero point, in channels_last memory format.
 
-The true scales are part of the layers' multipliers. A grid of fewer than 8 bits is stored shifted, with its q_max at
-255. Functions that only reinterpret a tensor (another scale, plain uint8) share its memory.
+They hold the integers of engines/onednn/tensors.py. Functions that only reinterpret a tensor (another scale, plain
+uint8) share its memory.
 """
 
 import contextlib
@@ -9,8 +9,8 @@ import contextlib
 import torch
 from torch import Tensor
 
-from quant.core.grid import Grid
 from quant.engines.base import NativeTensor, Operator
+from quant.engines.onednn.tensors import in_memory_order
 
 
 @contextlib.contextmanager
@@ -22,16 +22,6 @@ def running_on(engine: str):
         yield
     finally:
         torch.backends.quantized.engine = previous
-
-
-def shift(grid: Grid) -> int:
-    """Native integer minus grid integer: q_max is stored as 255."""
-    return 255 - grid.q_max
-
-
-def zero_point_of(grid: Grid) -> int:
-    """The zero point of the grid's native tensors."""
-    return int(grid.zero_point) + shift(grid)
 
 
 def native_from_centred(n: Tensor, zero_point: int) -> NativeTensor:
@@ -66,11 +56,6 @@ def _on_memory_of(new: Tensor, old: Tensor) -> Tensor:
     return new.set_(dense, 0, old.shape, old.stride())  # type: ignore[call-overload]  # torch declares only storages
 
 
-def in_memory_order(x: Tensor) -> Tensor:
-    """A view whose axes are in the order of memory: [N, H, W, C] of an [N, C, H, W] tensor in channels_last."""
-    return x.permute(0, 2, 3, 1) if x.ndim == 4 else x
-
-
 def clamping(lo: int, hi: int) -> Operator:
     """The operator native -> native that clamps native integers to lo .. hi, in place if memory is dense.
 
@@ -86,8 +71,3 @@ def quantizing(scale: float, zero_point: int, lo: int, hi: int) -> Operator:
     native tensors."""
     clamp = clamping(lo, hi)
     return lambda x: clamp(rescaled(torch.quantize_per_tensor(x, scale, zero_point, torch.quint8), 1.0))
-
-
-def native_range(y: Grid, lo: int, hi: int) -> tuple[int, int, int]:
-    """(zero_point, lo, hi) of grid y as native integers."""
-    return zero_point_of(y), lo + shift(y), hi + shift(y)

@@ -11,7 +11,8 @@ import quant
 from quant.core.integer_layer import Geometry, IntegerLayer
 from quant.engines.base import FLOAT32_KERNEL
 from quant.engines.native import NativeEngine
-from quant.engines.native.layers import MAX_SHAPES, SUMS, Packed
+from quant.engines.onednn import OnednnEngine
+from quant.engines.onednn.layers import SUMS
 from quant.engines.verify import choose_kernel, input_shape, layer_difference, with_full_range_weights
 from tests.conftest import KERNELS, photos
 from tests.helpers import assert_layerwise_exact, converts_exactly, grid, prepared_with
@@ -141,35 +142,23 @@ CASES = {
 
 @needs_onednn
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("groups", [1, 4], ids=["dense", "depthwise"])
+@pytest.mark.parametrize("groups", [1, 2, 4], ids=["dense", "in groups", "depthwise"])
 def test_onednn_rounds_by_itself_only_off_ties(groups, case):
-    """Elsewhere x86 takes fbgemm for dense layers, and all others oneDNN's exact sums."""
-    layer, exact = layer_of(*CASES[case], groups), (SUMS, FLOAT32_KERNEL)
+    """fbgemm has its own kernel first, if the layer is not depthwise, and oneDNN's for groups."""
+    layer = layer_of(*CASES[case], groups)
     assert layer.off_ties() == (case == "off ties")
-    by_itself = ("onednn", *exact) if case == "off ties" else exact
-    fbgemm = ("fbgemm", *exact)
-    assert NativeEngine("onednn").kernels(layer) == by_itself
-    assert NativeEngine("fbgemm").kernels(layer) == (fbgemm if groups == 1 else by_itself)
-    near_ties = fbgemm if groups == 1 else exact
-    assert NativeEngine("x86").kernels(layer) == (by_itself if case == "off ties" else near_ties)
-
-
-@needs_onednn
-@pytest.mark.parametrize("case", CASES)
-def test_a_convolution_in_groups_has_the_kernels_of_both_libraries(case):
-    """On fbgemm and x86, whose first kernel is as elsewhere; oneDNN's rounds by itself only off ties."""
-    layer, exact = layer_of(*CASES[case], 2), (SUMS, FLOAT32_KERNEL)
-    both = case == "off ties"
-    assert NativeEngine("fbgemm").kernels(layer) == (("fbgemm", "onednn", *exact) if both else ("fbgemm", *exact))
-    assert NativeEngine("x86").kernels(layer) == (("onednn", "fbgemm", *exact) if both else ("fbgemm", *exact))
-    assert NativeEngine("onednn").kernels(layer) == (("onednn", *exact) if both else exact)
+    onednn, exact = ("onednn",) if case == "off ties" else (), (SUMS, FLOAT32_KERNEL)
+    for name in ("onednn", "x86"):
+        assert OnednnEngine(name).kernels(layer) == (*onednn, *exact)
+    first = {1: ("fbgemm",), 2: ("fbgemm", *onednn), 4: onednn}[groups]
+    assert NativeEngine("fbgemm").kernels(layer) == (*first, *exact)
 
 
 @needs_onednn
 def test_logits_leave_every_engine_but_qnnpack_as_exact_sums():
     layer = layer_of(0.5, 0.0, 1, None)
-    for name in ("fbgemm", "x86", "onednn"):
-        assert NativeEngine(name).kernels(layer) == (SUMS, FLOAT32_KERNEL)
+    for engine in (NativeEngine("fbgemm"), OnednnEngine("x86"), OnednnEngine("onednn")):
+        assert engine.kernels(layer) == (SUMS, FLOAT32_KERNEL)
     assert NativeEngine("qnnpack").kernels(layer) == (FLOAT32_KERNEL,)
     assert NativeEngine("qnnpack").kernels(layer_of(0.5, 0.0, 1)) == ("qnnpack", FLOAT32_KERNEL)
 
@@ -196,33 +185,6 @@ def test_a_bias_that_the_sums_cancel_is_exact_on_onednn():
     engine = quant.engine("onednn")
     _, operator, _ = choose_kernel(engine, layer)
     assert layer_difference(engine, layer, operator, n).differing == 0
-
-
-def test_packed_weights_are_kept_for_the_last_shapes():
-    shapes = []
-
-    def pack(shape: torch.Size) -> int:
-        shapes.append(shape[0])
-        return shape[0]
-
-    operator = Packed(pack, True, lambda x, weights: (len(x), weights))
-    for length in range(1, MAX_SHAPES + 2):
-        assert operator(torch.zeros(length)) == (length, length)
-    assert len(operator.packs) == MAX_SHAPES
-    assert shapes == list(range(1, MAX_SHAPES + 2))
-    operator(torch.zeros(2))
-    assert len(shapes) == MAX_SHAPES + 1, "it is still there"
-    assert operator(torch.zeros(1)) == (1, 1), "the oldest was dropped, and is packed again"
-    assert shapes[-1] == 1
-    assert len(operator.packs) == MAX_SHAPES
-
-
-def test_weights_that_do_not_depend_on_the_shape_are_packed_once():
-    shapes = []
-    operator = Packed(lambda shape: shapes.append(shape), False, lambda x, weights: x)
-    for length in (1, 2, 1):
-        operator(torch.zeros(length))
-    assert shapes == [torch.Size([1])]
 
 
 WEIGHTS = {

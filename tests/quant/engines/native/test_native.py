@@ -14,7 +14,7 @@ from tests.conftest import KERNELS
 from utils.environment import environment
 
 HERE = Path(__file__).parent
-FILES = [HERE, HERE.parent / "test_layerwise_check.py", HERE.parent / "test_verify.py"]
+FILES = [HERE, *(HERE.parent / name for name in ("onednn", "test_layerwise_check.py", "test_verify.py"))]
 
 
 @pytest.mark.skipif("ONEDNN_MAX_CPU_ISA" in os.environ, reason="this is that run")

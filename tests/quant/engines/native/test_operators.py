@@ -12,8 +12,6 @@ from quant.core.activation import IDENTITY
 from quant.core.integer_operator import add, average, function, integer_operator, mul
 from quant.engines.base import FLOAT32_KERNEL
 from quant.engines.native import NativeEngine
-from quant.engines.native.operators import interleave
-from quant.engines.native.tensors import native_from_uint8, uint8_view
 from quant.engines.verify import choose_operator
 from quant.graph.op_table import OPERATORS
 from tests.conftest import KERNELS, photos
@@ -173,31 +171,3 @@ def test_an_operator_with_a_float_output_runs_in_float32():
     n = torch.randint(-3, 253, (2, 4, 5, 5)).float()
     assert kernel == FLOAT32_KERNEL
     assert torch.equal(operator(engine.to_native(grid(0.1, 3))(n)), pool(n))
-
-
-def maps(channels: int, *, layout=torch.channels_last) -> torch.Tensor:
-    integers = torch.randint(0, 256, (3, channels, 4, 5), dtype=torch.uint8).contiguous(memory_format=layout)
-    return native_from_uint8(integers, 5)
-
-
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "contiguous"])
-def test_interleaved_channels_alternate(layout):
-    def fallback(*_):
-        raise AssertionError("maps of one shape need none")
-
-    p, q = maps(6, layout=layout), maps(6, layout=layout)
-    for first, second in ((p, q), (p[1:], q[1:]), (p[:, 2:4], q[:, 1:3])):
-        found = interleave(5, fallback)(first, second)
-        joined = torch.cat([first.int_repr(), second.int_repr()], 1)
-        assert torch.equal(found.int_repr(), torch.channel_shuffle(joined, 2).contiguous())
-        assert (found.q_scale(), found.q_zero_point()) == (1.0, 5)
-        assert found.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_maps_of_different_shapes_are_concatenated_and_shuffled():
-    p, q = maps(6), maps(2)
-    for engine in ("fbgemm", "qnnpack"):
-        found = NativeEngine(engine).interleave(grid(1.0, 5))(p, q)
-        expected = torch.channel_shuffle(torch.cat([uint8_view(p), uint8_view(q)], 1), 2)
-        assert torch.equal(found.int_repr(), expected.contiguous())
-        assert found.q_zero_point() == 5
