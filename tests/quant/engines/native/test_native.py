@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant.engines.native import _silence_removal_warning
+from quant.engines.native import NativeEngine, _silence_removal_warning
 from tests.conftest import KERNELS
 from utils.environment import environment
 
@@ -40,3 +40,9 @@ def test_the_removal_of_quantized_tensors_is_not_announced():
     finally:
         torch.set_warn_always(before)
     assert [str(warning.message) for warning in seen] == ["another"]
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
+def test_a_torch_without_quantized_tensors_is_told(name, monkeypatch):
+    monkeypatch.delattr("torch.quantize_per_tensor")
+    assert NativeEngine(name).missing() == "needs quantized tensors, which this version of torch no longer has"
