@@ -2,39 +2,52 @@
 # make test    the same environment with the optional engines, then all checks and the whole suite: what CI runs
 # make quick   one path through everything, in less than a minute
 # make check   style (ruff), import contracts (import-linter) and types (mypy), without running anything
+# make check-torch   the whole suite with another torch, in an environment of its own: make check-torch TORCH=2.15.0
 # make schema  the JSON Schemas in setting/schema, after a change of a setting's keys or of a table
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-BIN := .venv/bin
+VENV ?= .venv
+TORCH ?= 2.15.0
+BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
-.PHONY: train test quick check schema
+.PHONY: train test suite quick check check-torch schema
 
-train: .venv/installed
+train: $(VENV)/installed
 	$(BIN)/python train.py
 
-test: check
+test: check suite
+
+suite: $(VENV)/deploy
 	$(PYTEST) -n auto --maxprocesses=4 --dist worksteal
 
-quick: .venv/deploy
+quick: $(VENV)/deploy
 	$(PYTEST) tests/test_quick.py
 
-check: .venv/deploy
+check: $(VENV)/deploy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-schema: .venv/installed
+check-torch: .venv-$(TORCH)/constraints.txt
+	$(MAKE) suite VENV=.venv-$(TORCH) CONSTRAINTS=$<
+
+# torchvision follows from torch: each of its versions asks for one.
+.venv-%/constraints.txt: constraints.txt
+	mkdir -p $(@D)
+	sed -E 's/^torch==.*/torch==$*/; /^torchvision==/d' $< > $@
+
+schema: $(VENV)/installed
 	$(BIN)/python -m setting.schema.generate
 
-.venv/installed: requirements.txt $(CONSTRAINTS)
-	$(PYTHON) -m venv .venv
+$(VENV)/installed: requirements.txt $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -r requirements.txt
 	touch $@
 
-.venv/deploy: .venv/installed requirements-deploy.txt requirements-executorch.txt requirements-litert.txt
+$(VENV)/deploy: $(VENV)/installed requirements-deploy.txt requirements-executorch.txt requirements-litert.txt
 	$(INSTALL) -r requirements-deploy.txt
 	$(INSTALL) --no-deps -r requirements-executorch.txt -r requirements-litert.txt
 	touch $@
