@@ -128,7 +128,10 @@ POLICIES: dict[str, Callable[[str], Policy]] = {
 
 
 def transformed(policy: Policy, pixels: Tensor, drawn: Tensor) -> Tensor:
-    """The pixels, uint8 [B, H, W, C], after the operations that were drawn, [k, B]. It overwrites what it is given."""
+    """The pixels, uint8 [B, H, W, C], after the operations that were drawn, [k, B]. It overwrites what it is given.
+
+    pixels are on any device, drawn is on the CPU.
+    """
     images = pixels.permute(0, 3, 1, 2)
     for operations, strengths in policy.rounds(drawn, *images.shape[-2:]):
         for operation in operations.unique().tolist():

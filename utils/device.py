@@ -1,9 +1,17 @@
-"""Choose the device on which training runs."""
+"""Choose the device on which training runs, and bring batches to it."""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from utils import distributed
 from utils.errors import UserError, first_line
+
+CPU = torch.device("cpu")
+T = TypeVar("T")
 
 
 def find(name: str) -> torch.device:
@@ -33,3 +41,23 @@ def find(name: str) -> torch.device:
         return found
     torch.accelerator.set_device_index(number)
     return torch.device(found.type, number)
+
+
+def is_pinned_for(device: torch.device) -> bool:
+    """Whether the device copies from pinned memory by itself, while the program goes on."""
+    return device.type == "cuda"
+
+
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A copy out of pinned memory is not waited for."""
+    return tensor.to(device, non_blocking=is_pinned_for(device))
+
+
+def prefetched(batches: Iterator[T], device: torch.device) -> Iterator[T]:
+    """The batches, each of which an accelerator is given to copy and to augment before the step on the previous one."""
+    ahead = deque[T]()
+    for batch in batches:
+        ahead.append(batch)
+        if len(ahead) > (device != CPU):
+            yield ahead.popleft()
+    yield from ahead

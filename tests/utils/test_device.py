@@ -51,3 +51,27 @@ def test_more_processes_than_accelerators_are_refused_in_each_of_them(rank, proc
 def test_what_is_not_there_is_refused_in_one_line(name):
     with pytest.raises(UserError, match=rf"^run.device: '{name}' is not available here \([^\n]*\)$"):
         device.find(name)
+
+
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("cpu", 0), ("cuda", 1)])
+def test_an_accelerator_gets_each_batch_a_step_early(name, ahead):
+    made: list[int] = []
+    batches = device.prefetched((made.append(i) or i for i in range(4)), torch.device(name))
+    seen = [(i, len(made)) for i in batches]
+    assert seen == [(i, min(4, i + 1 + ahead)) for i in range(4)]
+    assert list(device.prefetched(iter([]), torch.device(name))) == []
+
+
+class Copied:
+    """Stands for a tensor, and keeps how it was copied."""
+
+    def to(self, where, non_blocking):
+        return where, non_blocking
+
+
+def test_only_copies_from_pinned_memory_are_not_waited_for():
+    assert [device.copied(Copied(), to) for to in (device.CPU, CUDA)] == [(device.CPU, False), (CUDA, True)]
+    assert [device.is_pinned_for(to) for to in (device.CPU, CUDA)] == [False, True]

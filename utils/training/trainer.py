@@ -27,8 +27,9 @@ from utils.training.finite import first_not_finite
 class Trainer:
     """Trains `model`: `run` does the epochs, `finish` leaves the final model.
 
-    train_batches, val_batches: batches of data/batches.py. val_batches is None without validation images; with them,
-        the best epoch is kept, of the quantized epochs, or of all epochs if the run ends in float.
+    train_batches, val_batches: batches of data/batches.py, on the processes' device. val_batches is None without
+        validation images; with them, the best epoch is kept, of the quantized epochs, or of all epochs if the run ends
+        in float.
     rate: learning rate as a function of the epochs done, which need not be a whole number.
     loss_of: loss of (images, logits, labels), the mean over the images of this process (utils/training/distill.py).
     clip_norm: limit of the gradients' total norm, or None. bf16: run convolutions in bfloat16.
@@ -107,7 +108,7 @@ class Trainer:
         Raises UserError if the loss is NaN or infinite, before the optimizer steps, and Interrupted after a signal.
         """
         self.model.train()
-        batches, score, device = self.train_batches, at.score, self.processes.device
+        batches, score = self.train_batches, at.score
         steps = zip(range(at.step, len(batches)), batches.epoch(epoch, at.step), strict=True)
         done = at.step * batches.batch_size
         with (
@@ -116,7 +117,6 @@ class Trainer:
             defer_signals() as request,
         ):
             for step, (images, labels) in steps:
-                images, labels = images.to(device), labels.to(device)
                 start_step(self.noise.seed_of_first(epoch, step), len(images))
                 self.wrapped(images)
                 self._before_step(epoch, step)
