@@ -111,8 +111,7 @@ def resized(image: numpy.ndarray, side: int, interpolation: str) -> numpy.ndarra
 def mirrored(image: numpy.ndarray) -> numpy.ndarray:
     """Left to right."""
     rows = max(1, GRAIN // image[0].size)
-    parts = (image[first : first + rows] for first in range(0, len(image), rows))
-    return numpy.concatenate([_image(_planes(part).flip(3)) for part in parts])
+    return numpy.concatenate([_image(some.flip(3)) for some in _planes(image).split(rows, 2)])
 
 
 def _planes(image: numpy.ndarray) -> Tensor:
