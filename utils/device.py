@@ -12,6 +12,13 @@ from utils.errors import UserError, first_line
 
 CPU = torch.device("cpu")
 T = TypeVar("T")
+STEPS_BETWEEN_READS = 32
+"""Of a training on an accelerator, which stands still while a number is read from it."""
+
+
+def steps_between_reads(device: torch.device) -> int:
+    """After how many training steps numbers are read from the device."""
+    return 1 if device.type == "cpu" else STEPS_BETWEEN_READS
 
 
 def find(name: str) -> torch.device:

@@ -10,13 +10,14 @@ alone, and so its to_int follows from the grid and cannot be overridden. prepare
 (core/contract.py), and so does convert. Nothing else is read, so that a new method runs in integers on every engine.
 """
 
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.fake_quantize import Rounding, can_fuse_norm, norm_rounded, normed, rounded
+from quant.core.flags import Flagged
 from quant.core.grid import Grid
 from utils import distributed
 
@@ -25,23 +26,22 @@ TINY = 2.0**-24
 Shape = tuple[int, ...]
 
 
-class Quantizer(nn.Module):
+class Quantizer(Flagged):
     """What weight quantizers and activation quantizers have in common. Derive from one of those two.
 
-    bits: width of its integers. enabled: a buffer; False makes forward the identity. observing: whether it updates its
+    bits: width of its integers. enabled: a flag; False makes forward the identity. observing: whether it updates its
     range in eval mode too, as calibration asks for. note: a remark for reports, or "". weight_decay: that of its
     learned parameters, as torch's optimizers define it.
     """
 
     weight_decay = 0.0
     note = ""
-    enabled: Tensor
+    flags: ClassVar[tuple[str, ...]] = ("enabled",)
 
     def __init__(self, bits: int):
         super().__init__()
         self.bits = bits
-        self.register_buffer("enabled", torch.tensor(True))
-        self.observing = False
+        self.enabled, self.observing = True, False
 
     def grid(self) -> Grid:
         raise NotImplementedError
@@ -160,21 +160,21 @@ class ActivationQuantizer(Quantizer):
 class DataInitialized(Quantizer):
     """Mixin: a range or step that is initialized from the first batch: once, in place, and never in eval mode.
 
-    A subclass sets the value in `initialize(x)`, x detached and fp32. `started`, a buffer, tells whether that has
+    A subclass sets the value in `initialize(x)`, x detached and fp32. `started`, a flag, tells whether that has
     happened.
     """
 
-    started: Tensor
+    flags = (*Quantizer.flags, "started")
 
     def __init__(self, bits: int, started: bool):
         super().__init__(bits)
-        self.register_buffer("started", torch.tensor(started))
+        self.started = started
 
     def initialize(self, x: Tensor) -> None:
         raise NotImplementedError
 
     def is_calibrated(self) -> bool:
-        return bool(self.started)
+        return self.started
 
     def _awaits_data(self) -> bool:
         return (self.training or self.observing) and not self.started
@@ -183,7 +183,7 @@ class DataInitialized(Quantizer):
     def _initialize(self, x: Tensor | None) -> None:
         if x is not None:
             self.initialize(x.detach().float())
-            self.started.fill_(True)
+            self.started = True
 
 
 class DataInitializedWeightQuantizer(DataInitialized, WeightQuantizer):

@@ -65,8 +65,9 @@ class LearnedStep(DataInitialized):
 
     def rounding(self, v: Tensor) -> Rounding:
         s, g = self.step(), 1 / (self.elements_per_step(v) * self.Q_P) ** 0.5
-        least, most = s.new_tensor(-self.Q_N), s.new_tensor(self.Q_P)
-        return Rounding(s, least, most, least * s, most * s, learned=(self.s,), gradient_scale=g)
+        least, most = float(-self.Q_N), float(self.Q_P)
+        low = least * s if least else 0.0
+        return Rounding(s, least, most, low, most * s, learned=(self.s,), gradient_scale=g)
 
     def keep_positive(self) -> None:
         """Clamp a step that the optimizer made negative to a small positive value; its gradient still points the right

@@ -75,3 +75,8 @@ class Copied:
 def test_only_copies_from_pinned_memory_are_not_waited_for():
     assert [device.copied(Copied(), to) for to in (device.CPU, CUDA)] == [(device.CPU, False), (CUDA, True)]
     assert [device.is_pinned_for(to) for to in (device.CPU, CUDA)] == [False, True]
+
+
+def test_numbers_are_read_at_every_step_only_where_nothing_waits_for_it():
+    assert device.steps_between_reads(torch.device("cpu")) == 1
+    assert device.steps_between_reads(torch.device("cuda", 1)) == device.STEPS_BETWEEN_READS > 1
