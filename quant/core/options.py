@@ -1,6 +1,6 @@
 """Options that several methods share, as base classes of their Options."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,7 @@ from utils.sections import Section
 FLOAT_WEIGHTS = "no weights are quantized here (quant.weight_bits is 32)"
 FLOAT_ACTIVATIONS = "no activations are quantized here (quant.act_bits is 32)"
 NOTHING_QUANTIZED = "nothing is quantized here (quant.weight_bits and quant.act_bits are 32)"
+NO_COARSE_WEIGHTS = "no weights have fewer than 8 bits here"
 NOT_TRAINED_QUANTIZED = "nothing is trained quantized here"
 
 
@@ -28,6 +29,19 @@ def unread_dampening(spec: ResolvedQuant[Any], ends_in_float: bool) -> dict[str,
     if ends_in_float:
         return {"oscillation_dampening": NOT_TRAINED_QUANTIZED}
     return {} if spec.quantizes_weights else {"oscillation_dampening": FLOAT_WEIGHTS}
+
+
+class TransitionOptions(Section):
+    transition_rate: bool | Annotated[float, Field(gt=0, le=1)] = False
+    """Schedule the share of integer weights of fewer than 8 bits that change in a step, in place of their learning
+    rate. A number is that share at the start, over the square root of the bits; true: 0.005, the paper's."""
+
+
+def unread_transitions(spec: ResolvedQuant[Any], ends_in_float: bool) -> dict[str, str]:
+    """Method.unread for TransitionOptions."""
+    if ends_in_float:
+        return {"transition_rate": NOT_TRAINED_QUANTIZED}
+    return {} if spec.has_weights_below_8_bits else {"transition_rate": NO_COARSE_WEIGHTS}
 
 
 class SignedEdges(Section):

@@ -28,7 +28,13 @@ from quant.core.activation import ClampedAffine
 from quant.core.fake_quantize import Rounding
 from quant.core.grid import Grid
 from quant.core.method import Method
-from quant.core.options import NOTHING_QUANTIZED, DampeningOptions, unread_dampening
+from quant.core.options import (
+    NOTHING_QUANTIZED,
+    DampeningOptions,
+    TransitionOptions,
+    unread_dampening,
+    unread_transitions,
+)
 from quant.core.quantizer import (
     TINY,
     ActivationQuantizer,
@@ -42,7 +48,7 @@ from quant.core.settings import ResolvedQuant
 from quant.core.uniform import best_clip
 
 
-class Options(DampeningOptions):
+class Options(DampeningOptions, TransitionOptions):
     step_init: Literal["paper", "mse"] = "paper"
     """Where steps start: from the mean of |v| as in the paper, or at the least squared error."""
 
@@ -66,7 +72,8 @@ class LearnedStep(DataInitialized):
     def rounding(self, v: Tensor) -> Rounding:
         s, g = self.step(), 1 / (self.elements_per_step(v) * self.Q_P) ** 0.5
         least, most = s.new_tensor(-self.Q_N), s.new_tensor(self.Q_P)
-        return Rounding(s, least, most, least * s, most * s, learned=(self.s,), gradient_scale=g)
+        learned = (self.s,) if self.s.requires_grad else ()
+        return Rounding(s, least, most, least * s, most * s, learned=learned, gradient_scale=g)
 
     def keep_positive(self) -> None:
         """Clamp a step that the optimizer made negative to a small positive value; its gradient still points the right
@@ -121,7 +128,7 @@ def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> Activat
 
 def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
     found = {} if spec.quantizes else {"step_init": NOTHING_QUANTIZED}
-    return found | unread_dampening(spec, ends_in_float)
+    return found | unread_dampening(spec, ends_in_float) | unread_transitions(spec, ends_in_float)
 
 
 METHOD = Method(

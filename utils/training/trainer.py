@@ -146,6 +146,8 @@ class Trainer:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
 
     def _loss_error(self, loss: Tensor, images: Tensor, epoch: int, step: int) -> UserError:
         where = first_not_finite(self.model, images)

@@ -3,7 +3,7 @@
 import pytest
 
 import quant
-from quant.core.options import BatchObserver, DampeningOptions, SignedEdges
+from quant.core.options import BatchObserver, DampeningOptions, SignedEdges, TransitionOptions
 from utils.errors import UserError
 
 
@@ -12,6 +12,7 @@ from utils.errors import UserError
     [
         (BatchObserver, "observer", "moving_average", "mse"),
         (DampeningOptions, "oscillation_dampening", 0.0, -0.1),
+        (TransitionOptions, "transition_rate", False, 1.5),
         (SignedEdges, "signed_edges", "clip", "wide"),
     ],
 )
