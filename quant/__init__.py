@@ -20,7 +20,7 @@ from quant.analysis.profile import Profile, profile
 from quant.analysis.sensitivity import sensitivity
 from quant.core.kernels import compile_all as compile_kernels
 from quant.core.kernels import interpret_all as interpret_kernels
-from quant.core.options import PipelineOptions, TransitionOptions
+from quant.core.options import PipelineOptions, TrainingOptions
 from quant.core.quantizer import GradientQuantizer
 from quant.core.settings import QuantSettings, ResolvedQuant
 from quant.engines.base import EngineFailed, IntegerModel
@@ -83,7 +83,7 @@ def dampening(spec: ResolvedQuant) -> float:
 
 def transition_rate(spec: ResolvedQuant) -> float:
     """lambda of transition rate scheduling (qat/transition_rate.py); 0: none."""
-    asked = spec.options.transition_rate if isinstance(spec.options, TransitionOptions) else False
+    asked = spec.options.transition_rate if isinstance(spec.options, TrainingOptions) else False
     return LAMBDA if asked is True else float(asked)
 
 

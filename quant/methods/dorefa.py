@@ -36,8 +36,8 @@ from quant.core.options import (
     NOTHING_QUANTIZED,
     BatchObserver,
     SignedEdges,
-    TransitionOptions,
-    unread_transitions,
+    TrainingOptions,
+    unread_training,
 )
 from quant.core.quantizer import (
     ActivationQuantizer,
@@ -52,7 +52,7 @@ from quant.methods.midrise import refuse_too_wide, tanh_weights
 from utils.sections import FLOAT_BITS, Bits
 
 
-class Options(BatchObserver, SignedEdges, TransitionOptions):
+class Options(BatchObserver, SignedEdges, TrainingOptions):
     grad_bits: Bits = 32
     """Bits of the gradients that hidden layers hand back, 1..8; 32 leaves them float."""
     act_clip: Literal["calibration"] | PositiveFloat = 1.0
@@ -140,7 +140,7 @@ def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
         found["grad_bits"] = NOT_TRAINED_QUANTIZED
     elif not spec.quantizes:
         found["grad_bits"] = NOTHING_QUANTIZED
-    return found | unread_transitions(spec, ends_in_float)
+    return found | unread_training(spec, ends_in_float)
 
 
 METHOD = Method(

@@ -31,9 +31,9 @@ from quant.core.method import Method
 from quant.core.options import (
     NOTHING_QUANTIZED,
     DampeningOptions,
-    TransitionOptions,
+    TrainingOptions,
     unread_dampening,
-    unread_transitions,
+    unread_training,
 )
 from quant.core.quantizer import (
     TINY,
@@ -48,7 +48,7 @@ from quant.core.settings import ResolvedQuant
 from quant.core.uniform import best_clip
 
 
-class Options(DampeningOptions, TransitionOptions):
+class Options(DampeningOptions, TrainingOptions):
     step_init: Literal["paper", "mse"] = "paper"
     """Where steps start: from the mean of |v| as in the paper, or at the least squared error."""
 
@@ -128,7 +128,7 @@ def activation(spec: ResolvedQuant[Options], bits: int, signed: bool) -> Activat
 
 def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
     found = {} if spec.quantizes else {"step_init": NOTHING_QUANTIZED}
-    return found | unread_dampening(spec, ends_in_float) | unread_transitions(spec, ends_in_float)
+    return found | unread_dampening(spec, ends_in_float) | unread_training(spec, ends_in_float)
 
 
 METHOD = Method(

@@ -13,6 +13,7 @@ from torch import Tensor
 from quant.core.fake_quantize import Straight
 from quant.core.grid import Grid, along_channels
 from quant.core.quantizer import TINY, Shape, WeightQuantizer
+from quant.core.rounding_gradient import Slope
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import symmetric
 from utils.errors import UserError
@@ -75,7 +76,7 @@ class TanhWeights(WeightQuantizer):
         most = t.abs().flatten(1).amax(1) if self.per_channel else t.abs().amax()
         most = torch.maximum(most, LEAST_SHARE * most.detach().amax()).clamp(min=LEAST)
         unit = t / along_channels(most, w)
-        return Straight.apply(unit, midrise(unit.detach(), self.n), self.n)
+        return Straight.apply(unit, midrise(unit.detach(), self.n), self.n, 2, self.slope)
 
     def grid(self) -> Grid:
         return Grid(self.scale, torch.zeros_like(self.scale, dtype=torch.int32), -self.n, self.n, step=2)
@@ -102,6 +103,10 @@ class SignWeights(WeightQuantizer):
     def __init__(self, channels: int | None):
         super().__init__(1)
         self.register_buffer("E", torch.ones(() if channels is None else (channels,)))
+
+    def set_slope(self, slope: Slope | None) -> None:
+        if slope is not None:
+            raise UserError("quant.rounding_gradient: weights of 1 bit are signs, not rounded; choose straight")
 
     def forward(self, w: Tensor) -> Tensor:
         if self.training or self.observing:

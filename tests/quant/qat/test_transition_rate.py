@@ -8,14 +8,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import quant
-from quant.core.options import TransitionOptions
+from quant.core.options import TrainingOptions
 from quant.graph.quant_layers import QuantLayer
 from quant.qat.transition_rate import TransitionRate, fix_steps, scheduled_layers
 from tests.conftest import photos, spec
 from tests.nets import plain
 from utils.training import optim
 
-METHODS = [name for name, method in quant.METHODS.items() if issubclass(method.options, TransitionOptions)]
+METHODS = [name for name, method in quant.METHODS.items() if issubclass(method.options, TrainingOptions)]
 ETA, BETAS, EPS, MOMENTUM, DECAY = 0.05, (0.9, 0.999), 1e-8, 0.9, 1e-2
 
 
