@@ -190,6 +190,7 @@ UNREAD = [
     ({"method": "dorefa", "weight_bits": 32, "transition_rate": 0.1}, "transition_rate: no weights have fewer than"),
     ({"method": "pact", "weight_bits": 32, "first_last_bits": 4, "transition_rate": True}, "transition_rate: no weigh"),
     ({"method": "statassist", "float_epochs": 3, "transition_rate": True}, "transition_rate: nothing is trained"),
+    ({"method": "lsq", "act_bits": 32, "offset": "learned"}, "offset: no activations are quantized here"),
     ({"method": "lsq", "step_init": "mse", **FLOAT_BITS}, "step_init: nothing is quantized here"),
     ({"method": "statassist", "weight_bits": 32, "oscillation_dampening": 1.0}, "oscillation_dampening: no weights"),
     ({"method": "statassist", "float_epochs": 3, "oscillation_dampening": 1.0}, "oscillation_dampening: nothing is tr"),
