@@ -40,6 +40,7 @@ from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.fake_quantize import Rounding
 from quant.core.grid import Grid
 from quant.core.method import Method
+from quant.core.observed import ObservedActivationQuantizer
 from quant.core.options import (
     FLOAT_ACTIVATIONS,
     NOTHING_QUANTIZED,
@@ -58,7 +59,7 @@ from quant.core.quantizer import (
     WeightQuantizer,
 )
 from quant.core.settings import ResolvedQuant
-from quant.core.uniform import affine, best_clip
+from quant.core.uniform import best_clip
 from utils.errors import UserError
 
 
@@ -160,7 +161,7 @@ class LearnedOffsetActivation(LearnedStepActivation):
         return Grid(self.step(), self.zero_point().int(), 0, self.Q_P)
 
     def initialize(self, v: Tensor) -> None:
-        search = affine(self.bits, "mse").to(v.device).train()
+        search = ObservedActivationQuantizer(self.bits, "mse").to(v.device).train()
         search.observe(v, IDENTITY)
         search.finish_observing()
         self.s.copy_(search.grid().scale)
