@@ -50,7 +50,7 @@ def unread_training(spec: ResolvedQuant[Any], ends_in_float: bool) -> dict[str, 
     if ends_in_float or not spec.quantizes:
         why = NOT_TRAINED_QUANTIZED if ends_in_float else NOTHING_QUANTIZED
         return dict.fromkeys(TrainingOptions.model_fields, why)
-    found = {} if spec.has_weights_below_8_bits else {"transition_rate": NO_COARSE_WEIGHTS}
+    found = {} if spec.least_weight_bits < 8 else {"transition_rate": NO_COARSE_WEIGHTS}
     if spec.options.rounding_gradient == "straight":
         found["gradient_strength"] = "rounding_gradient straight has none"
     if spec.options.rounding_gradient in OF_WEIGHTS_ALONE and not spec.quantizes_weights:

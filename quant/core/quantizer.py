@@ -33,6 +33,7 @@ class Quantizer(nn.Module):
     bits: width of its integers. enabled: a buffer; False makes forward the identity. observing: whether it updates its
     range in eval mode too, as calibration asks for. note: a remark for reports, or "". weight_decay: that of its
     learned parameters, as torch's optimizers define it. slope: the gradient of rounding; None: straight through.
+    A subclass with its own forward reads it there.
     """
 
     weight_decay = 0.0
@@ -60,10 +61,6 @@ class Quantizer(nn.Module):
         """`rounding` with the gradient that `slope` asks for."""
         found = self.rounding(x)
         return found if self.slope is None else replace(found, slope=self.slope)
-
-    def set_slope(self, slope: Slope | None) -> None:
-        """Set `slope`. A quantizer with its own forward reads it there, or raises UserError here."""
-        self.slope = slope
 
     def is_calibrated(self) -> bool:
         """Whether the range has been found, from data or otherwise, so that grid() is meaningful."""

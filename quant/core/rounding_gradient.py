@@ -59,11 +59,6 @@ def _ewgs_slope(delta: float, L: float) -> Slope:
 
 
 def _fourier_slope(A: float, L: float) -> Slope:
-    if A >= MOST_A:
-        raise UserError(
-            f"quant.gradient_strength: {A:g}; from 1 / (sqrt(2) pi) on, fourier's gradient changes sign at the "
-            f"integers; choose less than {MOST_A:.4f}"
-        )
     return Slope(fourier, math.sqrt(2) * math.pi * A)
 
 
@@ -80,3 +75,12 @@ def slope(name: str, strength: float | None, L: float, of_weights: bool) -> Slop
     if name == "straight" or (name in OF_WEIGHTS_ALONE and not of_weights):
         return None
     return SLOPES[name](STRENGTHS[name] if strength is None else strength, L)
+
+
+def check_strength(name: str, strength: float | None) -> None:
+    """Raise UserError for an amplitude with which the gradient would change its sign."""
+    if name == "fourier" and strength is not None and strength >= MOST_A:
+        raise UserError(
+            f"quant.gradient_strength: {strength:g}; from 1 / (sqrt(2) pi) on, fourier's gradient changes its sign at "
+            f"the integers; choose less than {MOST_A:.4f}"
+        )

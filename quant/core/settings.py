@@ -98,11 +98,11 @@ class ResolvedQuant(CommonSettings, Generic[Options]):
         return self.chooses_layers or self._any_bits("weight_bits")
 
     @property
-    def has_weights_below_8_bits(self) -> bool:
-        """Whether any layer's weights have fewer than 8 bits: by the common bits, those of its place, or by name."""
+    def least_weight_bits(self) -> int:
+        """The fewest bits of any layer's weights: by the common bits, those of its place, or by name; auto: 2."""
         ends = self.weight_bits if self.first_last_bits == "same" else self.first_last_bits
-        given = [*self._all_bits("weight_bits"), *([] if self.weight_bits == FLOAT_BITS else [ends])]
-        return self.chooses_layers or any(bits < 8 for bits in given)
+        of_ends = [] if self.weight_bits == FLOAT_BITS else [ends]
+        return min([*self._all_bits("weight_bits"), *of_ends, *([2] if self.chooses_layers else [])])
 
     @property
     def quantizes_activations(self) -> bool:

@@ -163,7 +163,7 @@ class _Editor:
         asked, grid = self.spec.options, quantizer.grid()
         if isinstance(asked, TrainingOptions):
             steps = (grid.q_max - grid.q_min) / grid.step
-            quantizer.set_slope(slope(asked.rounding_gradient, asked.gradient_strength, steps, of_weights))
+            quantizer.slope = slope(asked.rounding_gradient, asked.gradient_strength, steps, of_weights)
 
     def _replace_operator(self, decision: Decision) -> None:
         chain, written, head = decision.chain, decision.written, decision.chain.head

@@ -49,6 +49,7 @@ from quant.core.quantizer import (
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import batch_affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
+from utils.errors import UserError
 from utils.sections import FLOAT_BITS, Bits
 
 
@@ -130,6 +131,8 @@ def gradient(spec: ResolvedQuant[Options]) -> GradientQuantizer | None:
 
 def check(spec: ResolvedQuant[Options]) -> None:
     refuse_too_wide(spec, "dorefa", "fewer, or 32 for float")
+    if spec.least_weight_bits == 1 and spec.options.rounding_gradient != "straight":
+        raise UserError("quant.rounding_gradient: weights of 1 bit are signs, not rounded; choose straight")
 
 
 def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:

@@ -13,7 +13,6 @@ from torch import Tensor
 from quant.core.fake_quantize import Straight
 from quant.core.grid import Grid, along_channels
 from quant.core.quantizer import TINY, Shape, WeightQuantizer
-from quant.core.rounding_gradient import Slope
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import symmetric
 from utils.errors import UserError
@@ -103,10 +102,6 @@ class SignWeights(WeightQuantizer):
     def __init__(self, channels: int | None):
         super().__init__(1)
         self.register_buffer("E", torch.ones(() if channels is None else (channels,)))
-
-    def set_slope(self, slope: Slope | None) -> None:
-        if slope is not None:
-            raise UserError("quant.rounding_gradient: weights of 1 bit are signs, not rounded; choose straight")
 
     def forward(self, w: Tensor) -> Tensor:
         if self.training or self.observing:

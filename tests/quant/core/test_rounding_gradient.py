@@ -59,11 +59,12 @@ def test_fourier_vanishes_nearly_at_integers_and_is_straight_between_them():
 
 def test_an_amplitude_that_turns_gradients_around_is_refused():
     with pytest.raises(UserError, match=r"^quant.gradient_strength: 0.23; .* choose less than 0.2251$"):
-        slope("fourier", 0.23, 3, True)
+        spec(method="lsq", rounding_gradient="fourier", gradient_strength=0.23)
+    spec(method="lsq", rounding_gradient="ewgs", gradient_strength=0.23)
 
 
 def gradient(quantizer, x: torch.Tensor, g: torch.Tensor, found: Slope | None) -> torch.Tensor:
-    quantizer.set_slope(found)
+    quantizer.slope = found
     v = x.clone().requires_grad_()
     quantizer(v).backward(g)
     return v.grad
@@ -104,7 +105,7 @@ def test_compiled_kernels_compute_the_same():
     x = (torch.randn(8, 16, 18, 18) * 2).contiguous(memory_format=torch.channels_last)
     norm, quantizer = nn.BatchNorm2d(16), quant.METHODS["lsq"].activation(spec(method="lsq"), 4, True).train()
     quantizer(norm(x).detach())
-    quantizer.set_slope(slope("ewgs", 8.0, 15, False))
+    quantizer.slope = slope("ewgs", 8.0, 15, False)
     g, found = torch.randn_like(x), []
     for apply in (quantizer.forward_normed, lambda v, norm, activation: quantizer(norm(v), activation)):
         norm.zero_grad()
@@ -146,10 +147,10 @@ def test_weights_have_it(method, bits, name):
     assert torch.allclose(gradient(quantizer, w, g, chosen), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_signs_have_no_other_gradient():
-    asked = spec(method="dorefa", weight_bits=1, act_bits=2, rounding_gradient="ewgs")
+@pytest.mark.parametrize("where", [{"weight_bits": 1}, {"weight_bits": 2, "layers": {"fc": {"weight_bits": 1}}}])
+def test_signs_have_no_other_gradient(where):
     with pytest.raises(UserError, match=r"^quant.rounding_gradient: weights of 1 bit are signs"):
-        quant.prepare(plain(10), asked)
+        spec(method="dorefa", rounding_gradient="ewgs", **where)
 
 
 @pytest.mark.parametrize("name", SLOPES)
