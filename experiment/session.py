@@ -14,7 +14,7 @@ from experiment.run_folder import write_settings
 from experiment.settings import ModelSettings, TrainSettings
 from experiment.teacher import load_teacher
 from quant.methods import gradboost
-from utils import config, seed
+from utils import config, device, seed
 from utils.complexity import complexity
 from utils.console import duration, say, tracked
 from utils.distributed import Processes
@@ -195,6 +195,7 @@ class Session:
             noise=noise,
             processes=processes,
             log=self.log,
+            read_every=device.steps_between_reads(processes.device),
             saver=checkpointing.CheckpointSaver(
                 self.folder,
                 functools.partial(self.pack, arithmetic),

@@ -5,6 +5,14 @@ import torch
 from utils import distributed
 from utils.errors import UserError, first_line
 
+STEPS_BETWEEN_READS = 32
+"""Of a training on an accelerator, which stands still while a number is read from it."""
+
+
+def steps_between_reads(device: torch.device) -> int:
+    """After how many training steps numbers are read from the device."""
+    return 1 if device.type == "cpu" else STEPS_BETWEEN_READS
+
 
 def find(name: str) -> torch.device:
     """The device with this name. "auto" is the accelerator if there is one, else the CPU.

@@ -55,6 +55,14 @@ class Processes:
         *set_in, total = found.tolist()
         return [number > 0 for number in set_in], total
 
+    def total(self, count: int) -> int | Tensor:
+        """The sum of a count over all processes; with several a scalar tensor, so that nothing waits for it."""
+        if self.world_size == 1:
+            return count
+        found = torch.full((), count, dtype=torch.int64, device=self.device)
+        dist.all_reduce(found)
+        return found
+
     def sum(self, numbers: Iterable[float]) -> list[float]:
         """The sum of each number over all processes, added in the order of the ranks."""
         if self.world_size == 1:

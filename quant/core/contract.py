@@ -153,7 +153,7 @@ def _enabled_copy(quantizer: AnyQuantizer, name: str) -> AnyQuantizer:
     with _one_line(name):
         copied = copy.deepcopy(quantizer).eval()
     copied.observing = False
-    copied.enabled.fill_(True)
+    copied.enabled = True
     return copied
 
 

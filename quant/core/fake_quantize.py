@@ -30,9 +30,12 @@ more memory than training in float. That takes compiled kernels (core/kernels.py
 runs.
 """
 
+import functools
+import math
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -40,12 +43,14 @@ from quant.core import kernels
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.batch_norm import running_statistics
 from quant.core.kernels import run
+from quant.core.numbers import Number, larger, smaller
 from quant.core.rounding_gradient import Slope
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a quantizer rounds now: the numbers above as fp32 tensors [], or [C] for a weight's output channels.
+    """How a quantizer rounds now: the numbers above as fp32 tensors [], or [C] for a weight's output channels, and as
+    Python floats those that are known without data.
 
     ends: floor and ceiling, where they are not low and high. learned: the learned tensors: (), (t,) or (t, offset).
     origin: o as it is on the grid, where an offset is learned. counts_rounding_error: True: t gets a gradient from
@@ -55,11 +60,11 @@ class Rounding:
     """
 
     scale: Tensor
-    least: Tensor
-    most: Tensor
-    low: Tensor
-    high: Tensor
-    ends: tuple[Tensor, Tensor] | None = None
+    least: Number
+    most: Number
+    low: Number
+    high: Number
+    ends: tuple[Number, Number] | None = None
     learned: tuple[Tensor, ...] = ()
     origin: Tensor | None = None
     counts_rounding_error: bool = True
@@ -71,40 +76,46 @@ class Rounding:
         """The rounding of u = activation(v), as a function of v. The activation only clamps."""
         if activation == IDENTITY:
             return self
-        bottom, top = self._tensors(activation)
-        inverse = 1 / self.scale  # multiplied, as Grid.to_int does: the same integer at a tie
-        lo, hi = (bottom * inverse).round(), (top * inverse).round()
+        bottom, top = activation.low, activation.high
         return replace(
             self,
-            least=torch.maximum(self.least, lo),
-            most=torch.minimum(self.most, hi),
-            low=torch.maximum(self.low, bottom),
-            high=torch.minimum(self.high, top),
-            ends=self.ends or ((self.low, self.high) if self._is_cut_by(activation) else None),
+            least=larger(self.least, self._rounded(bottom)),
+            most=smaller(self.most, self._rounded(top)),
+            low=larger(self.low, bottom),
+            high=smaller(self.high, top),
+            ends=self.ends or ((self.low, self.high) if self._may_be_cut_by(activation) else None),
             activation=activation,
         )
 
-    def _is_cut_by(self, activation: ClampedAffine) -> bool:
-        """Whether the activation stops gradients of v that count for the learned tensors."""
-        return bool(activation.low > self.low) or bool(activation.high < self.high)
+    def _rounded(self, bound: float) -> Number:
+        """round(bound / scale)"""
+        return bound if bound == 0 or math.isinf(bound) else (bound * self.inverse).round()
 
-    def of_forward(self) -> tuple[Tensor, ...]:
+    def _may_be_cut_by(self, activation: ClampedAffine) -> bool:
+        """Whether the activation may stop gradients of v that count for the learned tensors."""
+        low = self.low if isinstance(self.low, float) else -math.inf
+        high = self.high if isinstance(self.high, float) else math.inf
+        return bool(self.learned) and (activation.low > low or activation.high < high)
+
+    @functools.cached_property
+    def inverse(self) -> Tensor:
+        """1 / scale, which v is multiplied with, as in Grid.to_int: the same integer at a tie."""
+        return 1 / self.scale
+
+    def of_forward(self) -> tuple[Number, ...]:
         """The arguments of kernels.forward after v."""
-        return 1 / self.scale, self.scale, self.least, self.most
+        return self.inverse, self.scale, self.least, self.most
 
     def of_slope(self) -> tuple | None:
         """The argument `slope` of the kernels."""
         if self.slope is None:
             return None
-        return self.slope.of_position, self.scale.new_full((), self.slope.strength), 1 / self.scale
+        return self.slope.of_position, self.slope.strength, self.inverse
 
     def of_learning(self) -> tuple:
-        """The arguments of kernels.learned_gradient_terms after gradients and v."""
-        bounds = self._tensors(self.activation)
+        """The arguments of kernels.learned_gradient_terms after those of kernels.backward."""
+        bounds = self.activation.low, self.activation.high
         return *bounds, self.counts_rounding_error, self.ends, len(self.learned) > 1, *self.of_forward()
-
-    def _tensors(self, activation: ClampedAffine) -> tuple[Tensor, Tensor]:
-        return self.scale.new_tensor(activation.low), self.scale.new_tensor(activation.high)
 
     def gradients(self, t_times_gradient: Tensor, of_offset: Tensor | None = None) -> tuple[Tensor, ...]:
         """The gradients of the learned tensors from the sums of kernels.learned_gradient_terms."""
@@ -269,11 +280,17 @@ def _shaped(flat: Tensor, v: Tensor) -> Tensor:
     return flat.view(v.shape)
 
 
-def just_below(x: Tensor) -> Tensor:
+def just_below(x: Number) -> Number:
     """The next smaller fp32 number: x > just_below(a) is x >= a."""
-    return torch.nextafter(x, torch.full_like(x, -torch.inf))
+    return _next(x, -math.inf)
 
 
-def just_above(x: Tensor) -> Tensor:
+def just_above(x: Number) -> Number:
     """The next larger fp32 number: x < just_above(a) is x <= a."""
-    return torch.nextafter(x, torch.full_like(x, torch.inf))
+    return _next(x, math.inf)
+
+
+def _next(x: Number, towards: float) -> Number:
+    if isinstance(x, Tensor):
+        return torch.nextafter(x, torch.full_like(x, towards))
+    return float(numpy.nextafter(numpy.float32(x), numpy.float32(towards)))

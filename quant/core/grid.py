@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from quant.core.numbers import clamp_, plain
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -46,8 +48,8 @@ class Grid:
         """q - zero_point of x."""
         if self.zero_point.ndim or self.step != 1:
             return self.to_int(x).sub_(along_channels(self.zero_point, x))
-        low, high = self.q_min - int(self.zero_point), self.q_max - int(self.zero_point)
-        return (x * (1.0 / self.scale)).round_().clamp_(low, high)
+        zero_point = plain(self.zero_point)
+        return clamp_((x * (1.0 / self.scale)).round_(), self.q_min - zero_point, self.q_max - zero_point)
 
     def value(self, centred: Tensor) -> Tensor:
         """x_hat of centred integers."""

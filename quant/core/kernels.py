@@ -11,18 +11,15 @@ taken one image at a time: its values stay in the cache, cores share the images,
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from quant.core.numbers import Number, clamp_, constant, plain
 from utils.console import say
 from utils.errors import first_line
 
-Number = Tensor | float
-N = TypeVar("N", Tensor, float)
-"""Numbers that are either all tensors or all Python floats, which torch's operators ask for."""
-B = TypeVar("B", Tensor, float)
 SMALL = 2**15
 """Number of elements below which a call of a compiled kernel costs more than it saves."""
 VARIANTS = 64
@@ -40,7 +37,7 @@ def run(kernel: Callable, *arguments: Any) -> Any:
     """kernel(*arguments); the first argument is the largest tensor."""
     if kernel in _compiled and arguments[0].numel() >= SMALL:
         try:
-            return _compiled[kernel](*map(_bare, arguments))
+            return _compiled[kernel](*(_bare(each, arguments[0].device) for each in arguments))
         except torch._dynamo.exc.TorchDynamoException as error:  # a compiler that fails in the middle of a run
             _compiled.clear()
             _say_uncompiled(error)
@@ -51,29 +48,28 @@ def _say_uncompiled(error: Exception) -> None:
     say(f"quantizers are not compiled ({first_line(error, 100)}): training takes longer")
 
 
-def _bare(argument: Any) -> Any:
-    """The argument without autograd history, for which the compiler would compile another variant."""
+def _bare(argument: Any, device: torch.device) -> Any:
+    """Tensors without autograd history, and Python floats as tensors: for others the compiler would compile again."""
     if isinstance(argument, tuple):
-        return tuple(map(_bare, argument))
+        return tuple(_bare(each, device) for each in argument)
+    if isinstance(argument, float):
+        return constant(argument, device)
     return argument.data if isinstance(argument, Tensor) else argument
 
 
 def _plain(argument: Any) -> Any:
-    """Scalar tensors as Python numbers, for which torch has faster operators."""
-    if isinstance(argument, tuple):
-        return tuple(map(_plain, argument))
-    return float(argument) if isinstance(argument, Tensor) and not argument.ndim else argument
+    return tuple(map(_plain, argument)) if isinstance(argument, tuple) else plain(argument)
 
 
-def to_integers(u: Tensor, inverse: Number, least: N, most: N) -> Tensor:
-    return (u * inverse).round_().clamp_(least, most)
+def to_integers(u: Tensor, inverse: Number, least: Number, most: Number) -> Tensor:
+    return clamp_((u * inverse).round_(), least, most)
 
 
 def within(g: Tensor, v: Tensor, low: Number, high: Number) -> Tensor:
     """g where low < v < high, 0 elsewhere."""
-    if isinstance(low, float):
+    if isinstance(low, float) and isinstance(high, float):
         return torch.ops.aten.hardtanh_backward(g, v, low, high)  # in a single pass
-    return torch.where((v > low) & (v < high), g, 0)
+    return g.masked_fill((v <= low) | (v >= high), 0)
 
 
 def sloped(g: Tensor, v: Tensor, slope: tuple | None) -> Tensor:
@@ -89,15 +85,17 @@ def learned_gradient_terms(
     g: Tensor,
     v: Tensor,
     passing: Tensor,
-    bottom: B,
-    top: B,
+    low: Number,
+    high: Number,
+    bottom: Number,
+    top: Number,
     counts_rounding_error: bool,
     ends: tuple[Number, Number] | None,
     offset: bool,
     inverse: Number,
     scale: Number,
-    least: N,
-    most: N,
+    least: Number,
+    most: Number,
 ) -> tuple[Tensor, ...]:
     """Per element, t times the gradient of the learned tensor t (LSQ's step, PACT's clip), for offset 0; and, where an
     offset is learned, the offset's gradient.
@@ -106,14 +104,18 @@ def learned_gradient_terms(
     difference is taken before it is summed: fp32 would lose it otherwise. Rounding.gradients divides the sums by t.
     """
     unbounded = isinstance(bottom, float) and (bottom, top) == (-math.inf, math.inf)
-    u = v if unbounded else v.clamp(bottom, top)
+    u = v if unbounded else v.clamp(bottom, top)  # type: ignore[arg-type]  # both are of one kind
     v_hat = to_integers(u, inverse, least, most).mul_(scale)
-    error_passing = passing if ends is None else within(g, u, *ends)
+    error_passing = passing if ends is None or _known_equal(ends, (low, high)) else within(g, u, *ends)
     t_times_gradient = g * v_hat - error_passing * (u if counts_rounding_error else v_hat)
     return (t_times_gradient, g - error_passing) if offset else (t_times_gradient,)
 
 
-def forward(v: Tensor, inverse: Number, scale: Number, least: N, most: N) -> Tensor:
+def _known_equal(a: tuple[Number, Number], b: tuple[Number, Number]) -> bool:
+    return all(isinstance(number, float) for number in (*a, *b)) and a == b
+
+
+def forward(v: Tensor, inverse: Number, scale: Number, least: Number, most: Number) -> Tensor:
     """v_hat"""
     return to_integers(v.float(), inverse, least, most).mul_(scale).to(v.dtype)
 
@@ -130,7 +132,7 @@ def backward_learning(
     """The gradient of v, and sums of learned_gradient_terms over each row, or over everything."""
     g, v, kind = g.float(), v.float(), g.dtype
     passing = within(g, v, low, high)
-    terms = learned_gradient_terms(g, v, passing, *to_terms)
+    terms = learned_gradient_terms(g, v, passing, low, high, *to_terms)
     return sloped(passing, v, slope).to(kind), *(term.sum(-1) for term in terms)
 
 
@@ -168,7 +170,8 @@ def norm_sums(
     v = x * a + b
     passing = within(g, v, low, high)
     h = sloped(passing, v, slope)
-    terms = h, h * (x - mean), *(learned_gradient_terms(g, v, passing, *to_terms) if to_terms else ())
+    learned = learned_gradient_terms(g, v, passing, low, high, *to_terms) if to_terms else ()
+    terms = h, h * (x - mean), *learned
     return tuple(term.sum(1).sum(0) for term in terms)
 
 

@@ -16,19 +16,19 @@ from quant.core.quantizer import TINY, ActivationQuantizer, Quantizer, Shape, We
 class ObservedRange(Quantizer):
     """Mixin: the range, its observer, and rounding to the grid that `grid_of` makes of a range.
 
-    low, high: buffers, fp32 [] or [channels]. observed: whether they have been set.
+    low, high: buffers, fp32 [] or [channels]. observed: a flag, whether they have been set.
     """
 
     low: Tensor
     high: Tensor
-    observed: Tensor
+    flags = (*Quantizer.flags, "observed")
 
     def __init__(self, bits: int, channels: int | None, observer: str, percentile: float):
         super().__init__(bits)
         shape = () if channels is None else (channels,)
         self.register_buffer("low", torch.zeros(shape))
         self.register_buffer("high", torch.zeros(shape))
-        self.register_buffer("observed", torch.tensor(False))
+        self.observed = False
         self.observer = OBSERVERS[observer](percentile)
 
     def grid_of(self, low: Tensor, high: Tensor) -> Grid:
@@ -46,20 +46,20 @@ class ObservedRange(Quantizer):
         return Rounding(grid.scale, least.float(), most.float(), *passing)
 
     def is_calibrated(self) -> bool:
-        return bool(self.observed)
+        return self.observed
 
     def finish_observing(self) -> None:
         self._set(self.observer.finish(self._error))
 
     def _update(self, x: Tensor) -> None:
-        self._set(self.observer.update(x, self.low, self.high, bool(self.observed)))
+        self._set(self.observer.update(x, self.low, self.high, self.observed))
 
     @torch.no_grad()
     def _set(self, found: tuple[Tensor, Tensor] | None) -> None:
         if found is not None:
             self.low.copy_(found[0])
             self.high.copy_(found[1])
-            self.observed.fill_(True)
+            self.observed = True
 
     def _stretched(self, low: Tensor, high: Tensor) -> Grid:
         return self.grid_of(low.clamp(max=0), high.clamp(min=0))

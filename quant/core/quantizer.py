@@ -11,13 +11,14 @@ alone, and so its to_int follows from the grid and cannot be overridden. prepare
 """
 
 from dataclasses import replace
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.fake_quantize import Rounding, can_fuse_norm, norm_rounded, normed, rounded
+from quant.core.flags import Flagged
 from quant.core.grid import Grid
 from quant.core.rounding_gradient import Slope
 from utils import distributed
@@ -27,10 +28,10 @@ TINY = 2.0**-24
 Shape = tuple[int, ...]
 
 
-class Quantizer(nn.Module):
+class Quantizer(Flagged):
     """What weight quantizers and activation quantizers have in common. Derive from one of those two.
 
-    bits: width of its integers. enabled: a buffer; False makes forward the identity. observing: whether it updates its
+    bits: width of its integers. enabled: a flag; False makes forward the identity. observing: whether it updates its
     range in eval mode too, as calibration asks for. note: a remark for reports, or "". weight_decay: that of its
     learned parameters, as torch's optimizers define it. slope: the gradient of rounding; None: straight through.
     A subclass with its own forward reads it there.
@@ -39,13 +40,12 @@ class Quantizer(nn.Module):
     weight_decay = 0.0
     note = ""
     slope: Slope | None = None
-    enabled: Tensor
+    flags: ClassVar[tuple[str, ...]] = ("enabled",)
 
     def __init__(self, bits: int):
         super().__init__()
         self.bits = bits
-        self.register_buffer("enabled", torch.tensor(True))
-        self.observing = False
+        self.enabled, self.observing = True, False
 
     def grid(self) -> Grid:
         raise NotImplementedError
@@ -169,21 +169,21 @@ class ActivationQuantizer(Quantizer):
 class DataInitialized(Quantizer):
     """Mixin: a range or step that is initialized from the first batch: once, in place, and never in eval mode.
 
-    A subclass sets the value in `initialize(x)`, x detached and fp32. `started`, a buffer, tells whether that has
+    A subclass sets the value in `initialize(x)`, x detached and fp32. `started`, a flag, tells whether that has
     happened.
     """
 
-    started: Tensor
+    flags = (*Quantizer.flags, "started")
 
     def __init__(self, bits: int, started: bool):
         super().__init__(bits)
-        self.register_buffer("started", torch.tensor(started))
+        self.started = started
 
     def initialize(self, x: Tensor) -> None:
         raise NotImplementedError
 
     def is_calibrated(self) -> bool:
-        return bool(self.started)
+        return self.started
 
     def _awaits_data(self) -> bool:
         return (self.training or self.observing) and not self.started
@@ -192,7 +192,7 @@ class DataInitialized(Quantizer):
     def _initialize(self, x: Tensor | None) -> None:
         if x is not None:
             self.initialize(x.detach().float())
-            self.started.fill_(True)
+            self.started = True
 
 
 class DataInitializedWeightQuantizer(DataInitialized, WeightQuantizer):

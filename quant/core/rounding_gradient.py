@@ -28,9 +28,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from quant.core.numbers import Number
 from utils.errors import UserError
-
-Number = Tensor | float
 
 
 def ewgs(g: Tensor, d: Tensor, per_step: Number) -> Tensor:

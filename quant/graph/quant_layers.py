@@ -145,7 +145,7 @@ class QuantLayer(nn.Module):
     def runs_in_integers(self, source: ActivationQuantizer | None) -> bool:
         """Whether weights and input are on integer grids, and those quantizers are enabled."""
         needed = [source, self.weight_quantizer, *([] if self.output is None else [self.output])]
-        return all(q is not None and bool(q.enabled) for q in needed)
+        return all(q is not None and q.enabled for q in needed)
 
     @torch.no_grad()
     def integer(self, x: Grid, norm: BatchNorm | None) -> IntegerLayer:
@@ -217,7 +217,7 @@ class QuantOperator(nn.Module):
 
     def runs_in_integers(self, sources: Sequence[ActivationQuantizer | None]) -> bool:
         needed = [*sources, *([] if self.output is None else [self.output])]
-        return all(q is not None and bool(q.enabled) for q in needed)
+        return all(q is not None and q.enabled for q in needed)
 
     @torch.no_grad()
     def integer(self, grids: Sequence[Grid], constants: Sequence[Tensor | nn.Module] = ()) -> IntegerOperator:

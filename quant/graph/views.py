@@ -130,7 +130,7 @@ def without_range(prepared: nn.Module) -> list[str]:
 def switch(some: Iterable[Quantizer], enabled: bool, observing: bool = False) -> None:
     """Enable or disable some quantizers, and let them observe in eval, or not."""
     for quantizer in some:
-        quantizer.enabled.fill_(enabled)
+        quantizer.enabled = enabled
         quantizer.observing = observing
 
 

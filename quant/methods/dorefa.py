@@ -73,9 +73,8 @@ class BoundedActivation(DataInitializedActivationQuantizer):
         self.note = "its input can be negative: clipped on both sides" if signed else ""
 
     def rounding(self, a: Tensor) -> Rounding:
-        low, (least, most) = -self.c if self.q_min else torch.zeros_like(self.c), (self.q_min, self.q_max)
-        steps = self.c.new_tensor(least), self.c.new_tensor(most)
-        return Rounding(self.grid().scale, *steps, just_below(low), just_above(self.c))
+        low, least, most = -self.c if self.q_min else 0.0, float(self.q_min), float(self.q_max)
+        return Rounding(self.grid().scale, least, most, just_below(low), just_above(self.c))
 
     def initialize(self, a: Tensor) -> None:
         self.c.copy_(best_clip(a, self.q_min, self.q_max))

@@ -40,6 +40,7 @@ from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.fake_quantize import Rounding
 from quant.core.grid import Grid
 from quant.core.method import Method
+from quant.core.numbers import Number
 from quant.core.observed import ObservedActivationQuantizer
 from quant.core.options import (
     FLOAT_ACTIVATIONS,
@@ -89,15 +90,16 @@ class LearnedStep(DataInitialized):
         """s as values are rounded with it: positive."""
         return self.s.detach().clamp(min=TINY)
 
-    def limits(self) -> tuple[Tensor, Tensor]:
+    def limits(self) -> tuple[Number, Number]:
         """The least and the greatest v_hat / s."""
-        return self.s.new_tensor(-self.Q_N), self.s.new_tensor(self.Q_P)
+        return float(-self.Q_N), float(self.Q_P)
 
     def rounding(self, v: Tensor) -> Rounding:
         s, g = self.step(), 1 / (self.elements_per_step(v) * self.Q_P) ** 0.5
         least, most = self.limits()
+        low = 0.0 if isinstance(least, float) and not least else least * s
         learned = (self.s,) if self.s.requires_grad else ()
-        return Rounding(s, least, most, least * s, most * s, learned=learned, gradient_scale=g)
+        return Rounding(s, least, most, low, most * s, learned=learned, gradient_scale=g)
 
     def keep_positive(self) -> None:
         """Clamp a step that the optimizer made negative to a small positive value; its gradient still points the right
@@ -150,7 +152,7 @@ class LearnedOffsetActivation(LearnedStepActivation):
         """-beta in steps, rounded; fp32."""
         return (-self.beta.detach() / self.step()).round().clamp(0, self.Q_P)
 
-    def limits(self) -> tuple[Tensor, Tensor]:
+    def limits(self) -> tuple[Number, Number]:
         z = self.zero_point()
         return -z, self.Q_P - z
 

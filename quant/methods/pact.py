@@ -75,8 +75,7 @@ class LearnedClip(DataInitializedActivationQuantizer):
     def rounding(self, x: Tensor) -> Rounding:
         """x = 0 and x = alpha still pass the gradient, but alpha already gets its own at x = alpha: separate ends."""
         alpha = self.alpha.detach().clamp(min=TINY)
-        low = -alpha if self.q_min else torch.zeros_like(alpha)
-        least, most = alpha.new_tensor(self.q_min), alpha.new_tensor(self.q_max)
+        low, least, most = -alpha if self.q_min else 0.0, float(self.q_min), float(self.q_max)
         passing, ends = (just_below(low), just_above(alpha)), (low, alpha)
         return Rounding(alpha / most, least, most, *passing, ends, learned=(self.alpha,), counts_rounding_error=False)
 

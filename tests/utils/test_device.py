@@ -51,3 +51,8 @@ def test_more_processes_than_accelerators_are_refused_in_each_of_them(rank, proc
 def test_what_is_not_there_is_refused_in_one_line(name):
     with pytest.raises(UserError, match=rf"^run.device: '{name}' is not available here \([^\n]*\)$"):
         device.find(name)
+
+
+def test_numbers_are_read_at_every_step_only_where_nothing_waits_for_it():
+    assert device.steps_between_reads(torch.device("cpu")) == 1
+    assert device.steps_between_reads(torch.device("cuda", 1)) == device.STEPS_BETWEEN_READS > 1

@@ -30,6 +30,18 @@ def test_what_counts_as_predicted_is_returned():
     assert metrics.Score().add(logits, torch.tensor([1, 1])).tolist() == [1, 0]
 
 
+def test_what_is_read_later_is_the_same_score():
+    at_once, later, unread = metrics.Score(), metrics.Score(), metrics.Unread()
+    for size in (3, 5):
+        logits, labels = torch.randn(size, 7), torch.randint(7, (size,))
+        at_once.add(logits, labels)
+        unread.add(logits, labels, torch.tensor(float(size)))
+    assert unread.read(later) == [3.0, 5.0]
+    assert later == at_once
+    assert unread.read(later) == []
+    assert later == at_once
+
+
 def test_of_mixed_labels_the_larger_share_is_the_class():
     logits, shares = torch.randn(40, 6), torch.rand(40, 6).softmax(1)
     mixed, plain = metrics.Score(), metrics.Score()

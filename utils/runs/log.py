@@ -121,6 +121,8 @@ def _line(row: dict, epochs: int) -> str:
 
 
 def _short(score: Score) -> str:
+    if not score.images:
+        return ""
     now = score.summary()
     return f"loss {now['loss']:.3f}, train top-1 {now['top1']:.2f} %"
 

@@ -1,6 +1,7 @@
 """The training loop: float epochs, then quantized ones, with one optimizer, from any position to the end."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from signal import SIGTERM
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from utils import metrics
 from utils.distributed import Processes
 from utils.errors import UserError
-from utils.metrics import Score
+from utils.metrics import Score, Unread
 from utils.runs.checkpointing import CheckpointSaver, Position
 from utils.runs.interrupt import Interrupted, defer_signals
 from utils.runs.log import RunLog
@@ -36,6 +37,8 @@ class Trainer:
     method: the name of quantized epochs in the log.
     average: the moving average of the weights, or None.
     reestimate_batch_norm: measures a model's batch norm statistics again.
+    read_every: after how many steps losses and scores are read from the device. Reading waits for the device. A signal
+        ends a run of several processes, and a loss that is not finite any run, only then.
     """
 
     model: nn.Module
@@ -56,6 +59,7 @@ class Trainer:
     processes: Processes
     log: RunLog
     saver: CheckpointSaver
+    read_every: int = 1
     quantized: bool = False
     done: float = 0.0
     """Epochs done so far; not necessarily a whole number."""
@@ -107,7 +111,7 @@ class Trainer:
         Raises UserError if the loss is NaN or infinite, before the optimizer steps, and Interrupted after a signal.
         """
         self.model.train()
-        batches, score, device = self.train_batches, at.score, self.processes.device
+        batches, score, unread, device = self.train_batches, at.score, Unread(), self.processes.device
         steps = zip(range(at.step, len(batches)), batches.epoch(epoch, at.step), strict=True)
         done = at.step * batches.batch_size
         with (
@@ -121,18 +125,30 @@ class Trainer:
                 self.wrapped(images)
                 self._before_step(epoch, step)
                 logits, loss = self._forward(images, labels)
-                flags = bool(request.number), self.saver.is_due(), not torch.isfinite(loss)
-                (stop, save, not_finite), images_of_all = self.processes.any_flag_and_sum(flags, len(labels))
-                if not_finite:
-                    raise self._loss_error(loss, images, epoch, step)
-                self._step(loss * (len(labels) * self.processes.world_size / images_of_all))
-                score.add(logits.detach(), labels)
-                progress(score, images_of_all)
+                unread.add(logits.detach(), labels, loss)
+                asked = bool(request.number), self.saver.is_due()
+                images_of_all: int | Tensor
+                share = len(labels) * self.processes.world_size
+                if self._reads_after(step, any(asked)):
+                    losses = unread.read(score)
+                    flags = *asked, not all(map(math.isfinite, losses))
+                    (stop, save, not_finite), images_of_all = self.processes.any_flag_and_sum(flags, len(labels))
+                    if not_finite:
+                        raise self._loss_error(losses, images, epoch, step)
+                else:
+                    stop, save, images_of_all = False, False, self.processes.total(len(labels))
+                self._step(loss * (share / images_of_all))
+                progress(score, images_of_all if isinstance(images_of_all, int) else share)
                 if stop or save:
                     message = self._save(Position(epoch, step + 1, score))
                 if stop:
                     raise Interrupted(request.number or SIGTERM, message)
         return score
+
+    def _reads_after(self, step: int, asked: bool) -> bool:
+        """Whether this step ends with a read. asked: for something that other processes do not know of."""
+        at_once = asked and self.processes.world_size == 1
+        return at_once or (step + 1) % self.read_every == 0 or step + 1 == len(self.train_batches)
 
     def _forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and loss. Under bf16 convolutions run in bfloat16; quantizers turn autocast off for themselves."""
@@ -149,12 +165,15 @@ class Trainer:
         if self.average is not None:
             self.average.update()
 
-    def _loss_error(self, loss: Tensor, images: Tensor, epoch: int, step: int) -> UserError:
-        where = first_not_finite(self.model, images)
-        became = "of another process is not finite" if torch.isfinite(loss) else f"became {loss.item()}"
+    def _loss_error(self, losses: list[float], images: Tensor, epoch: int, step: int) -> UserError:
+        """losses: of the steps since the last read, of which this step is the last, with these images."""
+        at = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        ago = 0 if at is None else len(losses) - 1 - at
+        became = "of another process is not finite" if at is None else f"became {losses[at]}"
+        layer = "not known, since the weights have changed since" if ago else first_not_finite(self.model, images)
         return UserError(
-            f"the loss {became} in epoch {epoch + 1}, step {step + 1} of {len(self.train_batches)}; the first "
-            f"layer whose output is not finite: {where}; last.pt is from before: use it as model.weights of a run with "
+            f"the loss {became} in epoch {epoch + 1}, step {step + 1 - ago} of {len(self.train_batches)}; the first "
+            f"layer whose output is not finite: {layer}; last.pt is from before: use it as model.weights of a run with "
             "another run.name and a smaller optim.lr"
         )
 

@@ -222,7 +222,7 @@ def test_a_check_changes_nothing(training):
     assert quantizer.training == training
     assert not quantizer.is_calibrated()
     counting = Counting().train(training)
-    counting.enabled.fill_(False)
+    counting.enabled = False
     check_weight_quantizer(counting, torch.randn(4, 9))
     assert counting.training == training
     assert not counting.enabled

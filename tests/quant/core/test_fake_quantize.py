@@ -35,9 +35,7 @@ def started(method: str, bits: int, signed: bool, x: torch.Tensor):
 def off_edges(v: torch.Tensor, rounding: fake_quantize.Rounding, activation: ClampedAffine) -> torch.Tensor:
     """Where fp32 and fp64 cannot come to different integers, or sides of an edge."""
     steps, edge = v / rounding.scale.double(), 1e-3
-    edges = torch.stack(
-        [rounding.low, rounding.high, *(rounding.ends or ()), *map(torch.tensor, activation[:2])]
-    ).double()
+    edges = torch.tensor([rounding.low, rounding.high, *(rounding.ends or ()), *activation[:2]], dtype=torch.float64)
     return ((steps - steps.floor() - 0.5).abs() > edge) & ((v[..., None] - edges).abs().min(-1).values > edge / 10)
 
 
@@ -46,11 +44,11 @@ def expected(v: torch.Tensor, g: torch.Tensor, r: fake_quantize.Rounding, activa
 
     By the docstring of core/fake_quantize.py.
     """
-    scale, least, most, low, high = (n.double() for n in (r.scale, r.least, r.most, r.low, r.high))
+    scale, least, most, low, high = map(float, (r.scale, r.least, r.most, r.low, r.high))
     u = v.clamp(*activation[:2])
     v_hat = scale * (u / scale).round().clamp(least, most)
     passing = (low < u) & (u < high) & (activation.low < v) & (v < activation.high)
-    floor, ceiling = (n.double() for n in (r.ends or (r.low, r.high)))
+    floor, ceiling = map(float, r.ends or (r.low, r.high))
     in_range, o = (floor < u) & (u < ceiling), 0.0 if r.origin is None else r.origin.double()
     derivative = torch.where(in_range, v_hat - u if r.counts_rounding_error else torch.zeros_like(u), v_hat - o)
     of_t = [r.gradient_scale * (g * derivative) / t.detach().double() for t in r.learned[:1]]
@@ -224,7 +222,7 @@ def test_a_batch_norm_that_counts_and_averages_in_training_fits(monkeypatch):
 def test_an_activation_in_front_narrows_the_integers_and_the_gradient():
     """clamp(round(clamp(v, -1, 1.2) / 0.3), -5, 10): the integers -3 .. 4."""
     numbers = (torch.tensor(number) for number in (0.3, -5.0, 10.0, -1.6, 3.1))
-    rounding = fake_quantize.Rounding(*numbers)
+    rounding = fake_quantize.Rounding(*numbers, learned=(torch.tensor(0.3),))
     behind = rounding.after(ClampedAffine(-1.0, 1.2))
     assert (float(behind.least), float(behind.most)) == (-3.0, 4.0)
     assert float(behind.low) == -1.0

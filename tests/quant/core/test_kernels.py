@@ -96,13 +96,14 @@ def test_terms_of_learned_tensors(inside):
     u = v.clamp(-0.2, 1.2)
     v_hat = (u / 0.5).round().clamp(0, 3) * 0.5
     passing = g * ((v > 0) & (v < 1))
-    (term,) = learned_gradient_terms(g, v, passing, -0.2, 1.2, inside, None, False, 2.0, 0.5, 0.0, 3.0)
+    to_terms = g, v, passing, 0.0, 1.0
+    (term,) = learned_gradient_terms(*to_terms, -0.2, 1.2, inside, None, False, 2.0, 0.5, 0.0, 3.0)
     assert torch.allclose(term, g * v_hat - passing * (u if inside else v_hat))
-    found, of_offset = learned_gradient_terms(g, v, passing, -0.2, 1.2, inside, (0.0, 1.3), True, 2.0, 0.5, 0.0, 3.0)
+    found, of_offset = learned_gradient_terms(*to_terms, -0.2, 1.2, inside, (0.0, 1.3), True, 2.0, 0.5, 0.0, 3.0)
     felt = g * ((u > 0) & (u < 1.3))
     assert torch.allclose(found, g * v_hat - felt * (u if inside else v_hat))
     assert torch.equal(of_offset, g - felt)
-    (free,) = learned_gradient_terms(g, v, passing, -math.inf, math.inf, inside, None, False, 2.0, 0.5, 0.0, 3.0)
+    (free,) = learned_gradient_terms(*to_terms, -math.inf, math.inf, inside, None, False, 2.0, 0.5, 0.0, 3.0)
     assert not torch.allclose(free, term)
 
 

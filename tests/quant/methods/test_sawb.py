@@ -96,7 +96,7 @@ def test_sawb_weights_lie_on_their_grid_and_pass_when_disabled(channels):
         assert grid.scale.shape == quantizer.alpha_w.shape == (() if channels is None else (6,))
         assert (grid.q_min, grid.q_max, grid.step) == (-n, n, step)
         assert torch.equal(y, grid.value(quantizer.to_int(w)))
-        quantizer.enabled.fill_(False)
+        quantizer.enabled = False
         assert quantizer(w) is w
 
 

@@ -127,6 +127,40 @@ def test_a_loss_that_is_nan_ends_the_run_before_the_optimizer_steps(tmp_path):
     assert run.saver.saved == []
 
 
+def test_a_loss_that_is_nan_is_found_when_it_is_read_next(tmp_path):
+    steps = iter(range(EPOCHS * STEPS))
+
+    def loss_of(images, logits, labels):
+        return logits.sum() * (float("nan") if next(steps) == 1 else 1.0)
+
+    run = trainer(tmp_path, loss_of=loss_of, read_every=3)
+    with pytest.raises(UserError, match=r"became nan in epoch 1, step 2 of 4; the first layer .* not known"):
+        run.run(Position(0))
+    assert next(steps) == 3, "after the third step"
+
+
+@pytest.mark.parametrize("read_every", [1, 3, 100])
+def test_what_is_read_later_is_the_same(tmp_path, read_every):
+    torch.manual_seed(0)
+    run = trainer(tmp_path, model=nn.Linear(6, 3), train_batches=Batches(), read_every=read_every)
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=1.0)
+    run.run(Position(0))
+    torch.manual_seed(0)
+    once = trainer(tmp_path, model=nn.Linear(6, 3), train_batches=Batches())
+    once.optimizer = torch.optim.SGD(once.model.parameters(), lr=1.0)
+    once.run(Position(0))
+    untimed = [[value for key, value in row.items() if "second" not in key] for row in run.log.rows]
+    assert untimed == [[value for key, value in row.items() if "second" not in key] for row in once.log.rows]
+    assert torch.equal(run.model.weight, once.model.weight)
+
+
+def test_one_process_saves_at_once_what_is_due(tmp_path):
+    run, due = trainer(tmp_path, read_every=100), iter([False, True, *[False] * 2 * EPOCHS * STEPS])
+    run.saver.is_due = lambda: next(due)
+    run.run(Position(EPOCHS - 1))
+    assert run.saver.saved == [(2, 2), (3, 0)]
+
+
 def test_finishing_takes_the_average_and_measures_batch_norm_again(tmp_path):
     calls = []
     average = SimpleNamespace(swap=lambda: calls.append("swap"))
