@@ -49,11 +49,12 @@ def _say_uncompiled(error: Exception) -> None:
 
 
 def _bare(argument: Any, device: torch.device) -> Any:
-    """Tensors without autograd history, and Python floats as tensors: for others the compiler would compile again."""
+    """Tensors without autograd history, each another object, and Python floats as tensors: for arguments that are
+    known, or the same, the compiler would compile again."""
     if isinstance(argument, tuple):
         return tuple(_bare(each, device) for each in argument)
     if isinstance(argument, float):
-        return constant(argument, device)
+        argument = constant(argument, device)
     return argument.data if isinstance(argument, Tensor) else argument
 
 
