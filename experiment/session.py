@@ -259,6 +259,10 @@ class Session:
         """The model with fake-quantization; its learned parameters join the trainer's optimizer."""
         prepared = quant.prepare(model, self.quant_spec).to(self.processes.device)
         quant.draw_from(prepared, trainer.noise.own)
+        rate, lr = quant.transition_rate(self.quant_spec), self.settings.optim.lr
+        if rate:
+            quant.fix_steps(prepared)
+            quant.TransitionRate(trainer.optimizer, prepared, rate, lr, lambda: trainer.rate(trainer.done) / lr)
         optim.add_learned(trainer.optimizer, quant.learned(prepared), self.settings.optim.learned_lr)
         gradboost.end_warm_up(trainer.optimizer)
         strength = quant.dampening(self.quant_spec)

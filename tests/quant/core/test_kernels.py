@@ -28,20 +28,31 @@ def test_only_large_tensors_go_to_the_compiled_kernel(compiled):
     found = run(kernels.forward, torch.ones(SMALL - 1), *numbers)
     assert torch.equal(found, torch.ones(SMALL - 1))
     assert len(compiled) == 1
-    assert torch.is_tensor(run(kernels.backward, torch.ones(SMALL), torch.ones(SMALL), *numbers[:2])), "not compiled"
+    ones = torch.ones(SMALL)
+    assert torch.is_tensor(run(kernels.backward, ones, ones, *numbers[:2], None)), "not compiled"
 
 
 def test_compiled_kernels_get_tensors_without_history(compiled):
     """Else the compiler would compile another variant for them."""
     learned = torch.tensor(2.0, requires_grad=True)
-    run(kernels.forward, torch.zeros(SMALL, requires_grad=True), learned, (learned, 1.0), True)
-    x, number, (inner, plain), flag = compiled[0]
+    run(kernels.forward, torch.zeros(SMALL, requires_grad=True), learned, (learned, None), True)
+    x, number, (inner, nothing), flag = compiled[0]
     assert not x.requires_grad
     assert not number.requires_grad
     assert not inner.requires_grad
     assert torch.is_tensor(number)
-    assert plain == 1.0
+    assert nothing is None
     assert flag is True
+
+
+def test_compiled_kernels_get_known_numbers_as_tensors_and_no_tensor_twice(compiled):
+    """Else the compiler would compile another variant for each value, and for equal ones."""
+    same = torch.tensor(0.5)
+    run(kernels.forward, torch.zeros(SMALL), same, same, (0.0, math.inf), 0.0)
+    _, *numbers, (low, high), least = compiled[0]
+    found = [*numbers, low, high, least]
+    assert [float(number) for number in found] == [0.5, 0.5, 0.0, math.inf, 0.0]
+    assert len({id(number) for number in found}) == len(found)
 
 
 def test_plain_kernels_get_python_numbers():
