@@ -179,7 +179,9 @@ def test_other_bits_and_ranges_compile_nothing_again(method):
         quantizer.train()(v, RELU).sum().backward()
         return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
-    assert train(4, 1.0) == train(4, 3.0) == train(2, 0.1) == train(8, 7.0)
+    found = [train(bits, size) for bits, size in ((4, 1.0), (4, 3.0), (2, 0.1), (8, 7.0))]
+    kernels.interpret_all()
+    assert len(set(found)) == 1
 
 
 def test_without_a_compiler_a_line_says_so_and_all_goes_on(monkeypatch, capsys):
