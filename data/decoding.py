@@ -140,9 +140,9 @@ def _usual_jpeg(path: Path) -> numpy.ndarray | None:
 
     torchvision has announced the removal of its decoders; up to then, this is faster than Pillow.
     """
-    from torchvision.io import ImageReadMode, decode_jpeg  # here: seconds to import, which few runs need
+    with contextlib.suppress(ImportError, OSError, RuntimeError):  # open_image says what is wrong with the file
+        from torchvision.io import ImageReadMode, decode_jpeg  # here: seconds to import, which few runs need
 
-    with contextlib.suppress(OSError, RuntimeError):  # open_image says what is wrong with it, if anything is
         content = bytearray(path.read_bytes())
         if _is_usual(content):
             planes = decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB)

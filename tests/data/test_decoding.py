@@ -164,3 +164,11 @@ def test_a_usual_jpeg_is_left_to_torchvision(tmp_path, monkeypatch):
     monkeypatch.setattr("data.decoding.MEGAPIXELS", 1e-4)
     with pytest.raises(TypeError):
         whole(tmp_path / "0.jpg")
+
+
+def test_without_torchvisions_decoder_pillow_decodes(tmp_path, monkeypatch):
+    path = tmp_path / "0.jpg"
+    smooth(80, 60).save(path)
+    expected = whole(path)
+    monkeypatch.delattr("torchvision.io.decode_jpeg")
+    assert numpy.array_equal(whole(path), expected)
