@@ -63,6 +63,7 @@ class Session:
 
     def run(self) -> None:
         seed.seed_all(self.settings.run.seed, self.settings.run.deterministic)
+        device.use_tf32(self.settings.run.tf32)
         self.build_model()
         self.restore_chosen_layers()
         if not self.settings.ends_in_float:
@@ -144,7 +145,7 @@ class Session:
     def compile_or_interpret(self) -> None:
         """Compile the quantizers if this run is long enough to gain from it."""
         if worth_compiling(self.settings, int(self.size["macs"]), len(self.dataset.training)):
-            quant.compile_kernels()
+            quant.compile_kernels(self.processes.device)
         else:
             quant.interpret_kernels()  # an earlier cell of the sweep may have compiled them
 

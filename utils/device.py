@@ -1,8 +1,9 @@
-"""Choose the device on which training runs, and bring batches to it."""
+"""Choose the device on which training runs, how it computes, and bring batches to it."""
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from utils import distributed
 from utils.errors import UserError, first_line
 
 CPU = torch.device("cpu")
+BACKENDS: Any = torch.backends
+"""Whose annotations lack fp32_precision."""
 T = TypeVar("T")
 STEPS_BETWEEN_READS = 32
 """Of a training on an accelerator, which stands still while a number is read from it."""
@@ -19,6 +22,30 @@ STEPS_BETWEEN_READS = 32
 def steps_between_reads(device: torch.device) -> int:
     """After how many training steps numbers are read from the device."""
     return 1 if device.type == "cpu" else STEPS_BETWEEN_READS
+
+
+def use_tf32(wanted: bool) -> None:
+    """Whether accelerators multiply fp32 numbers in TensorFloat-32 from now on. Torch's default is yes in
+    convolutions and no in matrix products."""
+    BACKENDS.fp32_precision = "tf32" if wanted else "ieee"
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """While it lasts, sums of products of integers are exact where they stay below 2^24, in whatever order.
+
+    Without cuDNN, whose algorithms may transform their inputs first (Winograd, Fourier), a convolution is a matrix
+    product; without TF32, its factors keep their 24 bits.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = BACKENDS.cudnn.enabled, BACKENDS.fp32_precision
+    BACKENDS.cudnn.enabled, BACKENDS.fp32_precision = False, "ieee"
+    try:
+        yield
+    finally:
+        BACKENDS.cudnn.enabled, BACKENDS.fp32_precision = before
 
 
 def find(name: str) -> torch.device:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from quant.core.numbers import Number, clamp_, constant, plain
 from utils.console import say
+from utils.device import CPU
 from utils.errors import first_line
 
 SMALL = 2**15
@@ -200,8 +201,9 @@ def compiled() -> bool:
     return bool(_compiled)
 
 
-def compile_all() -> None:
-    """Compile the kernels. Without a working compiler a one-line message says so, and they run uncompiled."""
+def compile_all(device: torch.device = CPU) -> None:
+    """Compile the kernels, and try one on the device they are for. Without a working compiler a one-line message says
+    so, and they run uncompiled."""
     if _compiled:
         return
     try:
@@ -209,7 +211,7 @@ def compile_all() -> None:
         with warnings.catch_warnings(), torch._inductor.config.patch(compile_threads=1), torch.no_grad():
             warnings.simplefilter("ignore")
             fast = {kernel: torch.compile(kernel, dynamic=True, fullgraph=True, options=FUSED) for kernel in KERNELS}
-            fast[forward](torch.zeros(SMALL), *map(torch.tensor, (1.0, 1.0, 0.0, 1.0)))
+            fast[forward](torch.zeros(SMALL, device=device), *(constant(n, device).data for n in (1.0, 1.0, 0.0, 1.0)))
     except Exception as error:  # compilers fail in many ways
         _say_uncompiled(error)
         return

@@ -77,6 +77,31 @@ def test_only_copies_from_pinned_memory_are_not_waited_for():
     assert [device.is_pinned_for(to) for to in (device.CPU, CUDA)] == [False, True]
 
 
+@pytest.fixture
+def as_before():
+    before = torch.backends.fp32_precision
+    yield
+    torch.backends.fp32_precision = before
+
+
+def test_tf32_only_on_request(as_before):
+    device.use_tf32(True)
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
+    device.use_tf32(False)
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+def test_products_of_integers_are_exact_on_a_gpu_for_a_while(as_before):
+    device.use_tf32(True)
+    with device.exact_products(torch.device("cuda")):
+        assert not torch.backends.cudnn.enabled
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.enabled
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    with device.exact_products(device.CPU):
+        assert torch.backends.cudnn.enabled
+
+
 def test_numbers_are_read_at_every_step_only_where_nothing_waits_for_it():
     assert device.steps_between_reads(torch.device("cpu")) == 1
     assert device.steps_between_reads(torch.device("cuda", 1)) == device.STEPS_BETWEEN_READS > 1

@@ -134,12 +134,12 @@ def test_all_kernels_are_compiled_and_the_first_is_tried(monkeypatch):
 
     def compile_one(kernel, **_):
         def fast(*arguments):
-            ran.append(kernel)
+            ran.append((kernel, arguments[0].device.type))
             return kernel(*arguments)
 
         return fast
 
     monkeypatch.setattr(torch, "compile", compile_one)
-    kernels.compile_all()
+    kernels.compile_all(torch.device("meta"))
     assert set(kernels._compiled) == set(kernels.KERNELS)
-    assert ran == [kernels.forward]
+    assert ran == [(kernels.forward, "meta")]
