@@ -94,7 +94,7 @@ class RunSettings(Section):
     deterministic: bool = False
     """Only algorithms that give the same bits each time, on accelerators too. CPUs do so anyway."""
     tf32: bool = False
-    """fp32 products of an accelerator in TensorFloat-32: faster, with ten bits of mantissa. Integers are always exact."""
+    """An accelerator multiplies fp32 numbers in TensorFloat-32: faster, but with 10 bits of mantissa instead of 23."""
     tensorboard: bool = False
     """Event files for TensorBoard, too (pip install tensorboard)."""
     engines: list[str] | None = None
