@@ -252,13 +252,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["resnet20", "mobilenet_v3_small"])
     parser.add_argument("--optimizers", nargs="*", default=["qsgd", "sgd", "adamw"])
     parser.add_argument("--methods", nargs="*", default=["float", "lsq", "pact", "dorefa", "statassist"])
+    parser.add_argument(
+        "--steps", type=int, default=STEPS_BETWEEN_READS - WARMUP, help="counted, of which the last is shown"
+    )
     parser.add_argument("--options", action="store_true", help="all rows of OPTIONS")
     asked = parser.parse_args()
     quiet()
     names = OPTIONS if asked.options else asked.methods
     cells = [(name, model, optimizer) for model in asked.models for optimizer in asked.optimizers for name in names]
-    steps = STEPS_BETWEEN_READS - WARMUP
-    print(markdown_table(HEADER, [row(name, OPTIONS[name], model, by, steps) for name, model, by in cells]))
+    print(markdown_table(HEADER, [row(name, OPTIONS[name], model, by, asked.steps) for name, model, by in cells]))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class Rounding:
     @functools.cached_property
     def inverse(self) -> Tensor:
         """1 / scale, which v is multiplied with, as in Grid.to_int: the same integer at a tie."""
-        return 1 / self.scale
+        return self.scale.reciprocal()
 
     def of_forward(self) -> tuple[Number, ...]:
         """The arguments of kernels.forward after v."""
@@ -119,7 +119,7 @@ class Rounding:
 
     def gradients(self, t_times_gradient: Tensor, of_offset: Tensor | None = None) -> tuple[Tensor, ...]:
         """The gradients of the learned tensors from the sums of kernels.learned_gradient_terms."""
-        per_t = self.gradient_scale / self.learned[0].detach()
+        per_t = self.learned[0].detach().reciprocal() * self.gradient_scale
         if of_offset is None:
             return (t_times_gradient * per_t,)
         if self.origin is None:
