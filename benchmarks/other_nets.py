@@ -20,7 +20,7 @@ import torch
 
 import models
 import quant
-from data.folders import open_image
+from data.decoding import open_image
 from tests.conftest import KERNELS, PROGRAMS, RUNTIMES, photos, with_real_statistics
 from utils import files
 from utils.errors import UserError, first_line

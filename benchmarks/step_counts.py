@@ -46,6 +46,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "pact, dorefa's weights": {"method": "pact", "weight_bits": 4, "act_bits": 4, "weights": "dorefa"},
     "dorefa, gradients": {"method": "dorefa", "weight_bits": 4, "act_bits": 4, "grad_bits": 6},
+    "lsq, an offset": {"method": "lsq", "weight_bits": 4, "act_bits": 4, "offset": "learned"},
+    "lsq, ewgs": {"method": "lsq", "weight_bits": 2, "act_bits": 2, "rounding_gradient": "ewgs"},
+    "dorefa, fourier": {"method": "dorefa", "weight_bits": 2, "act_bits": 2, "rounding_gradient": "fourier"},
+    "pact, transition rate": {"method": "pact", "weight_bits": 2, "act_bits": 2, "transition_rate": True},
     "lsq, a step a layer": {"method": "lsq", "weight_bits": 2, "act_bits": 2, "granularity": "per_tensor"},
 }
 HEADER = ["", "model", "optimizer", "reads", "copies", "made", "calls", "of float", "deferred"]
@@ -156,10 +160,21 @@ def nets(name: str, image_size: int, keys: dict[str, Any]) -> tuple[nn.Module, n
     return (net if spec.method == "float" else quant.prepare(net, spec)), teacher
 
 
+def rate_of(keys: dict[str, Any]) -> float:
+    return quant.transition_rate(quant.resolve(quant.parse(**keys)))
+
+
 def trainer(
-    model: nn.Module, teacher: nn.Module, optimizer: str, batches: Any, folder: Path, noise: Any, device: torch.device
+    model: nn.Module,
+    teacher: nn.Module,
+    lam: float,
+    optimizer: str,
+    batches: Any,
+    folder: Path,
+    noise: Any,
+    device: torch.device,
 ) -> Trainer:
-    """The training loop of a net with everything that may take part in a step."""
+    """The training loop of a net with everything that may take part in a step. lam: of transition rate scheduling."""
     row = optim.OPTIMIZERS[optimizer]
     held = row.make([{"params": [*model.parameters()]}], 0.01, row.options())
     if optimizer in optim.BOOSTED:
@@ -187,6 +202,9 @@ def trainer(
         saver=_Unsaved(),  # type: ignore[arg-type]
         read_every=STEPS_BETWEEN_READS,
     )
+    if lam:
+        quant.fix_steps(model)
+        quant.TransitionRate(held, model, lam, 0.01, lambda: 1.0)
     if quant.is_prepared(model):
         quant.Dampening(held, model, 0.1, lambda: made.progress)
     return made
@@ -216,7 +234,7 @@ def count(keys: dict[str, Any], model: str, optimizer: str, steps: int = 2, imag
     is_host, numbers.is_host = numbers.is_host, lambda x: False
     try:
         with TemporaryDirectory() as folder:
-            loop = trainer(net, teacher, optimizer, batches, Path(folder), Noise(0, 0, device), device)
+            loop = trainer(net, teacher, rate_of(keys), optimizer, batches, Path(folder), Noise(0, 0, device), device)
             loop._train(0, Position(0))
     finally:
         numbers.is_host = is_host
@@ -234,13 +252,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["resnet20", "mobilenet_v3_small"])
     parser.add_argument("--optimizers", nargs="*", default=["qsgd", "sgd", "adamw"])
     parser.add_argument("--methods", nargs="*", default=["float", "lsq", "pact", "dorefa", "statassist"])
+    parser.add_argument(
+        "--steps", type=int, default=STEPS_BETWEEN_READS - WARMUP, help="counted, of which the last is shown"
+    )
     parser.add_argument("--options", action="store_true", help="all rows of OPTIONS")
     asked = parser.parse_args()
     quiet()
     names = OPTIONS if asked.options else asked.methods
     cells = [(name, model, optimizer) for model in asked.models for optimizer in asked.optimizers for name in names]
-    steps = STEPS_BETWEEN_READS - WARMUP
-    print(markdown_table(HEADER, [row(name, OPTIONS[name], model, by, steps) for name, model, by in cells]))
+    print(markdown_table(HEADER, [row(name, OPTIONS[name], model, by, asked.steps) for name, model, by in cells]))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,30 @@
-"""From a batch of square pixels to what a model sees in training: random crops and mirrorings, or just the centre.
+"""From square pixels to what a model sees in training: random crops and mirrorings, or just the centre.
 
 An augmentation draws its numbers for a whole epoch, one column an image, so that an image's own do not depend on the
-batch, the process or the worker that it is in. There is no Python per image.
+batch, the process or the thread that it is in. All of it is arithmetic of integers, the same on every device.
 
-    prepare(pixels) -> pixels              once, for images in memory
     draw(images, generator) -> numbers     [k, images], for an epoch
-    apply(pixels, index, drawn) -> values  uint8 pixels [N, S, S, C], int64 [B], [k, B] -> 0..255, [B, H, W, C]
+    part(image, drawn) -> image            uint8 [H, W, C], [k]: of one image, by the thread that loads it
+    prepare(pixels) -> pixels              uint8 [N, H, W, C]: once, for images in memory
+    apply(pixels, index, drawn) -> pixels  uint8 [N, H, W, C], int64 [B], [k, B] -> uint8 [B, S, S, C]: of a batch
 """
 
 import math
 from dataclasses import dataclass
 
+import numpy
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 PAD = 4
 SHARES = (0.08, 1.0)
 WIDEST_RATIO = 4 / 3
+GRAIN = 2**15 - 1
+"""The most elements of which torch computes most operations in the calling thread alone."""
+INTEGER_MODES = ("bilinear", "bicubic")
+"""Interpolations that torch has for uint8, at several times Pillow's speed."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +34,14 @@ class Center:
     image_size: int
     mirrored_share: float = 0.0
 
-    def prepare(self, pixels: Tensor) -> Tensor:
-        return pixels
-
     def draw(self, images: int, generator: torch.Generator | None) -> Tensor:
         return torch.empty(0, images)
+
+    def part(self, image: numpy.ndarray, drawn: numpy.ndarray) -> numpy.ndarray:
+        return image
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        return pixels
 
     def apply(self, pixels: Tensor, index: Tensor, drawn: Tensor) -> Tensor:
         return self.cut(pixels)[index]
@@ -69,34 +79,61 @@ class ResizedCrop(Center):
     6). Differs from torchvision: a rectangle that does not fit is cut at the edges, where that draws up to ten others.
     """
 
+    interpolation: str = "bilinear"
+
     def draw(self, images: int, generator: torch.Generator | None) -> Tensor:
         return torch.rand(5, images, generator=generator)
 
+    def part(self, image: numpy.ndarray, drawn: numpy.ndarray) -> numpy.ndarray:
+        top, left, bottom, right = (round(float(side)) for side in rectangles(drawn, *image.shape[:2]))
+        bottom, right = max(bottom, 1), max(right, 1)
+        rectangle = image[min(top, bottom - 1) : bottom, min(left, right - 1) : right]
+        square = resized(rectangle, self.image_size, self.interpolation)
+        return mirrored(square) if drawn[4] < self.mirrored_share else square
+
     def apply(self, pixels: Tensor, index: Tensor, drawn: Tensor) -> Tensor:
-        high, wide = pixels.shape[1:3]
-        top, left, bottom, right = rectangles(drawn, high, wide)
-        mirror = torch.where(drawn[4] < self.mirrored_share, -1.0, 1.0)
-        zero = torch.zeros_like(mirror)
-        across = torch.stack([mirror * (right - left) / wide, zero, (left + right) / wide - 1], 1)
-        down = torch.stack([zero, (bottom - top) / high, (top + bottom) / high - 1], 1)
-        planes = pixels[index].permute(0, 3, 1, 2).float()
-        shape = [len(index), planes.shape[1], self.image_size, self.image_size]
-        grid = F.affine_grid(torch.stack([across, down], 1), shape, align_corners=False)
-        resized = F.grid_sample(planes, grid, align_corners=False, padding_mode="border")
-        return resized.permute(0, 2, 3, 1).contiguous()
+        """Of parts."""
+        return pixels
+
+
+def resized(image: numpy.ndarray, side: int, interpolation: str) -> numpy.ndarray:
+    """uint8 [H, W, C] to [side, side, C], antialiased."""
+    channels = image.shape[2]
+    if interpolation not in INTEGER_MODES or channels == 4:  # Pillow weighs colours by their opacity
+        found = Image.fromarray(image if channels > 1 else image[..., 0])
+        return numpy.asarray(found.resize((side, side), Image.Resampling[interpolation.upper()])).reshape(
+            side, side, channels
+        )
+    planes = _planes(image.copy())  # contiguous, or torch would copy it in several threads
+    return _image(F.interpolate(planes, (side, side), mode=interpolation, antialias=True))
+
+
+def mirrored(image: numpy.ndarray) -> numpy.ndarray:
+    """Left to right."""
+    rows = max(1, GRAIN // image[0].size)
+    return numpy.concatenate([_image(some.flip(3)) for some in _planes(image).split(rows, 2)])
+
+
+def _planes(image: numpy.ndarray) -> Tensor:
+    """[H, W, C] as [1, C, H, W], channels_last."""
+    return torch.from_numpy(numpy.require(image, requirements="W"))[None].permute(0, 3, 1, 2)
+
+
+def _image(planes: Tensor) -> numpy.ndarray:
+    return planes[0].permute(1, 2, 0).numpy()
 
 
 def rectangles(
-    drawn: Tensor, high: int, wide: int, shares: tuple[float, float] = SHARES, widest: float = WIDEST_RATIO
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    drawn: numpy.ndarray, high: int, wide: int, shares: tuple[float, float] = SHARES, widest: float = WIDEST_RATIO
+) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray, numpy.ndarray]:
     """(top, left, bottom, right) in pixels of random rectangles in images of high x wide.
 
-    drawn: uniform in [0, 1): [area, ratio, top, left, ...], each [B]. shares: least and most of the area. widest: most
-    that one side is of the other.
+    drawn: uniform in [0, 1): [area, ratio, top, left, ...], each [B], or a number. shares: least and most of the area.
+    widest: most that one side is of the other.
     """
     least, most = shares
     area = (least + (most - least) * drawn[0]) * high * wide
-    ratio = torch.exp((2 * drawn[1] - 1) * math.log(widest))
-    width, height = (area * ratio).sqrt().clamp(max=wide), (area / ratio).sqrt().clamp(max=high)
+    ratio = numpy.exp((2 * drawn[1] - 1) * math.log(widest))
+    width, height = numpy.minimum(numpy.sqrt(area * ratio), wide), numpy.minimum(numpy.sqrt(area / ratio), high)
     top, left = drawn[2] * (high - height), drawn[3] * (wide - width)
     return top, left, top + height, left + width

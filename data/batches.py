@@ -4,35 +4,31 @@ Training batches are drawn: which images, their crops and mirrorings are a funct
 alone, whatever came before and however many processes and workers there are. So a run continues in the middle of an
 epoch as if it had never stopped. Without a draw, images come in order and as they are.
 
-Images in memory and files that a DataLoader decodes become the same uint8 squares, which are augmented
-(data/augment.py) and normalized a whole batch at a time. So whether images are kept in memory changes no number.
+Small images are kept on the training device, as uint8. Of photographs, threads decode files and cut out parts
+(data/loading.py), and the uint8 batch is copied to the device. There, a whole batch at a time is changed in colour and
+shape (data/policies.py) and normalized. Images are the same whatever the number of threads, and whether they are kept
+in memory.
 """
 
-import contextlib
-import ctypes
-import signal
-import sys
-import threading
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy
 import torch
-from PIL import Image
 from torch import Tensor
 
-from data.augment import Center, PaddedCrop, ResizedCrop, rectangles
-from data.decoding import LARGE, open_image, squared
+from data import decoding
+from data.augment import GRAIN, Center, PaddedCrop, ResizedCrop
+from data.decoding import LARGE
 from data.images import Files, Images
+from data.loading import Errors, Loader
 from data.mixing import Mixing, erased
 from data.policies import POLICIES, transformed
 from utils.console import say
+from utils.device import CPU, copied, is_pinned_for, prefetched
 from utils.errors import UserError
 from utils.seed import derive_seed
-
-RETRIES = 3
-PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when its parent ends."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +67,28 @@ class Draw:
 class Batches:
     """Iterate (images, labels): `epoch(number, first)` from step `first` on; iter() is the first epoch.
 
-    mean, std: of each channel on the scale [0, 1]. A last training batch that would leave a process fewer than two
-    images is left out: batch norm has no statistics of one.
+    mean, std: of each channel on the scale [0, 1]. device: where batches are made. A last training batch that would
+    leave a process fewer than two images is left out: batch norm has no statistics of one.
     """
 
     seen: list[Tensor]
     """Which images each batch has had since the last iteration began, int64 [B]: not those that could not be read."""
 
-    def __init__(self, images: Images | Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
-        self.images, self.batch_size, self.draw, self.seen = images, batch_size, draw, []
+    def __init__(
+        self,
+        images: Images | Files,
+        batch_size: int,
+        mean,
+        std,
+        image_size: int,
+        draw: Draw | None = None,
+        device: torch.device = CPU,
+    ):
+        self.images, self.batch_size, self.draw, self.device, self.seen = images, batch_size, draw, device, []
         self.augmentation = _augmentation(images, image_size, draw)
         self.policy = POLICIES[draw.augment](draw.learned_on) if draw and draw.augment in POLICIES else None
-        self.scale, self.shift = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
+        scale, shift = 1 / (255 * torch.tensor(std)), -torch.tensor(mean) / torch.tensor(std)
+        self.scale, self.shift = scale.to(device), shift.to(device)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch_size)
@@ -93,6 +99,9 @@ class Batches:
         return self.epoch(0)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        return prefetched(self._epoch(number, first), self.device)
+
+    def _epoch(self, number: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         draw = self.draw
         if draw is None:
             yield from self.read([*torch.arange(len(self.images)).split(self.batch_size)][first : len(self)], None)
@@ -109,177 +118,108 @@ class Batches:
         operations = self.policy.draw(n, generator) if self.policy else None
         erasures = torch.rand(5, n, generator=generator) if erasing else None
         self.seen = seen
-        for values, index in self.augmented(steps, drawn):
+        for pixels, index in self.augmented(steps, drawn):
             seen.append(index)
             if self.policy and operations is not None:
-                values = transformed(self.policy, _whole(values), operations[:, index])
-            images = values.float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
+                pixels = transformed(self.policy, pixels, operations[:, index])
+            images = self._normalized(pixels)
             if erasures is not None:
                 erased(images, erasures[:, index], erasing)
-            yield images, self.images.labels[index]
+            yield images, copied(self.images.labels[index], self.device)
 
     def augmented(self, steps: list[Tensor], drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(values 0..255 [B, H, W, C], index int64 [B]) of each step. drawn: the augmentation's, of all images."""
+        """(pixels uint8 [B, H, W, C] on the device, index int64 [B]) of each step. drawn: the augmentation's, of all
+        images."""
         raise NotImplementedError
 
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """fp32 [B, C, H, W], channels_last.
 
-def _whole(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.uint8 else values.round().to(torch.uint8)
+        On a CPU a few rows at a time, which stay in the cache of the core that the threads leave to this one.
+        """
+        wide = pixels.shape[2]
+        images, scale, shift = (
+            torch.empty(pixels.shape, device=self.device),
+            self.scale.repeat(wide),
+            self.shift.repeat(wide),
+        )
+        rows = max(1, GRAIN // len(scale)) if self.device == CPU else len(pixels) * pixels.shape[1]
+        for some, found in zip(*(x.reshape(-1, len(scale)).split(rows) for x in (images, pixels)), strict=True):
+            some.copy_(found).mul_(scale).add_(shift)
+        return images.permute(0, 3, 1, 2)
 
 
 def _augmentation(images: Images | Files, image_size: int, draw: Draw | None) -> Center:
     """Small images are shifted; of photographs, parts are cut out."""
     if draw is None or draw.augment == "none":
         return Center(image_size)
-    files = images if isinstance(images, Files) else images.source
-    return (PaddedCrop if files is None or image_size <= LARGE else ResizedCrop)(image_size, 0.5 * draw.flip)
+    files, mirrored = images if isinstance(images, Files) else images.source, 0.5 * draw.flip
+    if files is None or image_size <= LARGE:
+        return PaddedCrop(image_size, mirrored)
+    return ResizedCrop(image_size, mirrored, files.preprocessing.interpolation)
 
 
 class MemoryBatches(Batches):
-    """Of Images."""
+    """Of Images, small ones of which are kept on the device."""
 
-    def __init__(self, images: Images, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
-        super().__init__(images, batch_size, mean, std, image_size, draw)
-        self.pixels = self.augmentation.prepare(images.pixels)
+    def __init__(self, images: Images, *arguments, **named):
+        super().__init__(images, *arguments, **named)
+        small = images.pixels.shape[1] <= LARGE
+        self.pixels = self.augmentation.prepare(images.pixels).to(self.device if small else CPU)
 
     def augmented(self, steps: list[Tensor], drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         for index in steps:
-            yield self.augmentation.apply(self.pixels, index, drawn[:, index]), index
+            yield copied(self.augmentation.apply(self.pixels, index, drawn[:, index]), self.device), index
 
 
-class FileBatches(Batches):
-    """Of Files. A worker process that dies is restarted."""
+class LoadedBatches(Batches):
+    """Of images that threads load: Files, and Images out of which parts are cut."""
 
-    def __init__(self, images: Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None):
-        super().__init__(images, batch_size, mean, std, image_size, draw)
-        self.workers = images.workers
-        self.cut_from_file = images.whole and isinstance(self.augmentation, ResizedCrop)
-        self.decoded = _Decoded(images, image_size)
+    def __init__(self, images: Images | Files, *arguments, **named):
+        super().__init__(images, *arguments, **named)
+        files = images if isinstance(images, Files) else images.source
+        assert files is not None
+        self.files, self.cuts = files, isinstance(self.augmentation, ResizedCrop)
+        side = self.augmentation.image_size if self.cuts else files.preprocessing.image_size
+        shape = side, side, files.preprocessing.channels
+        self.loader = Loader(shape, files.workers, is_pinned_for(self.device))
         self.reported: set[str] = set()
 
     def augmented(self, steps: list[Tensor], drawn: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, index in self._decode(steps, drawn if self.cut_from_file else None):
-            if self.cut_from_file:
-                mirrored = (drawn[4, index] < self.augmentation.mirrored_share)[:, None, None, None]
-                yield torch.where(mirrored, pixels.flip(2), pixels), index
-            else:
-                prepared = self.augmentation.prepare(pixels)
+        """What is unreadable is left out. A training step has to have some images, since other processes wait for it.
+        Others of which nothing can be read are left out, unless all are."""
+        load, found = functools.partial(self._load, drawn.double().numpy()), False
+        loaded = self.loader.batches(load, (step.tolist() for step in steps))
+        for number, (index, (pixels, errors)) in enumerate(zip(steps, loaded, strict=True), 1):
+            if errors:
+                self._report(errors)
+                readable = torch.tensor([place not in errors for place in range(len(index))])
+                pixels, index = pixels[readable], index[readable]
+            found = found or len(index) > 0
+            if len(index):
+                prepared = self.augmentation.prepare(copied(pixels, self.device))
                 yield self.augmentation.apply(prepared, torch.arange(len(index)), drawn[:, index]), index
+            elif self.draw is not None or not (found or number < len(steps)):
+                raise UserError(f"{[*errors.values()][-1]}, and no other image of its batch is")
 
-    def _decode(self, steps: list[Tensor], drawn: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(uint8 squares [B, S, S, C], index [B]) of each step, without what is unreadable.
+    def _load(self, drawn: numpy.ndarray, i: int) -> numpy.ndarray:
+        return self.augmentation.part(self._read(i), drawn[:, i])
 
-        A training step has to have some, since other processes wait for it. Others of which nothing can be read are
-        left out, unless all are.
-        """
-        found = False
-        left = [[(i, None if drawn is None else drawn[:, i].tolist()) for i in step.tolist()] for step in steps]
-        for _ in range(RETRIES + 1):
-            try:
-                for pixels, index, unreadable in self._load(left):
-                    left = left[1:]
-                    self._report_unreadable(unreadable)
-                    found = found or len(index) > 0
-                    if len(index):
-                        yield pixels, index
-                    elif self.draw is not None or not (found or left):
-                        raise UserError(f"{unreadable[-1]}, and no other image of its batch is")
-                return
-            except UserError as error:
-                if not self.workers:
-                    raise
-                # a worker's: text of its traceback, whose last line is the message
-                last_line = error.args[0].strip().splitlines()[-1]
-                raise UserError(last_line.removeprefix("utils.errors.UserError: ")) from None
-            except (RuntimeError, OSError, EOFError) as error:  # the last two: its socket is gone
-                own = isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")
-                if own or not self.workers:
-                    raise
-                say(f"a data worker died ({str(error).partition('.')[0]}); it is restarted")
-        raise UserError(f"data.workers: workers died {RETRIES + 1} times; out of memory? data.workers=0 does without")
+    def _read(self, i: int) -> numpy.ndarray:
+        """One image before parts are cut out of it, uint8 [H, W, C]."""
+        if isinstance(self.images, Images):
+            return self.images.pixels[i].numpy()
+        path, asked = self.images.paths[i], self.images.preprocessing
+        return decoding.whole(path, asked.channels) if self.images.whole and self.cuts else decoding.square(path, asked)
 
-    def _load(self, steps: list[list[tuple[int, list[float] | None]]]) -> Iterator:
-        with _quiet_children():
-            loader = torch.utils.data.DataLoader(
-                self.decoded,
-                batch_sampler=steps,
-                num_workers=self.workers,
-                collate_fn=_collate,
-                worker_init_fn=_end_with_parent,
-            )
-            return iter(loader)
-
-    def _report_unreadable(self, unreadable: list[str]) -> None:
-        """Print each message once, although the image is skipped in every epoch."""
-        for line in unreadable:
-            if line not in self.reported:
-                self.reported.add(line)
-                say(f"left out: {line}")
-
-
-class _Decoded(torch.utils.data.Dataset):
-    """(pixels uint8 [S, S, C], index) of images by (index, what was drawn for a crop of the file or None).
-
-    An unreadable image raises UserError or, with on_error "skip", is returned as a one-line message.
-    """
-
-    def __init__(self, files: Files, image_size: int):
-        self.files, self.image_size = files, image_size
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, key: tuple[int, list[float] | None]) -> tuple[Tensor, int] | str:
-        i, drawn = key
-        asked = self.files.preprocessing
-        try:
-            image = open_image(self.files.paths[i], asked.channels)
-        except UserError as error:
-            if self.files.on_error == "skip":
-                return str(error)
-            raise
-        square = squared(image, asked) if drawn is None else self._part(image, drawn)
-        return torch.from_numpy(numpy.array(square)).view(*square.size, asked.channels), i
-
-    def _part(self, image: Image.Image, drawn: list[float]) -> Image.Image:
-        sides = rectangles(torch.tensor(drawn), image.height, image.width)
-        top, left, bottom, right = (float(side) for side in sides)
-        side, interpolation = self.image_size, Image.Resampling[self.files.preprocessing.interpolation.upper()]
-        return image.resize((side, side), interpolation, (left, top, right, bottom))
-
-
-def _collate(samples: list) -> tuple[Tensor, Tensor, list[str]]:
-    unreadable = [sample for sample in samples if isinstance(sample, str)]
-    images = [sample for sample in samples if not isinstance(sample, str)]
-    if not images:
-        return torch.empty(0), torch.empty(0, dtype=torch.int64), unreadable
-    return torch.stack([x for x, _ in images]), torch.tensor([i for _, i in images]), unreadable
-
-
-def _end_with_parent(worker: int) -> None:
-    """Have the system end this worker with the process that it works for, on Linux.
-
-    torch's worker looks for that process itself, but waits for ever, with all of its memory, if that was killed in the
-    moment in which it told its workers to end.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _quiet_children() -> Iterator[None]:
-    """Keep DataLoader's handler of SIGCHLD off: it raises wherever the main process happens to be, in a step, say.
-
-    Without it a dead worker is found when its batch is asked for.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+    def _report(self, errors: Errors) -> None:
+        """Print each message once, although the image is skipped in every epoch; with on_error "fail", raise it."""
+        for error in errors.values():
+            if self.files.on_error == "fail":
+                raise error
+            if str(error) not in self.reported:
+                self.reported.add(str(error))
+                say(f"left out: {error}")
 
 
 def check_training(images: int, batch_size: int, world: int) -> None:
@@ -295,11 +235,20 @@ def evaluation_batch(image_size: int) -> int:
     return max(16, min(128, 2**21 // image_size**2))
 
 
-def batches(images: Images | Files, batch_size: int, mean, std, image_size: int, draw: Draw | None = None) -> Batches:
+def batches(
+    images: Images | Files,
+    batch_size: int,
+    mean,
+    std,
+    image_size: int,
+    draw: Draw | None = None,
+    device: torch.device = CPU,
+) -> Batches:
     """The batches of Images or Files; see the two classes."""
-    if isinstance(images, Images):
-        return MemoryBatches(images, batch_size, mean, std, image_size, draw)
-    return FileBatches(images, batch_size, mean, std, image_size, draw)
+    cuts = isinstance(_augmentation(images, image_size, draw), ResizedCrop)
+    if isinstance(images, Images) and not cuts:
+        return MemoryBatches(images, batch_size, mean, std, image_size, draw, device)
+    return LoadedBatches(images, batch_size, mean, std, image_size, draw, device)
 
 
 def pixels(images: Images | Files, index: Tensor, image_size: int) -> Tensor:

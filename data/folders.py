@@ -12,14 +12,13 @@ import numpy
 import torch
 from pydantic import Field
 
-from data.decoding import Preprocessing, normalization, open_image, preprocessing, squared
+from data.decoding import Preprocessing, normalization, preprocessing, square
 from data.image_files import (
     by_name,
     find,
     is_folder,
     is_named_as_image,
     leftovers,
-    quiet_pillow,
     trusted_suffixes,
 )
 from data.images import WORKERS, Dataset, Files, Images, first
@@ -53,7 +52,7 @@ class FileOptions(Section):
     """Folder of the files. imagefolder: the one that holds train/ and test/ or val/ (where there are both, val/ chooses
     best.pt), or the one that holds the folders of classes."""
     workers: int = Field(WORKERS, ge=0)
-    """Threads (images kept in memory) or processes (large images) that decode image files."""
+    """Threads that decode image files and cut parts out of images; 0: the program's own."""
     on_error: Literal["fail", "skip"] = "fail"
     """An image file that cannot be read: it is named, and the run ends, or continues without it."""
 
@@ -298,15 +297,14 @@ def _decode(files: Files) -> Images:
 
     def fill(i: int) -> str | None:
         try:
-            square = squared(open_image(files.paths[i], asked.channels), asked)
-            pixels[i] = numpy.asarray(square).reshape(pixels.shape[1:])
+            pixels[i] = square(files.paths[i], asked)
         except UserError as error:
             if files.on_error == "fail":
                 raise
             return str(error)
         return None
 
-    with quiet_pillow(), ThreadPoolExecutor(max(files.workers, 1)) as pool:
+    with ThreadPoolExecutor(max(files.workers, 1)) as pool:
         done = pool.map(fill, range(len(files)))
         unreadable = {i: line for i, line in enumerate(tracked(done, len(files), "decoding", "images")) if line}
     for line in unreadable.values():

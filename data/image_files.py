@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import re
 import warnings
 import zlib
 from collections import Counter
@@ -21,6 +22,8 @@ NOT_READ = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 """Formats that Pillow only recognizes or, for EPS, that it has another program run."""
 PNG = b"\x89PNG\r\n\x1a\n"
 """The first bytes of a PNG."""
+PILLOWS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+"""Of warnings.filters: warnings of Pillow's modules."""
 SHOWN = 5
 """Classes, and endings of a class, that a message names."""
 
@@ -77,12 +80,10 @@ def trusted_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in COMMON)
 
 
-@contextlib.contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Without warnings, which do not say of which file they are. Not to be entered first in several threads at once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def silence_pillow() -> None:
+    """Ignore Pillow's warnings from now on: they do not say of which file they are. Any thread may call this."""
+    if PILLOWS not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry]:
@@ -124,7 +125,8 @@ def _is_identified(entry: os.DirEntry) -> bool:
     by_suffix = Image.registered_extensions().get(_ending(entry.name))
     candidates = [name for name in formats() if name == by_suffix or Image.OPEN[name][1] is not None]
     try:
-        with quiet_pillow(), Image.open(entry.path, formats=candidates):
+        silence_pillow()
+        with Image.open(entry.path, formats=candidates):
             return True
     except Image.DecompressionBombError:  # an image, which is refused when it is to be read
         return True

@@ -73,15 +73,16 @@ def _blend(values: Tensor, share: float) -> Tensor:
 
 
 def erased(images: Tensor, drawn: Tensor, probability: float) -> Tensor:
-    """The images [B, C, H, W], which it overwrites. drawn: uniform in [0, 1), [5, B].
+    """The images [B, C, H, W], which it overwrites. drawn: uniform in [0, 1), [5, B], on the CPU.
 
     A rectangle has 2 to 33 % of the area and is at most 3.3 times as wide as high or as high as wide. Differs from
     torchvision: one that does not fit is cut at the edges, where that draws up to ten others.
     """
     high, wide = images.shape[-2:]
-    sides = rectangles(drawn, high, wide, ERASED_SHARES, ERASED_RATIO)
-    top, left, bottom, right = (side.round()[:, None] for side in sides)
+    sides = rectangles(drawn.double().numpy(), high, wide, ERASED_SHARES, ERASED_RATIO)
+    top, left, bottom, right = (torch.from_numpy(side).round()[:, None] for side in sides)
     y, x = torch.arange(high), torch.arange(wide)
     down = (y >= top) & (y < bottom) & (drawn[4] < probability)[:, None]
     across = (x >= left) & (x < right)
-    return images.masked_fill_((down[:, :, None] & across[:, None])[:, None], 0.0)
+    inside = (down[:, :, None] & across[:, None])[:, None]
+    return images.masked_fill_(inside.to(images.device), 0.0)

@@ -2,6 +2,8 @@
 
     operation(images uint8 [B, C, H, W], strength fp64 [B]) -> uint8 [B, C, H, W]        C: 1 or 3
 
+Images are on any device, strengths on the CPU.
+
 They compute what torchvision.transforms.v2 does with one image and one strength, whose names they have. An image's
 result does not depend on the others in its batch.
 """
@@ -15,18 +17,19 @@ from torch import Tensor
 GREY = (0.2989, 0.587, 0.114)
 
 
-def _per_image(strength: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    return strength.to(dtype)[:, None, None, None]
+def _per_image(images: Tensor, strength: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A strength for each image, on their device: [B, 1, 1, 1]."""
+    return strength.to(dtype)[:, None, None, None].to(images.device)
 
 
 def warped(images: Tensor, matrix: Tensor) -> Tensor:
     """Each pixel (x, y), measured from the middle, takes the nearest of its image at matrix @ (x, y, 1), else black.
 
-    matrix: fp64 [B, 2, 3].
+    matrix: fp64 [B, 2, 3], on the CPU.
     """
     high, wide = images.shape[-2:]
-    y, x = (torch.arange(size, dtype=torch.float32) - (size - 1) / 2 for size in (high, wide))
-    scaled = (matrix / torch.tensor([wide / 2, high / 2], dtype=matrix.dtype)[:, None]).float()
+    y, x = (torch.arange(size, dtype=torch.float32, device=images.device) - (size - 1) / 2 for size in (high, wide))
+    scaled = (matrix / torch.tensor([wide / 2, high / 2], dtype=matrix.dtype)[:, None]).float().to(images.device)
     across, down, shift = (scaled[:, None, None, :, i] for i in range(3))
     grid = across * x[:, None] + down * y[:, None, None] + shift
     return F.grid_sample(images.float(), grid, mode="nearest", align_corners=False).to(torch.uint8)
@@ -64,7 +67,7 @@ def rotate(images: Tensor, strength: Tensor) -> Tensor:
 def blended(images: Tensor, others: Tensor, strength: Tensor) -> Tensor:
     """images + strength (images - others), within 0..255: images where they are the same."""
     found = images.float()
-    return (found + _per_image(strength) * (found - others)).clamp_(0, 255).to(torch.uint8)
+    return (found + _per_image(images, strength) * (found - others)).clamp_(0, 255).to(torch.uint8)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -76,7 +79,7 @@ def grey(images: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, strength: Tensor) -> Tensor:
-    return (images * _per_image(1 + strength)).clamp_(0, 255).to(torch.uint8)
+    return (images * _per_image(images, 1 + strength)).clamp_(0, 255).to(torch.uint8)
 
 
 def color(images: Tensor, strength: Tensor) -> Tensor:
@@ -104,12 +107,12 @@ def sharpness(images: Tensor, strength: Tensor) -> Tensor:
 
 def posterize(images: Tensor, strength: Tensor) -> Tensor:
     """Only the `strength` highest of 8 bits are kept."""
-    return images & _per_image(256 - 2 ** (8 - strength), torch.uint8)
+    return images & _per_image(images, 256 - 2 ** (8 - strength), torch.uint8)
 
 
 def solarize(images: Tensor, strength: Tensor) -> Tensor:
     """What is as bright as `strength`, of 1, or brighter is inverted."""
-    return torch.where(images >= _per_image(255 * strength), ~images, images)
+    return torch.where(images >= _per_image(images, 255 * strength), ~images, images)
 
 
 def autocontrast(images: Tensor, strength: Tensor) -> Tensor:

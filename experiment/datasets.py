@@ -68,7 +68,7 @@ def normalization(asked: dict[str, Any], stored: dict[str, Any]) -> tuple[list[f
 
 
 def batch_maker(d: DataSettings, mean: Sequence[float], std: Sequence[float]) -> Callable:
-    """make(images, batch_size, draw=None): batches of the images, normalized with this mean and std.
+    """make(images, batch_size, draw=None, device=CPU): batches of the images, normalized with this mean and std.
 
     Raises UserError if these do not have a number for each channel.
     """

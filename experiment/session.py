@@ -17,6 +17,7 @@ from quant.methods import gradboost
 from utils import config, device, seed
 from utils.complexity import complexity
 from utils.console import duration, say, tracked
+from utils.device import CPU
 from utils.distributed import Processes
 from utils.runs import checkpoint, checkpointing
 from utils.runs.folder import resume_hint
@@ -62,6 +63,7 @@ class Session:
 
     def run(self) -> None:
         seed.seed_all(self.settings.run.seed, self.settings.run.deterministic)
+        device.use_tf32(self.settings.run.tf32)
         self.build_model()
         self.restore_chosen_layers()
         if not self.settings.ends_in_float:
@@ -78,10 +80,17 @@ class Session:
         """The resolved quant section."""
         return quant.resolve(self.settings.quant)
 
-    def batches(self, images: data.Images | data.Files, batch_size: int | None = None, draw: data.Draw | None = None):
+    def batches(
+        self,
+        images: data.Images | data.Files,
+        batch_size: int | None = None,
+        draw: data.Draw | None = None,
+        device: torch.device = CPU,
+    ):
         """Batches of these images, as the dataset normalizes them. batch_size: None takes that of evaluation."""
         make = datasets.batch_maker(self.settings.data, self.dataset.mean, self.dataset.std)
-        return make(images, batch_size or data.evaluation_batch(self.settings.data.image_size), draw=draw)
+        size = batch_size or data.evaluation_batch(self.settings.data.image_size)
+        return make(images, size, draw=draw, device=device)
 
     def build_model(self) -> None:
         """Build the float model, load model.weights into it unless a checkpoint follows, and report its size."""
@@ -136,7 +145,7 @@ class Session:
     def compile_or_interpret(self) -> None:
         """Compile the quantizers if this run is long enough to gain from it."""
         if worth_compiling(self.settings, int(self.size["macs"]), len(self.dataset.training)):
-            quant.compile_kernels()
+            quant.compile_kernels(self.processes.device)
         else:
             quant.interpret_kernels()  # an earlier cell of the sweep may have compiled them
 
@@ -219,7 +228,7 @@ class Session:
         """Batches of the training images, cropped at random, from which batch norm statistics are estimated again."""
         count = self.quant_spec.bn_reestimation_images or self.quant_spec.calibration_images
         draw = data.plain_draw_of(self.settings.data, self.dataset, self.settings.run.seed)
-        return self.batches(data.first(self.dataset.training, count), draw=draw)
+        return self.batches(data.first(self.dataset.training, count), draw=draw, device=self.processes.device)
 
     def choose_precision(self) -> Precision:
         """ "fp32" or "bf16": a continued run keeps the precision that it began with."""
@@ -231,12 +240,12 @@ class Session:
         """This process's share of the augmented training images."""
         asked, processes = self.settings.data, self.processes
         draw = data.draw_of(asked, self.dataset, self.settings.run.seed, processes.rank, processes.world_size)
-        return self.batches(self.dataset.training, asked.batch_size, draw)
+        return self.batches(self.dataset.training, asked.batch_size, draw, processes.device)
 
     def val_batches(self):
         """This process's share of the validation images; None if there are none."""
-        val = self.dataset.val
-        return self.batches(val.take(self.processes.shard_indices(len(val)))) if val else None
+        val, processes = self.dataset.val, self.processes
+        return self.batches(val.take(processes.shard_indices(len(val))), device=processes.device) if val else None
 
     def loss(self, bf16: bool) -> distill.Loss:
         """The loss of training, with distillation if quant.teacher names a teacher."""
@@ -251,6 +260,10 @@ class Session:
         """The model with fake-quantization; its learned parameters join the trainer's optimizer."""
         prepared = quant.prepare(model, self.quant_spec).to(self.processes.device)
         quant.draw_from(prepared, trainer.noise.own)
+        rate, lr = quant.transition_rate(self.quant_spec), self.settings.optim.lr
+        if rate:
+            quant.fix_steps(prepared)
+            quant.TransitionRate(trainer.optimizer, prepared, rate, lr, lambda: trainer.rate(trainer.done) / lr)
         optim.add_learned(trainer.optimizer, quant.learned(prepared), self.settings.optim.learned_lr)
         gradboost.end_warm_up(trainer.optimizer)
         strength = quant.dampening(self.quant_spec)

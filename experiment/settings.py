@@ -93,6 +93,8 @@ class RunSettings(Section):
     """Minutes between checkpoints within an epoch; there is one at each epoch's end anyway."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time, on accelerators too. CPUs do so anyway."""
+    tf32: bool = False
+    """An accelerator multiplies fp32 numbers in TensorFloat-32: faster, but with 10 bits of mantissa instead of 23."""
     tensorboard: bool = False
     """Event files for TensorBoard, too (pip install tensorboard)."""
     engines: list[str] | None = None

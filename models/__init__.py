@@ -25,7 +25,17 @@ from models.mobilenet_v3 import (
 )
 from models.pretrained import PRETRAINED, file_of
 from models.published import preprocessing
-from models.resnet import resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56, resnext101_32x8d
+from models.resnet import (
+    resnet8,
+    resnet18,
+    resnet20,
+    resnet32,
+    resnet34,
+    resnet44,
+    resnet50,
+    resnet56,
+    resnext101_32x8d,
+)
 from models.shufflenet import shufflenet_v2_x0_5, shufflenet_v2_x1_0, shufflenet_v2_x1_5, shufflenet_v2_x2_0
 from models.svhn import svhn_cnn
 from models.vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
@@ -52,6 +62,7 @@ VARIANT: dict[str, tuple[str, ...]] = {"variant": ("torchvision", "reference")}
 FIVE_POOLS = {"cifar": 32, "imagenet": 32}
 
 MODELS = {
+    "resnet8": Row(resnet8, ("cifar",)),
     "resnet20": Row(resnet20, ("cifar",)),
     "resnet32": Row(resnet32, ("cifar",)),
     "resnet44": Row(resnet44, ("cifar",)),

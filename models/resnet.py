@@ -1,10 +1,15 @@
-"""ResNets: those of the CIFAR-10 experiments of He et al. (arXiv 1512.03385, section 4.2), and torchvision's.
+"""ResNets: of the CIFAR-10 experiments of He et al. (arXiv 1512.03385, section 4.2), of MLPerf Tiny, and torchvision's.
 
 | name     | layers | parameters (10 classes) |
 | resnet20 | 20     | 269,722                 |
 | resnet32 | 32     | 464,154                 |
 | resnet44 | 44     | 658,586                 |
 | resnet56 | 56     | 853,018                 |
+| resnet8  | 8      | 77,946                  |
+
+resnet8 is that of MLPerf Tiny's image classification (arXiv 2106.07597), whose shortcuts are 1 x 1 convolutions without
+batch norm. Differs from it: convolutions before a batch norm have no bias, which the norm would take out again, and
+strided ones pad both sides, where TensorFlow pads one.
 
 The cifar form of torchvision's models starts with a 3 x 3 convolution of stride 1 and has no max-pool.
 
@@ -58,6 +63,38 @@ class CifarResNet(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class TinyBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut: the input, or a 1 x 1 convolution of it where the shape changes."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class TinyResNet(nn.Sequential):
+    """A convolution and three blocks with 16, 32 and 64 channels. Input [N, 3, H, W], meant for 32 x 32."""
+
+    def __init__(self, num_classes: int):
+        first = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        blocks = TinyBlock(16, 16, 1), TinyBlock(16, 32, 2), TinyBlock(32, 64, 2)
+        super().__init__(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def resnet8(num_classes: int, form: str) -> nn.Module:
+    return TinyResNet(num_classes)
 
 
 def resnet20(num_classes: int, form: str) -> nn.Module:

@@ -20,7 +20,7 @@ from quant.analysis.profile import Profile, profile
 from quant.analysis.sensitivity import sensitivity
 from quant.core.kernels import compile_all as compile_kernels
 from quant.core.kernels import interpret_all as interpret_kernels
-from quant.core.options import PipelineOptions
+from quant.core.options import PipelineOptions, TrainingOptions
 from quant.core.quantizer import GradientQuantizer
 from quant.core.settings import QuantSettings, ResolvedQuant
 from quant.engines.base import EngineFailed, IntegerModel
@@ -44,6 +44,7 @@ from quant.ptq.calibrate import calibrate
 from quant.ptq.cross_layer_equalization import equalize_cross_layer
 from quant.qat.bn_reestimation import reestimate_batch_norm
 from quant.qat.oscillation_dampening import Dampening
+from quant.qat.transition_rate import LAMBDA, TransitionRate, fix_steps
 from quant.registry import AUTO, ENGINES, METHODS, SECTIONS, available, engine
 from quant.validate import (
     allows,
@@ -80,11 +81,18 @@ def dampening(spec: ResolvedQuant) -> float:
     return METHODS[spec.method].dampening(spec.options)
 
 
+def transition_rate(spec: ResolvedQuant) -> float:
+    """lambda of transition rate scheduling (qat/transition_rate.py); 0: none."""
+    asked = spec.options.transition_rate if isinstance(spec.options, TrainingOptions) else False
+    return LAMBDA if asked is True else float(asked)
+
+
 def learned(prepared: nn.Module) -> list[tuple[list[nn.Parameter], float]]:
     """The parameters that quantizers learn (LSQ's steps, PACT's clips): (parameters, their weight decay) pairs."""
     found: dict[float, list[nn.Parameter]] = {}
     for quantizer in quantizers(prepared).values():
-        found.setdefault(quantizer.weight_decay, []).extend(quantizer.parameters())
+        trained = [p for p in quantizer.parameters() if p.requires_grad]
+        found.setdefault(quantizer.weight_decay, []).extend(trained)
     return [(parameters, decay) for decay, parameters in found.items() if parameters]
 
 
@@ -204,6 +212,7 @@ __all__ = [
     "Profile",
     "QuantSettings",
     "ResolvedQuant",
+    "TransitionRate",
     "calibrate",
     "check_beside",
     "check_executorch",
@@ -226,6 +235,7 @@ __all__ = [
     "export_litert",
     "export_onnx",
     "export_packed",
+    "fix_steps",
     "float_baseline",
     "float_epochs",
     "integer_share",
@@ -250,6 +260,7 @@ __all__ = [
     "sensitivity",
     "set_enabled",
     "trace",
+    "transition_rate",
     "unread_by_float",
     "without_range",
 ]

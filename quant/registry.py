@@ -39,11 +39,17 @@ def _native(name: str) -> Callable[[], Engine]:
     return make
 
 
+def _x86() -> Engine:
+    """On quantized tensors, whose kernels take less time a call, as long as torch has them."""
+    native = _native("x86")()
+    return native if native.available() else OnednnEngine("x86")
+
+
 ENGINES: dict[str, Callable[[], Engine]] = {
     "reference": Engine,
     "fbgemm": _native("fbgemm"),
     "qnnpack": _native("qnnpack"),
-    "x86": lambda: OnednnEngine("x86"),
+    "x86": _x86,
     "onednn": lambda: OnednnEngine("onednn"),
     "onnxruntime": onnxruntime_engine,
     "openvino": openvino_engine,

@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from quant.core.method import FLOAT, AnyMethod
-from quant.core.options import FLOAT_ACTIVATIONS
+from quant.core.options import FLOAT_ACTIVATIONS, TrainingOptions
+from quant.core.rounding_gradient import check_strength
 from quant.core.settings import CommonSettings, LayerBits, QuantSettings, ResolvedQuant
 from quant.engines.verify import exact_in_int8
 from quant.graph.node_view import target
@@ -49,6 +50,8 @@ def resolve(section: QuantSettings) -> AnyResolved:
     )
     if method is not FLOAT:
         _check_bits_of(spec, method)
+    if isinstance(spec.options, TrainingOptions):
+        check_strength(spec.options.rounding_gradient, spec.options.gradient_strength)
     return spec
 
 

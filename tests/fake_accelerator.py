@@ -14,7 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import backend_registration
 
-from benchmarks.step_counts import OPTIONS, Counts, Operators, Repeated, nets, trainer
+from benchmarks.step_counts import OPTIONS, Counts, Operators, Repeated, nets, rate_of, trainer
 from utils.console import quiet
 from utils.runs.checkpointing import Position
 from utils.training.optim import OPTIMIZERS
@@ -53,7 +53,7 @@ def moved(module: nn.Module) -> nn.Module:
 def train(keys: dict, optimizer: str, model: str) -> Counts:
     """Train a few steps; the counts of the last."""
     counts, noise = Counts(), SimpleNamespace(own=None, shared=None, at=lambda *_: None, seed_of_first=lambda *_: 0)
-    net, teacher = nets(model, SIZE, keys)
+    (net, teacher), lam = nets(model, SIZE, keys), rate_of(keys)
     with FakeTensorMode(allow_non_fake_inputs=True), TemporaryDirectory() as folder:
         images = torch.randn(4, 3, SIZE, SIZE, device=DEVICE).contiguous(memory_format=torch.channels_last)
         labels = torch.randint(0, 10, (4,), device=DEVICE)
@@ -67,7 +67,7 @@ def train(keys: dict, optimizer: str, model: str) -> Counts:
                 raise _Ended
 
         batches = Repeated(images, labels, 100, between)
-        loop = trainer(moved(net), moved(teacher), optimizer, batches, Path(folder), noise, torch.device(DEVICE))
+        loop = trainer(moved(net), moved(teacher), lam, optimizer, batches, Path(folder), noise, torch.device(DEVICE))
         try:
             loop._train(0, Position(0))
         except _Ended:

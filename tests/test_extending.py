@@ -24,8 +24,8 @@ def test_what_the_guide_adds_works_and_keeps_the_contracts(tmp_path):
 
 
 def test_the_guide_has_code_and_commands():
-    assert len(guide.blocks()) == 15
-    assert [script for script, *_ in guide.commands()] == ["train.py"] * 7 + ["evaluate.py"]
+    assert len(guide.blocks()) == 13
+    assert [script for script, *_ in guide.commands()] == ["train.py"] * 6 + ["evaluate.py"]
 
 
 SOURCE = """import a

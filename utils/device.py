@@ -1,10 +1,20 @@
-"""Choose the device on which training runs."""
+"""Choose the device on which training runs, how it computes, and bring batches to it."""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from utils import distributed
 from utils.errors import UserError, first_line
 
+CPU = torch.device("cpu")
+BACKENDS: Any = torch.backends
+"""Whose annotations lack fp32_precision."""
+T = TypeVar("T")
 STEPS_BETWEEN_READS = 32
 """Of a training on an accelerator, which stands still while a number is read from it."""
 
@@ -12,6 +22,30 @@ STEPS_BETWEEN_READS = 32
 def steps_between_reads(device: torch.device) -> int:
     """After how many training steps numbers are read from the device."""
     return 1 if device.type == "cpu" else STEPS_BETWEEN_READS
+
+
+def use_tf32(wanted: bool) -> None:
+    """Whether accelerators multiply fp32 numbers in TensorFloat-32 from now on. Torch's default is yes in
+    convolutions and no in matrix products."""
+    BACKENDS.fp32_precision = "tf32" if wanted else "ieee"
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """While it lasts, sums of products of integers are exact where they stay below 2^24, in whatever order.
+
+    Without cuDNN, whose algorithms may transform their inputs first (Winograd, Fourier), a convolution is a matrix
+    product; without TF32, its factors keep their 24 bits.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = BACKENDS.cudnn.enabled, BACKENDS.fp32_precision
+    BACKENDS.cudnn.enabled, BACKENDS.fp32_precision = False, "ieee"
+    try:
+        yield
+    finally:
+        BACKENDS.cudnn.enabled, BACKENDS.fp32_precision = before
 
 
 def find(name: str) -> torch.device:
@@ -41,3 +75,23 @@ def find(name: str) -> torch.device:
         return found
     torch.accelerator.set_device_index(number)
     return torch.device(found.type, number)
+
+
+def is_pinned_for(device: torch.device) -> bool:
+    """Whether the device copies from pinned memory by itself, while the program goes on."""
+    return device.type == "cuda"
+
+
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A copy out of pinned memory is not waited for."""
+    return tensor.to(device, non_blocking=is_pinned_for(device))
+
+
+def prefetched(batches: Iterator[T], device: torch.device) -> Iterator[T]:
+    """The batches, each of which an accelerator is given to copy and to augment before the step on the previous one."""
+    ahead = deque[T]()
+    for batch in batches:
+        ahead.append(batch)
+        if len(ahead) > (device != CPU):
+            yield ahead.popleft()
+    yield from ahead

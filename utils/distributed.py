@@ -169,7 +169,17 @@ def joined(device: torch.device) -> Iterator[Processes]:
     dist.init_process_group(backend, store=_store(), rank=rank(), world_size=world, timeout=TIMEOUT)
     try:
         yield Processes(rank(), world, device)
-    finally:
+    except BaseException:
+        leave_at_once(device)
+        raise
+    dist.destroy_process_group()
+
+
+def leave_at_once(device: torch.device) -> None:
+    """End this process's part, without waiting for what it has asked of others that may never answer."""
+    if device.type == "cuda":  # NCCL's end waits for its kernels
+        dist.distributed_c10d._abort_process_group()
+    else:
         dist.destroy_process_group()
 
 

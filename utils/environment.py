@@ -24,7 +24,30 @@ def environment() -> dict:
         "cpu_flags": flags,
         "threads": torch.get_num_threads(),
         "git_commit": _commit(),
+        **_accelerator(),
     }
+
+
+def _accelerator() -> dict:
+    """The accelerators' names, and of NVIDIA's the versions of driver, CUDA and cuDNN; {} without any."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return {}
+    module, count = torch.get_device_module(found), torch.accelerator.device_count()
+    names = [module.get_device_name(number) for number in range(count)] if hasattr(module, "get_device_name") else []
+    described: dict = {"accelerator": found.type, "accelerators": names or count}
+    if found.type == "cuda":
+        described |= {"driver": _driver(), "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return described
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.split("\n")[0].strip() or None
 
 
 def _cpu() -> tuple[str, list[str]]:

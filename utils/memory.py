@@ -46,7 +46,9 @@ def explain_out_of_memory(cure: str) -> Iterator[None]:
             raise
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
         wanted = f" for {_readable(asked[1])} at once" if asked else ""
-        raise UserError(f"out of memory{wanted}, of which {_readable(available())} are free: {cure}") from error
+        of_gpu = re.search(r"of which ([\d.]+ \w+) is free", str(error))
+        where, free = ("GPU ", of_gpu[1]) if of_gpu else ("", available())
+        raise UserError(f"out of {where}memory{wanted}, of which {_readable(free)} are free: {cure}") from error
 
 
 def _is_shortage(error: Exception) -> bool:

@@ -16,6 +16,8 @@ range is shifted; without one, o is 0. With a step s and an offset beta,
 The second line is what integers can represent: their zero point z is an integer. So beta is rounded to the grid in the
 forward pass, least = n - z, most = p - z and o = -z s; the gradient of o is that of beta (straight through).
 
+That d v_hat / d v is 1 is the straight-through estimator; core/rounding_gradient.py has others for its place.
+
 The backward pass computes v_hat again: only v is saved.
 
 After a batch norm, v = a x + b with a = gamma / sqrt(var + eps), b = beta - a mean of the batch. Normalization,
@@ -42,6 +44,7 @@ from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.batch_norm import running_statistics
 from quant.core.kernels import run
 from quant.core.numbers import Number, larger, smaller
+from quant.core.rounding_gradient import Slope
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Rounding:
     ends: floor and ceiling, where they are not low and high. learned: the learned tensors: (), (t,) or (t, offset).
     origin: o as it is on the grid, where an offset is learned. counts_rounding_error: True: t gets a gradient from
     values inside the range too (LSQ). False: only from those beyond it (PACT). gradient_scale: factor on the gradients
-    of the learned tensors. activation: the activation in front.
+    of the learned tensors. activation: the activation in front. slope: the gradient of v inside the range, if it is not
+    straight through.
     """
 
     scale: Tensor
@@ -66,6 +70,7 @@ class Rounding:
     counts_rounding_error: bool = True
     gradient_scale: float = 1.0
     activation: ClampedAffine = IDENTITY
+    slope: Slope | None = None
 
     def after(self, activation: ClampedAffine) -> "Rounding":
         """The rounding of u = activation(v), as a function of v. The activation only clamps."""
@@ -95,11 +100,17 @@ class Rounding:
     @functools.cached_property
     def inverse(self) -> Tensor:
         """1 / scale, which v is multiplied with, as in Grid.to_int: the same integer at a tie."""
-        return 1 / self.scale
+        return self.scale.reciprocal()
 
     def of_forward(self) -> tuple[Number, ...]:
         """The arguments of kernels.forward after v."""
         return self.inverse, self.scale, self.least, self.most
+
+    def of_slope(self) -> tuple | None:
+        """The argument `slope` of the kernels."""
+        if self.slope is None:
+            return None
+        return self.slope.of_position, self.slope.strength, self.inverse
 
     def of_learning(self) -> tuple:
         """The arguments of kernels.learned_gradient_terms after those of kernels.backward."""
@@ -108,7 +119,7 @@ class Rounding:
 
     def gradients(self, t_times_gradient: Tensor, of_offset: Tensor | None = None) -> tuple[Tensor, ...]:
         """The gradients of the learned tensors from the sums of kernels.learned_gradient_terms."""
-        per_t = self.gradient_scale / self.learned[0].detach()
+        per_t = self.learned[0].detach().reciprocal() * self.gradient_scale
         if of_offset is None:
             return (t_times_gradient * per_t,)
         if self.origin is None:
@@ -133,7 +144,7 @@ class _Round(torch.autograd.Function):
     def backward(ctx, g: Tensor):
         (v,), r = ctx.saved_tensors, ctx.rounding
         flat = _flat(g.contiguous(memory_format=_layout(v)), r), _flat(v, r)
-        passing = _rows((r.low, r.high))
+        passing = *_rows((r.low, r.high)), _row(r.of_slope())
         if not r.learned:
             return _shaped(run(kernels.backward, *flat, *passing), v), None
         of_v, *sums = run(kernels.backward_learning, *flat, *passing, *_rows(r.of_learning()))
@@ -141,16 +152,25 @@ class _Round(torch.autograd.Function):
 
 
 class Straight(torch.autograd.Function):
-    """Returns `integers` with the gradient of n x: the straight-through estimator for values that approximate n x."""
+    """Returns `integers` with the gradient of n x: the straight-through estimator for values that approximate n x.
+
+    With a slope, that is the gradient of rounding. step: the distance between neighbouring integers.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, integers: Tensor, n: int) -> Tensor:
-        ctx.n = n
+    def forward(
+        ctx, x: Tensor, integers: Tensor, n: int, step: Tensor | float = 1.0, slope: Slope | None = None
+    ) -> Tensor:
+        ctx.n, ctx.slope = n, slope
+        if slope is not None:
+            ctx.save_for_backward((x * n - integers) / step)
         return integers
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        return gradient * ctx.n, None, None
+        if ctx.slope is not None:
+            gradient = ctx.slope(gradient, *ctx.saved_tensors)
+        return gradient * ctx.n, None, None, None, None
 
 
 def can_fuse_norm(norm: nn.Module, x: Tensor, activation: ClampedAffine) -> TypeGuard[nn.BatchNorm2d]:
@@ -209,7 +229,7 @@ class _NormRound(torch.autograd.Function):
     def backward(ctx, g: Tensor):
         (x,), n, r = ctx.saved_tensors, ctx.normed, ctx.rounding
         pair = _positions(g.contiguous(memory_format=torch.channels_last)), _positions(x)
-        affine, passing = (n.a, n.b), (r.low, r.high)
+        affine, passing = (n.a, n.b), (r.low, r.high, r.of_slope())
         of_learning = r.of_learning() if r.learned else ()
         of_beta, along, *sums = run(kernels.norm_sums, *pair, *affine, n.mean, *passing, *of_learning)
         of_gamma = along / n.deviation

@@ -36,7 +36,7 @@ class Grid:
 
         With step 2, the odd integer that is nearest to x / scale, ties towards the even position on the grid.
         """
-        steps = x * along_channels(1.0 / self.scale, x)
+        steps = x * along_channels(self.scale.reciprocal(), x)
         if self.step == 1:
             q = steps.round_().add_(along_channels(self.zero_point, x))
         else:
@@ -49,7 +49,7 @@ class Grid:
         if self.zero_point.ndim or self.step != 1:
             return self.to_int(x).sub_(along_channels(self.zero_point, x))
         zero_point = plain(self.zero_point)
-        return clamp_((x * (1.0 / self.scale)).round_(), self.q_min - zero_point, self.q_max - zero_point)
+        return clamp_((x * self.scale.reciprocal()).round_(), self.q_min - zero_point, self.q_max - zero_point)
 
     def value(self, centred: Tensor) -> Tensor:
         """x_hat of centred integers."""

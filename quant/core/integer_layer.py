@@ -33,6 +33,7 @@ from torch import Tensor
 from quant.core.activation import ChannelAffine, ClampedAffine
 from quant.core.batch_norm import BatchNorm, running_statistics
 from quant.core.grid import Grid
+from utils.device import exact_products
 
 EXACT = 2.0**24
 """Integers up to here, and sums that stay below it, are exact in fp32."""
@@ -127,7 +128,11 @@ def exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, largest: int, bias
     In fp32 where no partial sum can reach 2^24. Otherwise over groups of input channels for which that holds, added in
     fp64; a grouped convolution, which cannot be split so, runs in fp64.
     """
-    count = split_count(weight, largest, geometry.groups)
+    with exact_products(n.device):
+        return _exact_sums(geometry, n, weight, split_count(weight, largest, geometry.groups), bias)
+
+
+def _exact_sums(geometry: Geometry, n: Tensor, weight: Tensor, count: int | None, bias: Tensor) -> Tensor:
     if count == 1:
         return geometry(n, weight).add_(bias)
     if count is None:

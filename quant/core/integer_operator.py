@@ -22,6 +22,7 @@ from torch import Tensor
 from quant.core.activation import ClampedAffine
 from quant.core.grid import Grid
 from quant.core.integer_layer import EXACT, integer_bounds
+from quant.core.numbers import is_host
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def look_up(x: Grid, table: Tensor, n: Tensor) -> Tensor:
 
 
 def exact_average(pool: Callable[[Tensor], Tensor], n: Tensor) -> Tensor:
-    """The average of centred integers; in fp64 where sums could exceed 2^24."""
-    if n.shape[-1] * n.shape[-2] * 256 >= EXACT:
+    """The average of centred integers; in fp64 where sums could exceed 2^24, or where a device may multiply them by an
+    inverse, which in fp32 is not the same as to divide them."""
+    if not is_host(n) or n.shape[-1] * n.shape[-2] * 256 >= EXACT:
         return pool(n.double()).float()
     mean = pool(n)
     return pool(n.double()).float() if n.numel() // max(mean.numel(), 1) * 256 >= EXACT else mean

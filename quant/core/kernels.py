@@ -18,6 +18,7 @@ from torch import Tensor
 
 from quant.core.numbers import Number, clamp_, constant, plain
 from utils.console import say
+from utils.device import CPU
 from utils.errors import first_line
 
 SMALL = 2**15
@@ -49,11 +50,12 @@ def _say_uncompiled(error: Exception) -> None:
 
 
 def _bare(argument: Any, device: torch.device) -> Any:
-    """Tensors without autograd history, and Python floats as tensors: for others the compiler would compile again."""
+    """Tensors without autograd history, each another object, and Python floats as tensors: for arguments that are
+    known, or the same, the compiler would compile again."""
     if isinstance(argument, tuple):
         return tuple(_bare(each, device) for each in argument)
     if isinstance(argument, float):
-        return constant(argument, device)
+        argument = constant(argument, device)
     return argument.data if isinstance(argument, Tensor) else argument
 
 
@@ -70,6 +72,15 @@ def within(g: Tensor, v: Tensor, low: Number, high: Number) -> Tensor:
     if isinstance(low, float) and isinstance(high, float):
         return torch.ops.aten.hardtanh_backward(g, v, low, high)  # in a single pass
     return g.masked_fill((v <= low) | (v >= high), 0)
+
+
+def sloped(g: Tensor, v: Tensor, slope: tuple | None) -> Tensor:
+    """The gradient of v from that of v_hat; slope: Rounding.of_slope, or None for straight through."""
+    if slope is None:
+        return g
+    of_position, strength, inverse = slope
+    p = v * inverse
+    return of_position(g, p - p.round(), strength)
 
 
 def learned_gradient_terms(
@@ -111,16 +122,20 @@ def forward(v: Tensor, inverse: Number, scale: Number, least: Number, most: Numb
     return to_integers(v.float(), inverse, least, most).mul_(scale).to(v.dtype)
 
 
-def backward(g: Tensor, v: Tensor, low: Number, high: Number) -> Tensor:
+def backward(g: Tensor, v: Tensor, low: Number, high: Number, slope: tuple | None) -> Tensor:
     """The gradient of v."""
-    return within(g.float(), v.float(), low, high).to(g.dtype)
+    kind, v = g.dtype, v.float()
+    return sloped(within(g.float(), v, low, high), v, slope).to(kind)
 
 
-def backward_learning(g: Tensor, v: Tensor, low: Number, high: Number, *to_terms: Any) -> tuple[Tensor, ...]:
+def backward_learning(
+    g: Tensor, v: Tensor, low: Number, high: Number, slope: tuple | None, *to_terms: Any
+) -> tuple[Tensor, ...]:
     """The gradient of v, and sums of learned_gradient_terms over each row, or over everything."""
     g, v, kind = g.float(), v.float(), g.dtype
     passing = within(g, v, low, high)
-    return passing.to(kind), *(term.sum(-1) for term in learned_gradient_terms(g, v, passing, low, high, *to_terms))
+    terms = learned_gradient_terms(g, v, passing, low, high, *to_terms)
+    return sloped(passing, v, slope).to(kind), *(term.sum(-1) for term in terms)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -142,22 +157,41 @@ def norm_forward(x: Tensor, a: Tensor, b: Tensor, *to_v_hat: Any) -> Tensor:
 
 
 def norm_sums(
-    g: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, low: Number, high: Number, *to_terms: Any
+    g: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    mean: Tensor,
+    low: Number,
+    high: Number,
+    slope: tuple | None,
+    *to_terms: Any,
 ) -> tuple[Tensor, ...]:
     """Sums over each channel: of h, the gradient of v; of h (x - mean); and of learned_gradient_terms, if any."""
     g, x = g.float(), x.float()
     v = x * a + b
-    h = within(g, v, low, high)
-    terms = h, h * (x - mean), *(learned_gradient_terms(g, v, h, low, high, *to_terms) if to_terms else ())
+    passing = within(g, v, low, high)
+    h = sloped(passing, v, slope)
+    learned = learned_gradient_terms(g, v, passing, low, high, *to_terms) if to_terms else ()
+    terms = h, h * (x - mean), *learned
     return tuple(term.sum(1).sum(0) for term in terms)
 
 
 def norm_backward(
-    g: Tensor, x: Tensor, a: Tensor, b: Tensor, low: Number, high: Number, p: Tensor, q: Tensor
+    g: Tensor,
+    x: Tensor,
+    a: Tensor,
+    b: Tensor,
+    low: Number,
+    high: Number,
+    slope: tuple | None,
+    p: Tensor,
+    q: Tensor,
 ) -> Tensor:
     """The gradient of x: a h + p x + q"""
     kind, x = x.dtype, x.float()
-    return (within(g.float(), x * a + b, low, high) * a + x * p + q).to(kind)
+    v = x * a + b
+    return (sloped(within(g.float(), v, low, high), v, slope) * a + x * p + q).to(kind)
 
 
 KERNELS = (forward, backward, backward_learning, statistics, norm_forward, norm_sums, norm_backward)
@@ -167,8 +201,9 @@ def compiled() -> bool:
     return bool(_compiled)
 
 
-def compile_all() -> None:
-    """Compile the kernels. Without a working compiler a one-line message says so, and they run uncompiled."""
+def compile_all(device: torch.device = CPU) -> None:
+    """Compile the kernels, and try one on the device they are for. Without a working compiler a one-line message says
+    so, and they run uncompiled."""
     if _compiled:
         return
     try:
@@ -176,7 +211,7 @@ def compile_all() -> None:
         with warnings.catch_warnings(), torch._inductor.config.patch(compile_threads=1), torch.no_grad():
             warnings.simplefilter("ignore")
             fast = {kernel: torch.compile(kernel, dynamic=True, fullgraph=True, options=FUSED) for kernel in KERNELS}
-            fast[forward](torch.zeros(SMALL), *map(torch.tensor, (1.0, 1.0, 0.0, 1.0)))
+            fast[forward](torch.zeros(SMALL, device=device), *(constant(n, device).data for n in (1.0, 1.0, 0.0, 1.0)))
     except Exception as error:  # compilers fail in many ways
         _say_uncompiled(error)
         return

@@ -10,6 +10,7 @@ alone, and so its to_int follows from the grid and cannot be overridden. prepare
 (core/contract.py), and so does convert. Nothing else is read, so that a new method runs in integers on every engine.
 """
 
+from dataclasses import replace
 from typing import ClassVar, final
 
 import torch
@@ -19,6 +20,7 @@ from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.fake_quantize import Rounding, can_fuse_norm, norm_rounded, normed, rounded
 from quant.core.flags import Flagged
 from quant.core.grid import Grid
+from quant.core.rounding_gradient import Slope
 from utils import distributed
 
 TINY = 2.0**-24
@@ -31,11 +33,13 @@ class Quantizer(Flagged):
 
     bits: width of its integers. enabled: a flag; False makes forward the identity. observing: whether it updates its
     range in eval mode too, as calibration asks for. note: a remark for reports, or "". weight_decay: that of its
-    learned parameters, as torch's optimizers define it.
+    learned parameters, as torch's optimizers define it. slope: the gradient of rounding; None: straight through.
+    A subclass with its own forward reads it there.
     """
 
     weight_decay = 0.0
     note = ""
+    slope: Slope | None = None
     flags: ClassVar[tuple[str, ...]] = ("enabled",)
 
     def __init__(self, bits: int):
@@ -52,6 +56,11 @@ class Quantizer(Flagged):
     def rounding(self, x: Tensor) -> Rounding:
         """How values such as x are rounded now, and what the gradients are."""
         raise NotImplementedError
+
+    def sloped_rounding(self, x: Tensor) -> Rounding:
+        """`rounding` with the gradient that `slope` asks for."""
+        found = self.rounding(x)
+        return found if self.slope is None else replace(found, slope=self.slope)
 
     def is_calibrated(self) -> bool:
         """Whether the range has been found, from data or otherwise, so that grid() is meaningful."""
@@ -74,7 +83,7 @@ class WeightQuantizer(Quantizer):
         if not self.enabled:
             return w
         with torch.autocast(w.device.type, enabled=False):
-            return rounded(w, self.rounding(w))
+            return rounded(w, self.sloped_rounding(w))
 
     def to_int(self, w: Tensor) -> Tensor:
         return self.grid().to_int(w)
@@ -127,7 +136,7 @@ class ActivationQuantizer(Quantizer):
         if not self.enabled or self._lacks_members():
             return activation(x)
         with torch.autocast(x.device.type, enabled=False):
-            return rounded(x, self.rounding(x).after(activation))
+            return rounded(x, self.sloped_rounding(x).after(activation))
 
     @final
     def forward_normed(self, x: Tensor, norm: nn.Module | None, activation: ClampedAffine) -> Tensor:
@@ -137,7 +146,7 @@ class ActivationQuantizer(Quantizer):
         with torch.autocast(x.device.type, enabled=False):
             found = normed(x, norm)
             self.observe(found.extremes, activation)
-            return norm_rounded(x, norm, found, self.rounding(x).after(activation))
+            return norm_rounded(x, norm, found, self.sloped_rounding(x).after(activation))
 
     def observe(self, x: Tensor, activation: ClampedAffine) -> None:
         """Update the range from x, taken after the activation. x may be just the least and the greatest value."""

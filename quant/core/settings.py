@@ -98,6 +98,13 @@ class ResolvedQuant(CommonSettings, Generic[Options]):
         return self.chooses_layers or self._any_bits("weight_bits")
 
     @property
+    def least_weight_bits(self) -> int:
+        """The fewest bits of any layer's weights: by the common bits, those of its place, or by name; auto: 2."""
+        ends = self.weight_bits if self.first_last_bits == "same" else self.first_last_bits
+        of_ends = [] if self.weight_bits == FLOAT_BITS else [ends]
+        return min([*self._all_bits("weight_bits"), *of_ends, *([2] if self.chooses_layers else [])])
+
+    @property
     def quantizes_activations(self) -> bool:
         """Whether any layer has integer inputs: by the common bits, or by name."""
         return self._any_bits("act_bits")
@@ -108,8 +115,12 @@ class ResolvedQuant(CommonSettings, Generic[Options]):
         return self.quantizes_weights or self.quantizes_activations
 
     def _any_bits(self, key: str) -> bool:
+        return any(bits != FLOAT_BITS for bits in self._all_bits(key))
+
+    def _all_bits(self, key: str) -> list[int]:
+        """The common bits and those that layers have by name."""
         by_name = [getattr(bits, key) for bits in self.layers.values() if bits != "float"]
-        return any(bits not in (None, FLOAT_BITS) for bits in (getattr(self, key), *by_name))
+        return [bits for bits in (getattr(self, key), *by_name) if bits is not None]
 
     @property
     def weight_limit(self) -> int:

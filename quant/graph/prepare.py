@@ -10,7 +10,9 @@ from quant.core.activation import IDENTITY
 from quant.core.contract import check_activation_quantizer, check_weight_quantizer
 from quant.core.integer_operator import elementwise, function
 from quant.core.method import AnyMethod
-from quant.core.quantizer import ActivationQuantizer, WeightQuantizer
+from quant.core.options import TrainingOptions
+from quant.core.quantizer import ActivationQuantizer, Quantizer, WeightQuantizer
+from quant.core.rounding_gradient import slope
 from quant.core.settings import ResolvedQuant
 from quant.core.symmetric import with_symmetric_activations
 from quant.graph.bit_allocation import INTEGER_ROLES, BitAllocation, Decision, Precision
@@ -146,13 +148,22 @@ class _Editor:
     def _weight_quantizer(self, bits: int, weight: Tensor) -> WeightQuantizer:
         quantizer = self.method.weight(self.spec, bits, tuple(weight.shape))
         check_weight_quantizer(quantizer, weight, self.checked)
+        self._set_slope(quantizer, of_weights=True)
         return quantizer
 
     def _quantizer(self, precision: Precision, signed: bool) -> ActivationQuantizer:
         make = self.method.activation if precision.hidden else self.method.residual
         quantizer = make(self.spec, precision.bits, signed)
         check_activation_quantizer(quantizer)
+        self._set_slope(quantizer, of_weights=False)
         return quantizer
+
+    def _set_slope(self, quantizer: Quantizer, of_weights: bool) -> None:
+        """Give a quantizer the gradient of rounding that the spec asks for."""
+        asked, grid = self.spec.options, quantizer.grid()
+        if isinstance(asked, TrainingOptions):
+            steps = (grid.q_max - grid.q_min) / grid.step
+            quantizer.slope = slope(asked.rounding_gradient, asked.gradient_strength, steps, of_weights)
 
     def _replace_operator(self, decision: Decision) -> None:
         chain, written, head = decision.chain, decision.written, decision.chain.head

@@ -36,6 +36,8 @@ from quant.core.options import (
     NOTHING_QUANTIZED,
     BatchObserver,
     SignedEdges,
+    TrainingOptions,
+    unread_training,
 )
 from quant.core.quantizer import (
     ActivationQuantizer,
@@ -47,10 +49,11 @@ from quant.core.quantizer import (
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import batch_affine, best_clip, clip_grid, signed_affine, steps_of
 from quant.methods.midrise import refuse_too_wide, tanh_weights
+from utils.errors import UserError
 from utils.sections import FLOAT_BITS, Bits
 
 
-class Options(BatchObserver, SignedEdges):
+class Options(BatchObserver, SignedEdges, TrainingOptions):
     grad_bits: Bits = 32
     """Bits of the gradients that hidden layers hand back, 1..8; 32 leaves them float."""
     act_clip: Literal["calibration"] | PositiveFloat = 1.0
@@ -127,6 +130,8 @@ def gradient(spec: ResolvedQuant[Options]) -> GradientQuantizer | None:
 
 def check(spec: ResolvedQuant[Options]) -> None:
     refuse_too_wide(spec, "dorefa", "fewer, or 32 for float")
+    if spec.least_weight_bits == 1 and spec.options.rounding_gradient != "straight":
+        raise UserError("quant.rounding_gradient: weights of 1 bit are signs, not rounded; choose straight")
 
 
 def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
@@ -137,7 +142,7 @@ def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
         found["grad_bits"] = NOT_TRAINED_QUANTIZED
     elif not spec.quantizes:
         found["grad_bits"] = NOTHING_QUANTIZED
-    return found
+    return found | unread_training(spec, ends_in_float)
 
 
 METHOD = Method(

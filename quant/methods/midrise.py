@@ -75,7 +75,7 @@ class TanhWeights(WeightQuantizer):
         most = t.abs().flatten(1).amax(1) if self.per_channel else t.abs().amax()
         most = torch.maximum(most, LEAST_SHARE * most.detach().amax()).clamp(min=LEAST)
         unit = t / along_channels(most, w)
-        return Straight.apply(unit, midrise(unit.detach(), self.n), self.n)
+        return Straight.apply(unit, midrise(unit.detach(), self.n), self.n, 2, self.slope)
 
     def grid(self) -> Grid:
         return Grid(self.scale, torch.zeros_like(self.scale, dtype=torch.int32), -self.n, self.n, step=2)

@@ -30,6 +30,8 @@ from quant.core.options import (
     NOT_TRAINED_QUANTIZED,
     BatchObserver,
     SignedEdges,
+    TrainingOptions,
+    unread_training,
 )
 from quant.core.quantizer import (
     TINY,
@@ -45,7 +47,7 @@ from quant.methods.sawb import Sawb
 from utils.sections import FLOAT_BITS
 
 
-class Options(BatchObserver, SignedEdges):
+class Options(BatchObserver, SignedEdges, TrainingOptions):
     weights: Literal["sawb", "dorefa"] = "sawb"
     """How weights are quantized; dorefa is the paper's, sawb (its authors' later one) does 8 bits, too."""
     alpha_init: Literal["calibration"] | PositiveFloat = "calibration"
@@ -108,7 +110,7 @@ def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
         found["alpha_decay"] = NOT_TRAINED_QUANTIZED
     if not spec.quantizes_activations:
         found |= dict.fromkeys(("observer", "signed_edges", "alpha_init", "alpha_decay"), FLOAT_ACTIVATIONS)
-    return found
+    return found | unread_training(spec, ends_in_float)
 
 
 METHOD = Method(

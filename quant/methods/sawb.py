@@ -49,7 +49,8 @@ class Sawb(WeightQuantizer):
             return w
         with torch.autocast(w.device.type, enabled=False):
             w, grid, most = w.float(), self.grid(), along_channels(self.alpha_w, w)
-            return Straight.apply(w.clamp(-most, most), grid.value(self.to_int(w.detach())), 1)
+            w_hat, step = grid.value(self.to_int(w.detach())), along_channels(grid.scale * grid.step, w)
+            return Straight.apply(w.clamp(-most, most), w_hat, 1, step, self.slope)
 
     def to_int(self, w: Tensor) -> Tensor:
         unit = (w * along_channels(1 / self.alpha_w.clamp(min=TINY), w)).clamp(-1, 1)

@@ -18,13 +18,20 @@ The GradBoost optimizers that the paper pairs it with are not part of this file.
 from pydantic import Field
 
 from quant.core.method import Method
-from quant.core.options import FLOAT_ACTIVATIONS, BatchObserver, DampeningOptions, unread_dampening
+from quant.core.options import (
+    FLOAT_ACTIVATIONS,
+    BatchObserver,
+    DampeningOptions,
+    TrainingOptions,
+    unread_dampening,
+    unread_training,
+)
 from quant.core.quantizer import Shape, WeightQuantizer
 from quant.core.settings import ResolvedQuant
 from quant.core.uniform import batch_affine, symmetric
 
 
-class Options(BatchObserver, DampeningOptions):
+class Options(BatchObserver, DampeningOptions, TrainingOptions):
     float_epochs: int = Field(1, ge=0)
     """Epochs in float, at the start of the run, before fake-quantization switches on."""
 
@@ -35,7 +42,7 @@ def weight(spec: ResolvedQuant[Options], bits: int, shape: Shape) -> WeightQuant
 
 def unread(spec: ResolvedQuant[Options], ends_in_float: bool) -> dict[str, str]:
     found = {} if spec.quantizes_activations else {"observer": FLOAT_ACTIVATIONS}
-    return found | unread_dampening(spec, ends_in_float)
+    return found | unread_dampening(spec, ends_in_float) | unread_training(spec, ends_in_float)
 
 
 METHOD = Method(

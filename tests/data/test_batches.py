@@ -1,17 +1,11 @@
 """Batches augment, normalize and shuffle by a seed, in memory and from files, in one process and in several."""
 
-import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import data
 from data.augment import PAD
@@ -21,14 +15,6 @@ from data.mixing import Mixing
 from data.policies import POLICIES
 from tests.data.conftest import imagefolder
 from utils.errors import UserError
-
-
-@pytest.fixture(autouse=True)
-def soon_missed(monkeypatch):
-    """Worker processes are looked after ten times a second, not every 5 seconds."""
-    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
-
 
 ONE = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}  # pixels come out as they are
 
@@ -208,7 +194,7 @@ def test_a_last_training_batch_of_one_is_left_out():
     assert [len(y) for _, y in MemoryBatches(images, 20, **ONE, image_size=8)] == [20, 20, 1]
 
 
-def test_a_broken_file_is_named_by_worker_processes_too(folder, monkeypatch):
+def test_a_broken_file_is_named_by_threads_too(folder, monkeypatch):
     monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
     dataset = imagefolder(folder, workers=1)
     dataset.test.paths[0].write_bytes(b"not an image")
@@ -254,43 +240,6 @@ def test_a_training_step_of_broken_files_alone_ends_the_run(folder):
         list(data.batches(dataset.train, 2, dataset.mean, dataset.std, 32, data.Draw(seed=0)))
 
 
-def test_where_a_data_worker_dies_others_take_its_place(folder, monkeypatch, capsys):
-    """The batches are those of a run in which none died."""
-    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = imagefolder(folder, workers=1)
-
-    def make():
-        return data.batches(dataset.train, 2, dataset.mean, dataset.std, 32, data.Draw(seed=1, augment="crop"))
-
-    whole, found = pixels(make()), []
-    for images, _ in make().epoch(0):
-        found.append(images)
-        if len(found) == 2:
-            for worker in multiprocessing.active_children():
-                worker.kill()
-    assert same(whole, found)
-    assert "a data worker died" in capsys.readouterr().out
-
-
-KILLED_AS_IT_ENDS_ITS_WORKERS = """
-import os, signal, sys
-import data
-dataset = data.DATASETS["imagefolder"].load(16, None, root=sys.argv[1], workers=1, cache="never")
-batches = data.batches(dataset.test, 2, dataset.mean, dataset.std, 16)
-loaded = batches._load([[(0, None)], [(1, None)]])
-next(loaded)
-loaded._workers_done_event._cond.acquire()
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process that its parent has ended")
-def test_workers_end_with_a_process_that_is_killed_at_any_moment(folder):
-    """They have its standard output, which is read to its end."""
-    command = [sys.executable, "-c", KILLED_AS_IT_ENDS_ITS_WORKERS, str(folder)]
-    assert subprocess.run(command, capture_output=True, timeout=30).returncode == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("source", ["digits", "imagefolder"])
 def test_no_images_are_no_batches(source, folder, monkeypatch):
     """A process's share of few validation images, say."""
@@ -302,26 +251,37 @@ def test_no_images_are_no_batches(source, folder, monkeypatch):
     assert list(none) == []
 
 
-def test_a_bug_in_a_worker_is_not_its_death(folder, monkeypatch):
+def test_a_bug_in_a_thread_is_not_an_unreadable_image(folder, monkeypatch):
     def bug(path, channels):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = imagefolder(folder, workers=1)
-    monkeypatch.setattr(sys.modules["data.batches"], "open_image", bug)
+    dataset = imagefolder(folder, workers=1, cache="never", on_error="skip")
+    monkeypatch.setattr("data.decoding.open_image", bug)
     with pytest.raises(RuntimeError, match="a bug"):
         list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))
 
 
-def test_workers_that_always_die_end_the_run(folder, monkeypatch):
-    monkeypatch.setattr(sys.modules["data.batches"], "RETRIES", 1)
-    monkeypatch.setattr("data.folders.MEMORY_BYTES", 1)
-    dataset = imagefolder(folder, workers=1)
-    monkeypatch.setattr(
-        sys.modules["data.batches"], "open_image", lambda path, channels: os.kill(os.getpid(), signal.SIGKILL)
-    )
-    with pytest.raises(UserError, match=r"data.workers: workers died 2 times"):
-        list(data.batches(dataset.test, 2, dataset.mean, dataset.std, 32))
+ACCELERATOR = torch.device("meta")
+"""It stands for one: it refuses to compute with tensors of the CPU, but has no values."""
+
+
+@pytest.mark.parametrize("image_size", [32, 72])
+@pytest.mark.parametrize("draw", [None, CROP, replace(ALL, augment="rand"), replace(ALL, augment="auto")], ids=str)
+@pytest.mark.parametrize("cache", ["always", "never"])
+def test_batches_are_made_on_the_device(image_size, draw, cache, folder):
+    dataset = data.DATASETS["imagefolder"].load(image_size, None, root=str(folder), cache=cache, workers=1)
+    made = data.batches(dataset.train, 5, dataset.mean, dataset.std, image_size, draw, ACCELERATOR)
+    found = list(made)
+    assert [len(images) for images, _ in found] == [5, 5, 2]
+    assert {values.device for batch in found for values in batch} == {ACCELERATOR}
+    assert found[0][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_small_images_stay_on_the_device(folder):
+    images = data.DATASETS["fake"].load(32, 50).train
+    assert MemoryBatches(images, 20, **ONE, image_size=32, device=ACCELERATOR).pixels.device == ACCELERATOR
+    large = replace(images, pixels=torch.zeros(50, 72, 72, 3, dtype=torch.uint8))
+    assert MemoryBatches(large, 20, **ONE, image_size=72, device=ACCELERATOR).pixels.device == torch.device("cpu")
 
 
 def test_batches_say_which_images_they_had(folder, monkeypatch):

@@ -4,7 +4,7 @@ import numpy
 import pytest
 from PIL import Image
 
-from data.decoding import IMAGENET_MEAN, normalization, open_image, preprocessing, squared
+from data.decoding import IMAGENET_MEAN, normalization, open_image, preprocessing, square, whole
 from utils.errors import UserError
 
 
@@ -93,8 +93,82 @@ def test_what_is_cut_out_has_to_fit():
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_square_has_its_channels_and_as_many_means(channels):
-    found = squared(Image.new("RGBA", (90, 70)).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]), preprocessing(32))
-    assert (found.size, len(found.getbands())) == ((32, 32), channels)
+def test_a_square_has_its_channels_and_as_many_means(channels, tmp_path):
+    Image.new("RGBA", (90, 70)).save(tmp_path / "0.png")
+    assert square(tmp_path / "0.png", preprocessing(32, channels)).shape == (32, 32, channels)
     assert [len(values) for values in normalization(channels)] == [channels] * 2
     assert normalization(1)[0][0] == pytest.approx(sum(IMAGENET_MEAN) / 3)
+
+
+def smooth(wide: int, high: int) -> Image.Image:
+    coarse = numpy.random.default_rng(wide).integers(0, 256, (high // 4 + 2, wide // 4 + 2, 3), dtype=numpy.uint8)
+    return Image.fromarray(coarse).resize((wide, high), Image.Resampling.BICUBIC)
+
+
+KINDS = {
+    "grey": ("L", {}),
+    "full colour": ("RGB", {"subsampling": 0, "quality": 100}),
+    "half colour": ("RGB", {"subsampling": 1}),
+    "quarter colour": ("RGB", {"subsampling": 2, "quality": 30}),
+    "progressive": ("RGB", {"progressive": True}),
+    "as rgb": ("RGB", {"keep_rgb": True}),
+    "turned": ("RGB", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}),
+    "print": ("CMYK", {}),
+}
+
+
+def decoders(path, monkeypatch, channels: int = 3) -> list[numpy.ndarray | str]:
+    """What `whole` finds, or its message, and what Pillow alone does."""
+    found = []
+    for _ in range(2):
+        try:
+            found.append(whole(path, channels))
+        except UserError as error:
+            found.append(str(error))
+        monkeypatch.setattr("data.decoding._usual_jpeg", lambda path: None)
+    monkeypatch.undo()
+    return found
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (33, 65), (231, 117)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_decoders_of_jpegs_find_the_same_bits(kind, size, tmp_path, monkeypatch):
+    mode, options = KINDS[kind]
+    smooth(*size).convert(mode).save(tmp_path / "0.jpg", **options)
+    for channels in (1, 3, 4):
+        one, other = decoders(tmp_path / "0.jpg", monkeypatch, channels)
+        assert one.shape == ((*size, channels) if kind == "turned" else (*size[::-1], channels))
+        assert numpy.array_equal(one, other)
+        assert numpy.array_equal(one.squeeze(), numpy.asarray(open_image(tmp_path / "0.jpg", channels)).squeeze())
+
+
+def test_both_decoders_of_damaged_jpegs_find_the_same_bits_or_the_same_mistake(tmp_path, monkeypatch):
+    path, random, messages = tmp_path / "0.jpg", numpy.random.default_rng(0), set()
+    smooth(100, 75).save(path, quality=80)
+    sound = path.read_bytes()
+    for number in range(200):
+        content = bytearray(sound)
+        for place in random.integers(2, len(sound), 2):
+            content[place] = random.integers(0, 256)
+        path.write_bytes(content[: random.integers(10, len(sound))] if number % 3 == 0 else content)
+        one, other = decoders(path, monkeypatch)
+        assert one == other if isinstance(one, str) or isinstance(other, str) else numpy.array_equal(one, other)
+        messages.add(one if isinstance(one, str) else "")
+    assert len(messages) > 3
+
+
+def test_a_usual_jpeg_is_left_to_torchvision(tmp_path, monkeypatch):
+    smooth(40, 30).save(tmp_path / "0.jpg")
+    monkeypatch.setattr("data.decoding.open_image", None)
+    assert whole(tmp_path / "0.jpg").shape == (30, 40, 3)
+    monkeypatch.setattr("data.decoding.MEGAPIXELS", 1e-4)
+    with pytest.raises(TypeError):
+        whole(tmp_path / "0.jpg")
+
+
+def test_without_torchvisions_decoder_pillow_decodes(tmp_path, monkeypatch):
+    path = tmp_path / "0.jpg"
+    smooth(80, 60).save(path)
+    expected = whole(path)
+    monkeypatch.delattr("torchvision.io.decode_jpeg")
+    assert numpy.array_equal(whole(path), expected)

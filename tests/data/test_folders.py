@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 import data
-from data.batches import FileBatches
+from data.batches import LoadedBatches
 from data.decoding import IMAGENET_MEAN, IMAGENET_STD
 from tests.data.conftest import imagefolder
 from utils.errors import UserError
@@ -25,7 +25,7 @@ def test_imagefolder_too_large_for_memory_is_read_by_the_batch(folder, monkeypat
     assert type(imagefolder(folder, cache="always", workers=2).train) is data.Images
     for draw in (None, data.Draw(seed=0, augment="crop", flip=True)):
         batches = data.batches(dataset.train, 5, dataset.mean, dataset.std, 32, draw)
-        assert isinstance(batches, FileBatches)
+        assert isinstance(batches, LoadedBatches)
         shapes = [tuple(x.shape) for x, _ in batches]
         assert shapes == [(5, 3, 32, 32), (5, 3, 32, 32), (2, 3, 32, 32)]
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from data import image_files
-from data.folders import open_image
+from data.decoding import open_image
 from data.image_files import find, leftovers
 from utils.errors import UserError
 

@@ -103,6 +103,9 @@ def test_what_a_spec_asks_for():
     assert not quant.equalizes(spec(method="lsq"))
     assert quant.dampening(spec(method="lsq", oscillation_dampening=0.5)) == 0.5
     assert quant.dampening(spec(method="ptq")) == 0.0
+    for asked, expected in ((False, 0.0), (True, 0.005), (0.02, 0.02), (1, 1.0)):
+        assert quant.transition_rate(spec(method="lsq", weight_bits=2, transition_rate=asked)) == expected
+    assert quant.transition_rate(spec(method="ptq")) == 0.0
 
 
 def test_measuring_tells_of_every_engine():

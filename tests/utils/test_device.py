@@ -53,6 +53,55 @@ def test_what_is_not_there_is_refused_in_one_line(name):
         device.find(name)
 
 
+CUDA = torch.device("cuda")
+
+
+@pytest.mark.parametrize(("name", "ahead"), [("cpu", 0), ("cuda", 1)])
+def test_an_accelerator_gets_each_batch_a_step_early(name, ahead):
+    made: list[int] = []
+    batches = device.prefetched((made.append(i) or i for i in range(4)), torch.device(name))
+    seen = [(i, len(made)) for i in batches]
+    assert seen == [(i, min(4, i + 1 + ahead)) for i in range(4)]
+    assert list(device.prefetched(iter([]), torch.device(name))) == []
+
+
+class Copied:
+    """Stands for a tensor, and keeps how it was copied."""
+
+    def to(self, where, non_blocking):
+        return where, non_blocking
+
+
+def test_only_copies_from_pinned_memory_are_not_waited_for():
+    assert [device.copied(Copied(), to) for to in (device.CPU, CUDA)] == [(device.CPU, False), (CUDA, True)]
+    assert [device.is_pinned_for(to) for to in (device.CPU, CUDA)] == [False, True]
+
+
+@pytest.fixture
+def as_before():
+    before = torch.backends.fp32_precision
+    yield
+    torch.backends.fp32_precision = before
+
+
+def test_tf32_only_on_request(as_before):
+    device.use_tf32(True)
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
+    device.use_tf32(False)
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+def test_products_of_integers_are_exact_on_a_gpu_for_a_while(as_before):
+    device.use_tf32(True)
+    with device.exact_products(torch.device("cuda")):
+        assert not torch.backends.cudnn.enabled
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.enabled
+    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    with device.exact_products(device.CPU):
+        assert torch.backends.cudnn.enabled
+
+
 def test_numbers_are_read_at_every_step_only_where_nothing_waits_for_it():
     assert device.steps_between_reads(torch.device("cpu")) == 1
     assert device.steps_between_reads(torch.device("cuda", 1)) == device.STEPS_BETWEEN_READS > 1

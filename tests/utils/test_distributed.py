@@ -91,3 +91,12 @@ def test_rows_and_extremes_of_one_process_are_its_own():
     assert distributed.all_gather_rows(x) is x
     least, greatest = distributed.all_reduce_minmax(x.amin(), x.amax())
     assert (least, greatest) == (x.amin(), x.amax())
+
+
+def test_a_process_that_fails_waits_for_no_other(monkeypatch):
+    ended = []
+    monkeypatch.setattr(distributed.dist, "destroy_process_group", lambda: ended.append("destroyed"))
+    monkeypatch.setattr(distributed.dist.distributed_c10d, "_abort_process_group", lambda: ended.append("aborted"))
+    distributed.leave_at_once(torch.device("cuda", 1))
+    distributed.leave_at_once(torch.device("cpu"))
+    assert ended == ["aborted", "destroyed"]

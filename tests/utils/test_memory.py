@@ -64,6 +64,16 @@ def test_a_gpu_says_how_much_was_asked_for():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 15 GiB in all.")
 
 
+def test_a_gpu_says_how_much_of_its_own_memory_is_free():
+    message = (
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 139.80 GiB of which 11.25 GiB "
+        "is free. Of the allocated memory 100.00 GiB is allocated by PyTorch."
+    )
+    said = r"^out of GPU memory for 20.00 GiB at once, of which 11.25 GiB are free: less$"
+    with pytest.raises(UserError, match=said), memory.explain_out_of_memory("less"):
+        raise torch.OutOfMemoryError(message)
+
+
 def test_another_error_stays_what_it_is():
     with pytest.raises(RuntimeError, match=r"^sizes do not match$"), memory.explain_out_of_memory("less"):
         raise RuntimeError("sizes do not match")

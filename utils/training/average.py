@@ -14,18 +14,18 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Follows an optimizer through hooks: updated after each step, saved and loaded as `average` in its state dict."""
+    """Follows what an optimizer trains: `update` it after each step. It is saved and loaded with the optimizer, as
+    `average` in its state dict."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, decay: float):
         self.optimizer, self.decay = optimizer, decay
         self.averages: dict[Tensor, dict] = {}
-        optimizer.register_step_post_hook(lambda *_: self.update())
         optimizer.register_state_dict_post_hook(lambda _, state: state | {"average": self.state()})
         optimizer.register_load_state_dict_pre_hook(lambda _, state: self._load(state))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Update the average of every parameter; called after each optimizer step."""
+        """Update the average of every parameter, after an optimizer step and all that its hooks change."""
         parameters = self._parameters()
         for p in parameters:
             if p not in self.averages:

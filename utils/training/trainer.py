@@ -162,6 +162,8 @@ class Trainer:
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
+        if self.average is not None:
+            self.average.update()
 
     def _loss_error(self, losses: list[float], images: Tensor, epoch: int, step: int) -> UserError:
         """losses: of the steps since the last read, of which this step is the last, with these images."""

@@ -8,12 +8,12 @@ import torch
 from quant.core.integer_layer import IntegerLayer
 from quant.engines.base import Operator
 from quant.engines.native.tensors import clamping, native_from_centred, native_from_uint8, running_on, uint8_view
-from quant.engines.onednn.layers import Packed
+from quant.engines.onednn.layers import FUSED, Packed
 from quant.engines.onednn.tensors import native_range, zero_point_of
 
 
 def packed(layer: IntegerLayer, kernel: str) -> Packed:
-    """The layer on the int8 kernel of an engine (fbgemm, qnnpack).
+    """The layer on the int8 kernel of one of torch's engines (fbgemm, qnnpack, onednn).
 
     Weight scales are the layer's multipliers.
     """
@@ -36,7 +36,7 @@ def packed(layer: IntegerLayer, kernel: str) -> Packed:
     else:
         function = (functions.conv2d_relu if relu else functions.conv2d).new
     clamp = clamping(0 if relu else lo, hi)
-    return Packed(pack, False, lambda x, weights: clamp(function(x, weights, 1.0, zero_point)))
+    return Packed(pack, kernel == FUSED, lambda x, weights: clamp(function(x, weights, 1.0, zero_point)))
 
 
 def in_float32(layer: IntegerLayer) -> Operator:

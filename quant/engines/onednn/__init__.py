@@ -1,6 +1,7 @@
-"""PyTorch's engines on oneDNN, x86 and onednn: torch.ops.onednn and plain torch operators on uint8 tensors.
+"""PyTorch's engine onednn: torch.ops.onednn and plain torch operators on uint8 tensors.
 
-Nothing here needs torch's quantized tensors, whose removal PyTorch has announced (pytorch #184982).
+Nothing here needs torch's quantized tensors, whose removal PyTorch has announced (pytorch #184982). In a torch without
+them, this is the engine x86, too.
 
 Known properties of the kernels, all measured, and how this folder deals with them:
 
@@ -31,7 +32,7 @@ from quant.graph.node_view import NodeView
 
 
 class OnednnEngine(Engine):
-    """oneDNN in torch, under one of torch's two names for it: x86 and onednn have the same kernels."""
+    """oneDNN in torch. name: onednn, or x86 in a torch without quantized tensors."""
 
     def __init__(self, name: str):
         self.name = name

@@ -168,6 +168,22 @@ def test_a_net_trains_alike_in_either_way(method):
     assert compiled.norm() / plain.norm() == pytest.approx(1, abs=0.15)
 
 
+@pytest.mark.parametrize("method", ["lsq", "pact", "dorefa", "statassist"])
+def test_other_bits_and_ranges_compile_nothing_again(method):
+    compile_or_skip()
+    x = LAYOUTS["channels_last"](torch.randn(8, 16, 18, 18))
+
+    def train(bits: int, size: float) -> int:
+        v = (x * size).requires_grad_()
+        quantizer = quant.METHODS[method].activation(spec(method=method, weight_bits=4), bits, False)
+        quantizer.train()(v, RELU).sum().backward()
+        return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+    found = [train(bits, size) for bits, size in ((4, 1.0), (4, 3.0), (2, 0.1), (8, 7.0))]
+    kernels.interpret_all()
+    assert len(set(found)) == 1
+
+
 def test_without_a_compiler_a_line_says_so_and_all_goes_on(monkeypatch, capsys):
     def absent(*_, **__):
         raise RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')")

@@ -9,7 +9,7 @@ from torch import nn
 import quant
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.grid import Grid
-from quant.core.integer_operator import add, average, elementwise, function, integer_operator, mul, sub
+from quant.core.integer_operator import add, average, elementwise, exact_average, function, integer_operator, mul, sub
 from quant.graph.op_table import OPERATORS
 from tests.helpers import grid, other_arguments, prepared_with
 
@@ -147,3 +147,14 @@ def test_every_row_says_whether_its_result_can_be_negative(name):
     tensors, others = arguments_of(name, x if row.role == "binary" else x - 3)
     result = row.function(*tensors, *others)
     assert row.signed([False, False]) or result.min() >= 0
+
+
+def test_averages_are_the_same_where_a_device_multiplies_by_an_inverse(monkeypatch):
+    n = torch.randint(-128, 128, (4, 16, 7, 7)).float()
+    pools = [lambda x: x.mean((2, 3)), lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: F.avg_pool2d(x, 3, 2, 1)]
+    divided = [exact_average(pool, n) for pool in pools]
+    monkeypatch.setattr("quant.core.integer_operator.is_host", lambda x: False)
+    monkeypatch.setattr(torch.Tensor, "mean", lambda x, dims: x.sum(dims) * (1 / 49))
+    for pool, expected in zip(pools, divided, strict=True):
+        assert torch.equal(exact_average(pool, n), expected)
+    assert not torch.equal((n.sum((2, 3)) * (1 / 49)).float(), divided[0]), "in fp32 it is not"

@@ -28,20 +28,31 @@ def test_only_large_tensors_go_to_the_compiled_kernel(compiled):
     found = run(kernels.forward, torch.ones(SMALL - 1), *numbers)
     assert torch.equal(found, torch.ones(SMALL - 1))
     assert len(compiled) == 1
-    assert torch.is_tensor(run(kernels.backward, torch.ones(SMALL), torch.ones(SMALL), *numbers[:2])), "not compiled"
+    ones = torch.ones(SMALL)
+    assert torch.is_tensor(run(kernels.backward, ones, ones, *numbers[:2], None)), "not compiled"
 
 
 def test_compiled_kernels_get_tensors_without_history(compiled):
     """Else the compiler would compile another variant for them."""
     learned = torch.tensor(2.0, requires_grad=True)
-    run(kernels.forward, torch.zeros(SMALL, requires_grad=True), learned, (learned, 1.0), True)
-    x, number, (inner, plain), flag = compiled[0]
+    run(kernels.forward, torch.zeros(SMALL, requires_grad=True), learned, (learned, None), True)
+    x, number, (inner, nothing), flag = compiled[0]
     assert not x.requires_grad
     assert not number.requires_grad
     assert not inner.requires_grad
     assert torch.is_tensor(number)
-    assert plain == 1.0
+    assert nothing is None
     assert flag is True
+
+
+def test_compiled_kernels_get_known_numbers_as_tensors_and_no_tensor_twice(compiled):
+    """Else the compiler would compile another variant for each value, and for equal ones."""
+    same = torch.tensor(0.5)
+    run(kernels.forward, torch.zeros(SMALL), same, same, (0.0, math.inf), 0.0)
+    _, *numbers, (low, high), least = compiled[0]
+    found = [*numbers, low, high, least]
+    assert [float(number) for number in found] == [0.5, 0.5, 0.0, math.inf, 0.0]
+    assert len({id(number) for number in found}) == len(found)
 
 
 def test_plain_kernels_get_python_numbers():
@@ -123,12 +134,12 @@ def test_all_kernels_are_compiled_and_the_first_is_tried(monkeypatch):
 
     def compile_one(kernel, **_):
         def fast(*arguments):
-            ran.append(kernel)
+            ran.append((kernel, arguments[0].device.type))
             return kernel(*arguments)
 
         return fast
 
     monkeypatch.setattr(torch, "compile", compile_one)
-    kernels.compile_all()
+    kernels.compile_all(torch.device("meta"))
     assert set(kernels._compiled) == set(kernels.KERNELS)
-    assert ran == [kernels.forward]
+    assert ran == [(kernels.forward, "meta")]

@@ -3,7 +3,7 @@
 import pytest
 
 import quant
-from quant.core.options import BatchObserver, DampeningOptions, SignedEdges
+from quant.core.options import BatchObserver, DampeningOptions, SignedEdges, TrainingOptions
 from utils.errors import UserError
 
 
@@ -12,6 +12,9 @@ from utils.errors import UserError
     [
         (BatchObserver, "observer", "moving_average", "mse"),
         (DampeningOptions, "oscillation_dampening", 0.0, -0.1),
+        (TrainingOptions, "transition_rate", False, 1.5),
+        (TrainingOptions, "rounding_gradient", "straight", "bent"),
+        (TrainingOptions, "gradient_strength", None, 0.0),
         (SignedEdges, "signed_edges", "clip", "wide"),
     ],
 )

@@ -24,6 +24,7 @@ VARIANTS = [(name, {}) for name in METHODS] + [
     ("dorefa", {"signed_edges": "affine"}),
     ("dorefa", {"act_clip": "calibration"}),
     ("lsq", {"step_init": "mse"}),
+    ("lsq", {"offset": "learned"}),
     ("ptq", {"rounding": "adaround"}),
 ]
 

@@ -11,12 +11,13 @@ from utils.training.average import Average
 DECAY = 0.6
 
 
-def trained(steps: int, optimizer: torch.optim.Optimizer, model: nn.Module) -> list[torch.Tensor]:
+def trained(steps: int, optimizer: torch.optim.Optimizer, model: nn.Module, average: Average) -> list[torch.Tensor]:
     """The weights after each step."""
     weights = []
     for _ in range(steps):
         model(torch.randn(4, 3)).square().sum().backward()
         optimizer.step()
+        average.update()
         optimizer.zero_grad()
         weights.append(model.weight.detach().clone())
     return weights
@@ -26,7 +27,7 @@ def test_it_is_the_weighted_sum_of_the_weights_so_far():
     model = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     average = Average(optimizer, DECAY)
-    weights = trained(12, optimizer, model)
+    weights = trained(12, optimizer, model, average)
     expected = weights[0]
     for t, weight in enumerate(weights):
         d = min(DECAY, (1 + t) / (10 + t))
@@ -42,6 +43,7 @@ def test_weights_and_buffers_come_back_whatever_happens_meanwhile():
     average = Average(optimizer, DECAY)
     model(torch.randn(4, 3)).sum().backward()
     optimizer.step()
+    average.update()
     before = copy.deepcopy(model.state_dict())
 
     def disturbed() -> None:
@@ -61,17 +63,17 @@ def test_it_goes_on_from_an_optimizers_state_and_takes_up_what_comes_later(make)
         model, later = nn.Linear(3, 2), nn.Parameter(torch.ones(()))
         optimizer = make(model.parameters(), lr=0.01)
         average = Average(optimizer, DECAY)
-        trained(3, optimizer, model)
+        trained(3, optimizer, model, average)
         optimizer.add_param_group({"params": [later]})
         later.grad = torch.ones(())
         return model, later, optimizer, average
 
     model, later, optimizer, average = fresh()
-    trained(1, optimizer, model)
+    trained(1, optimizer, model, average)
     saved, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
     value = later.detach().clone()
     torch.manual_seed(1)
-    trained(3, optimizer, model)
+    trained(3, optimizer, model, average)
 
     other, other_later, other_optimizer, other_average = fresh()
     other.load_state_dict(weights)
@@ -80,7 +82,7 @@ def test_it_goes_on_from_an_optimizers_state_and_takes_up_what_comes_later(make)
     other_optimizer.load_state_dict(saved)
     other_later.grad = None
     torch.manual_seed(1)
-    trained(3, other_optimizer, other)
+    trained(3, other_optimizer, other, other_average)
     average.swap()
     other_average.swap()
     assert torch.equal(model.weight, other.weight)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from quant.engines.native import NativeEngine, _silence_removal_warning
+from quant.engines.native import NativeEngine, has_quantized_tensors
+from quant.engines.onednn import OnednnEngine
+from quant.registry import ENGINES
 from tests.conftest import KERNELS
 from utils.environment import environment
 
@@ -35,14 +37,25 @@ def test_the_removal_of_quantized_tensors_is_not_announced():
     try:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
-            _silence_removal_warning.__wrapped__()
+            assert has_quantized_tensors.__wrapped__()
             warnings.warn("another", stacklevel=1)
     finally:
         torch.set_warn_always(before)
     assert [str(warning.message) for warning in seen] == ["another"]
 
 
-@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
-def test_a_torch_without_quantized_tensors_is_told(name, monkeypatch):
+@pytest.fixture
+def without_quantized_tensors(monkeypatch):
     monkeypatch.delattr("torch.quantize_per_tensor")
+    has_quantized_tensors.cache_clear()
+    yield
+    has_quantized_tensors.cache_clear()
+
+
+def test_x86_runs_on_plain_uint8_without_quantized_tensors(without_quantized_tensors):
+    assert type(ENGINES["x86"]()) is OnednnEngine
+
+
+@pytest.mark.parametrize("name", ["fbgemm", "qnnpack"])
+def test_a_torch_without_quantized_tensors_is_told(name, without_quantized_tensors):
     assert NativeEngine(name).missing() == "needs quantized tensors, which this version of torch no longer has"

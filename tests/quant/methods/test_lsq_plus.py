@@ -1,9 +1,4 @@
-"""A quantizer that learns two tensors: LSQ+ (Bhalgat et al., arXiv 2004.09576), written for this test alone.
-
-It shows that the contract carries a learned offset: gradients against autograd in fp64, training, and integers.
-"""
-
-from dataclasses import replace
+"""LSQ+'s learned offset (quant.offset): gradients against autograd in fp64, where it starts, training, and integers."""
 
 import pytest
 import torch
@@ -13,45 +8,23 @@ import quant
 from quant.core import fake_quantize, kernels
 from quant.core.activation import IDENTITY, ClampedAffine
 from quant.core.contract import check_activation_quantizer
-from quant.core.fake_quantize import Rounding
-from quant.core.grid import Grid
-from quant.core.quantizer import TINY, DataInitializedActivationQuantizer
 from quant.methods import lsq
+from quant.methods.lsq import LearnedOffsetActivation
 from tests.conftest import agrees_in_integers, spec, trained
 from tests.quant.core.helpers import compile_or_skip
+from utils.errors import UserError
 
 RELU6 = ClampedAffine(0.0, 6.0)
 
 
-class LsqPlus(DataInitializedActivationQuantizer):
-    """v_hat = s round(clip((v - beta) / s, 0, p)) + beta, with beta rounded to a multiple of s; p = 2^bits - 1."""
-
-    def __init__(self, bits: int):
-        super().__init__(bits, started=False)
-        self.p = 2**bits - 1
-        self.s, self.beta = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.0))
-
-    def initialize(self, x):
-        self.s.copy_(((x.max() - x.min().clamp(max=0)) / self.p).clamp(min=TINY))
-        self.beta.copy_(x.min().clamp(max=0))
-
-    def grid(self) -> Grid:
-        s = self.s.detach().clamp(min=TINY)
-        z = (-self.beta.detach() / s).round().clamp(0, self.p).int()
-        return Grid(s, z, 0, self.p)
-
-    def rounding(self, x) -> Rounding:
-        grid = self.grid()
-        s, z = grid.scale, grid.zero_point
-        least, most = (-z).float(), (self.p - z).float()
-        share = 1 / (x[0].numel() * self.p) ** 0.5
-        return Rounding(
-            s, least, most, least * s, most * s, learned=(self.s, self.beta), origin=-z * s, gradient_scale=share
-        )
+@pytest.fixture
+def interpreted_after():
+    yield
+    kernels.interpret_all()
 
 
-def started(bits: int, x: torch.Tensor) -> LsqPlus:
-    quantizer = LsqPlus(bits).train()
+def started(bits: int, x: torch.Tensor) -> LearnedOffsetActivation:
+    quantizer = LearnedOffsetActivation(bits).train()
     quantizer(x)
     with torch.no_grad():
         quantizer.s.mul_(0.7)  # so that values are clipped at both ends
@@ -63,23 +36,26 @@ def straight_round(x: torch.Tensor) -> torch.Tensor:
     return x + (x.round() - x).detach()
 
 
-def in_fp64(quantizer: LsqPlus, v: torch.Tensor):
+def in_fp64(quantizer: LearnedOffsetActivation, v: torch.Tensor):
     """(v_hat, s, beta) by the equations, of plain operators."""
     s, beta = (p.detach().double().requires_grad_() for p in (quantizer.s, quantizer.beta))
     on_grid = beta + (-(-beta / s).round() * s - beta).detach()
-    return straight_round(((v - on_grid) / s).clamp(0, quantizer.p)) * s + on_grid, s, beta
+    return straight_round(((v - on_grid) / s).clamp(0, quantizer.Q_P)) * s + on_grid, s, beta
 
 
-def off_edges(quantizer: LsqPlus, u: torch.Tensor) -> torch.Tensor:
+def off_edges(quantizer: LearnedOffsetActivation, u: torch.Tensor) -> torch.Tensor:
     """Where fp32 and fp64 cannot come to different integers or to different sides of the ends."""
     steps, grid = u / quantizer.s.double(), quantizer.grid()
-    ends = torch.tensor([-int(grid.zero_point), quantizer.p - int(grid.zero_point)])
+    ends = torch.tensor([-int(grid.zero_point), quantizer.Q_P - int(grid.zero_point)])
     return ((steps - steps.floor() - 0.5).abs() > 1e-3) & ((steps[..., None] - ends).abs().amin(-1) > 1e-3)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("activation", [IDENTITY, RELU6], ids=["none", "relu6"])
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_gradients_against_autograd_in_fp64(bits, activation, way):
+def test_gradients_against_autograd_in_fp64(bits, activation, compiled, interpreted_after):
+    if compiled:
+        compile_or_skip()
     x = (torch.randn(8, 16, 18, 18) * 3).contiguous(memory_format=torch.channels_last)
     quantizer = started(bits, x)
     exact = x.double().requires_grad_()
@@ -125,7 +101,7 @@ def test_after_a_batch_norm_in_one_pass(activation):
 
 def test_the_offset_finds_the_range_of_the_data():
     x = torch.rand(4096, 8) * 3 - 1
-    quantizer = LsqPlus(4).train()
+    quantizer = LearnedOffsetActivation(4).train()
     quantizer(x)
     with torch.no_grad():
         quantizer.beta.fill_(-0.2)
@@ -150,10 +126,35 @@ def test_it_keeps_the_contract():
         assert torch.equal(quantizer(x), grid.scale * (quantizer.to_int(x) - grid.zero_point))
 
 
-def test_a_net_that_learns_offsets_is_the_same_in_integers(digits16, monkeypatch):
-    method = replace(lsq.METHOD, activation=lambda spec, bits, signed: LsqPlus(bits))
-    monkeypatch.setitem(quant.METHODS, "lsq", method)
-    model = trained(digits16, "tests.nets:Residual", {}, 15, spec(method="lsq", weight_bits=4, act_bits=4))
-    offsets = [q.beta for q in quant.quantizers(model).values() if isinstance(q, LsqPlus)]
-    assert len(offsets) >= 3
+def test_it_starts_at_the_least_squared_error():
+    """But for a tenth: the search tries shares of the full range, this test all zero points and many steps."""
+    x = torch.nn.functional.leaky_relu(torch.randn(64, 64), 0.4)
+    quantizer = LearnedOffsetActivation(3).train()
+    quantizer(x)
+
+    def error(s: torch.Tensor, z: torch.Tensor) -> float:
+        return float((s * ((x / s).round() + z).clamp(0, 7).sub(z) - x).square().mean())
+
+    tried = min(error(s, torch.tensor(float(z))) for z in range(8) for s in torch.linspace(0.05, 2, 200))
+    assert quantizer.zero_point() > 0
+    assert error(quantizer.s.detach(), quantizer.zero_point()) <= 1.1 * tried
+
+
+def test_values_that_cannot_be_negative_have_no_offset():
+    asked = spec(method="lsq", offset="learned")
+    assert isinstance(lsq.activation(asked, 4, True), LearnedOffsetActivation)
+    assert not isinstance(lsq.activation(asked, 4, False), LearnedOffsetActivation)
+
+
+def test_a_zero_point_is_refused_where_none_may_be():
+    with pytest.raises(UserError, match=r"^quant.offset: learned gives activations zero points; quant.symmetric_"):
+        spec(method="lsq", offset="learned", symmetric_activations=True)
+
+
+def test_a_net_that_learns_offsets_is_the_same_in_integers(digits16):
+    asked = spec(method="lsq", offset="learned", weight_bits=4, act_bits=4)
+    model = trained(digits16, "tests.nets:Residual", {}, 15, asked)
+    offsets = [q for q in quant.quantizers(model).values() if isinstance(q, LearnedOffsetActivation)]
+    assert len(offsets) == 2, "of the image, and where two signed values are added"
+    assert any(q.beta != 0 for q in offsets)
     agrees_in_integers(model, digits16, 90)
