@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     where, found = device.find(asked.device), dict[str, Any](environment=environment())
-    device.use_tf32(False)
+    device.use_tf32(False, where)
     print(json.dumps(found["environment"]))
     for name in asked.only:
         began = time.perf_counter()
@@ -162,10 +162,10 @@ def speed(dataset: data.Dataset, size: int, where: torch.device, batch: int) -> 
 def exact(where: torch.device, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Also with TF32 on, which integers must not notice."""
     nets, found = ("resnet20", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5"), []
-    for tf32 in (False, True):
-        device.use_tf32(tf32)
+    for tf32 in (False, True) if where.type == "cuda" else (False,):
+        device.use_tf32(tf32, where)
         found += [{"net": net, "tf32": tf32} | compared(net, where) for net in nets]
-    device.use_tf32(False)
+    device.use_tf32(False, where)
     return found
 
 

@@ -18,7 +18,7 @@ WORKERS = 2
 class Files:
     """Images on disk, decoded a batch at a time: their paths, labels int64 [N], and what is made of each.
 
-    workers: processes that decode them. on_error: an unreadable image is named, and "fail" ends the run, "skip"
+    workers: threads that decode them. on_error: an unreadable image is named, and "fail" ends the run, "skip"
     continues without it. whole: random crops are cut out of the files as they are, not of the squares.
     """
 

@@ -24,10 +24,12 @@ def steps_between_reads(device: torch.device) -> int:
     return 1 if device.type == "cpu" else STEPS_BETWEEN_READS
 
 
-def use_tf32(wanted: bool) -> None:
-    """Whether accelerators multiply fp32 numbers in TensorFloat-32 from now on. Torch's default is yes in
-    convolutions and no in matrix products."""
-    BACKENDS.fp32_precision = "tf32" if wanted else "ieee"
+def use_tf32(wanted: bool, device: torch.device) -> None:
+    """Whether a CUDA device multiplies fp32 numbers in TensorFloat-32 from now on. Torch's default is yes in
+    convolutions and no in matrix products. Raises UserError where a device of another kind is to do so."""
+    if wanted and device.type != "cuda":
+        raise UserError(f"run.tf32: only CUDA has TensorFloat-32, and this run trains on {device}")
+    BACKENDS.cuda.matmul.fp32_precision = BACKENDS.cudnn.conv.fp32_precision = "tf32" if wanted else "ieee"
 
 
 @contextlib.contextmanager
@@ -40,12 +42,12 @@ def exact_products(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = BACKENDS.cudnn.enabled, BACKENDS.fp32_precision
-    BACKENDS.cudnn.enabled, BACKENDS.fp32_precision = False, "ieee"
+    before = BACKENDS.cudnn.enabled, BACKENDS.cuda.matmul.fp32_precision
+    BACKENDS.cudnn.enabled, BACKENDS.cuda.matmul.fp32_precision = False, "ieee"
     try:
         yield
     finally:
-        BACKENDS.cudnn.enabled, BACKENDS.fp32_precision = before
+        BACKENDS.cudnn.enabled, BACKENDS.cuda.matmul.fp32_precision = before
 
 
 def find(name: str) -> torch.device:

@@ -75,7 +75,7 @@ def locked(folder: Path) -> Iterator[None]:
         for name in {folder.resolve(), folder.parent.resolve() / folder.name}:
             file = stack.enter_context(_lock_file(name.with_name(f".{name.name}.lock")))
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited by data workers
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited
             except OSError:
                 raise UserError(f"run.name: another train.py is writing to {folder}; choose another name") from None
         yield

@@ -139,7 +139,7 @@ class Program:
         return {-number for number in self.signals} | interrupted
 
     def _check_alone(self) -> None:
-        """Raise Violation if processes that it started, such as data workers, do not end with it, and end them."""
+        """Raise Violation if processes that it started do not end with it, and end them."""
         end = time.monotonic() + GRACE
         while left := living(self.process.pid):
             if time.monotonic() > end:

@@ -32,6 +32,8 @@ FUSED: dict[str, str | int | bool | Callable[..., Any]] = {
 """Compiler options: never write intermediate results to memory, however often they are used. By default the compiler
 does so after four uses or thirty operators, in fp32, and norm_sums takes at least twice as long."""
 _compiled: dict[Callable, Callable] = {}
+_tried_on: set[torch.device] = set()
+"""The devices on which the compiled kernels are known to work."""
 
 
 def run(kernel: Callable, *arguments: Any) -> Any:
@@ -204,7 +206,7 @@ def compiled() -> bool:
 def compile_all(device: torch.device = CPU) -> None:
     """Compile the kernels, and try one on the device they are for. Without a working compiler a one-line message says
     so, and they run uncompiled."""
-    if _compiled:
+    if _compiled and device in _tried_on:
         return
     try:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
@@ -216,6 +218,7 @@ def compile_all(device: torch.device = CPU) -> None:
         _say_uncompiled(error)
         return
     _compiled.update(fast)
+    _tried_on.add(device)
 
 
 def interpret_all() -> None:

@@ -21,7 +21,7 @@ class ObservedRange(Quantizer):
 
     low: Tensor
     high: Tensor
-    flags = (*Quantizer.flags, "observed")
+    flags = ("observed",)
 
     def __init__(self, bits: int, channels: int | None, observer: str, percentile: float):
         super().__init__(bits)

@@ -173,7 +173,7 @@ class DataInitialized(Quantizer):
     happened.
     """
 
-    flags = (*Quantizer.flags, "started")
+    flags = ("started",)
 
     def __init__(self, bits: int, started: bool):
         super().__init__(bits)

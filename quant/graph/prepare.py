@@ -160,8 +160,9 @@ class _Editor:
 
     def _set_slope(self, quantizer: Quantizer, of_weights: bool) -> None:
         """Give a quantizer the gradient of rounding that the spec asks for."""
-        asked, grid = self.spec.options, quantizer.grid()
+        asked = self.spec.options
         if isinstance(asked, TrainingOptions):
+            grid = quantizer.grid()
             steps = (grid.q_max - grid.q_min) / grid.step
             quantizer.slope = slope(asked.rounding_gradient, asked.gradient_strength, steps, of_weights)
 

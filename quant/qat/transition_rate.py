@@ -13,7 +13,7 @@ g is the optimizer's direction: the momentum of SGD, the normalized momentum of 
 starts at the optimizer's own and so does eta. The target R starts at lambda sqrt(b) for weights of b bits and decays as
 the learning rate does. Everything else that the optimizer trains keeps the ordinary learning rate.
 
-With U = eta u, no eta is left: u starts at 1, u <- max(0, u + R - K), and
+With U = eta u, no eta is left: u <- max(0, u + R - K), which starts at 1, or during a warm-up below it, and
 
     w  <-  w + u (w' - w),     w': where the optimizer takes w at the constant rate eta
 
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from quant.core.quantizer import WeightQuantizer
 from quant.graph.quant_layers import QuantLayer
+from utils.errors import UserError
 
 LAMBDA = 0.005
 """lambda of the least error at 2 bits in the paper's ablation."""
@@ -63,10 +64,14 @@ class TransitionRate:
     ):
         self.optimizer, self.eta, self.decay = optimizer, eta, decay
         self.layers = scheduled_layers(model)
+        if not self.layers:
+            raise UserError(
+                f"quant.transition_rate: no layer's weights have {MOST_BITS} bits or fewer, as those that it is for"
+            )
         bits = torch.tensor([float(quantizer.bits) for _, quantizer in self.layers])
         device = next(model.parameters()).device
         self.R = (lam * bits.sqrt()).to(device)
-        self.K, self.u = torch.zeros_like(self.R), torch.ones_like(self.R)
+        self.K, self.u = torch.zeros_like(self.R), torch.full_like(self.R, decay())
         move_to_own_groups(optimizer, [w for w, _ in self.layers])
         self.before: list[Tensor] = []
         optimizer.register_step_pre_hook(lambda *_: self.before_step())

@@ -6,6 +6,8 @@ import torch
 from utils import device
 from utils.errors import UserError
 
+CUDA = torch.device("cuda")
+
 
 def accelerators(monkeypatch, count: int) -> list[int]:
     """Pretend that this machine has so many; returns the numbers of those that were chosen."""
@@ -79,21 +81,29 @@ def test_only_copies_from_pinned_memory_are_not_waited_for():
 
 @pytest.fixture
 def as_before():
-    before = torch.backends.fp32_precision
+    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
     yield
-    torch.backends.fp32_precision = before
+    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
 
 
 def test_tf32_only_on_request(as_before):
-    device.use_tf32(True)
+    of_cpus = torch.backends.mkldnn.fp32_precision
+    device.use_tf32(True, CUDA)
+    assert torch.backends.mkldnn.fp32_precision == of_cpus
     assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
-    device.use_tf32(False)
+    device.use_tf32(False, CUDA)
     assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
 
 
+def test_what_has_no_tf32_is_told():
+    device.use_tf32(False, device.CPU)
+    with pytest.raises(UserError, match=r"^run.tf32: only CUDA has TensorFloat-32, and this run trains on cpu$"):
+        device.use_tf32(True, device.CPU)
+
+
 def test_products_of_integers_are_exact_on_a_gpu_for_a_while(as_before):
-    device.use_tf32(True)
-    with device.exact_products(torch.device("cuda")):
+    device.use_tf32(True, CUDA)
+    with device.exact_products(CUDA):
         assert not torch.backends.cudnn.enabled
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.enabled

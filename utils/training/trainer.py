@@ -63,6 +63,8 @@ class Trainer:
     quantized: bool = False
     done: float = 0.0
     """Epochs done so far; not necessarily a whole number."""
+    lr: float = 0.0
+    """The learning rate of the last step."""
     ddp_model: nn.Module | None = None
     """What `wrapped` made for the model as it is now, or None."""
 
@@ -108,18 +110,19 @@ class Trainer:
     def _train(self, epoch: int, at: Position) -> Score:
         """Do the steps of an epoch from `at` on; save between steps when that is due in any process.
 
-        Raises UserError if the loss is NaN or infinite, before the optimizer steps, and Interrupted after a signal.
+        Raises UserError if the loss is NaN or infinite, before the optimizer steps where numbers are read
+        at every step, and Interrupted after a signal.
         """
         self.model.train()
         batches, score, unread, device = self.train_batches, at.score, Unread(), self.processes.device
-        steps = zip(range(at.step, len(batches)), batches.epoch(epoch, at.step), strict=True)
         done = at.step * batches.batch_size
         with (
+            contextlib.closing(batches.epoch(epoch, at.step)) as loaded,
             self.log.epoch(len(batches.images), done) as progress,
             self.processes.as_one(self.model) as start_step,
             defer_signals() as request,
         ):
-            for step, (images, labels) in steps:
+            for step, (images, labels) in zip(range(at.step, len(batches)), loaded, strict=True):
                 images, labels = images.to(device), labels.to(device)
                 start_step(self.noise.seed_of_first(epoch, step), len(images))
                 self.wrapped(images)
@@ -180,14 +183,15 @@ class Trainer:
     def _before_step(self, epoch: int, step: int) -> None:
         self.noise.at(epoch, step)
         self.done = epoch + step / len(self.train_batches)
-        optim.set_rate(self.optimizer, self.rate(self.done))
+        self.lr = self.rate(self.done)
+        optim.set_rate(self.optimizer, self.lr)
 
     def _finish_epoch(self, epoch: int, score: Score) -> None:
         """Score the epoch on the validation images, log it and save it."""
         self.processes.broadcast_buffers(self.model.buffers())
         total, best = metrics.sum_over_processes(score, self.processes), self.log.best
         counts = self.quantized or self.quantize_from >= self.epochs
-        stage, lr = self.method if self.quantized else "float", self.optimizer.param_groups[0]["lr"]
+        stage, lr = self.method if self.quantized else "float", self.lr
         with self._final_weights():
             better = self.log.record(stage, total, self._val_score(), lr, counts)
             if better and not self.saver.save_best(epoch + 1, self.model, self.log):

@@ -27,6 +27,17 @@ def test_flags_are_saved_as_tensors_beside_the_buffers():
     assert not list(Door().parameters())
 
 
+def test_a_subclass_adds_flags():
+    class Gate(Door):
+        flags = ("rusty",)
+
+        def __init__(self):
+            super().__init__()
+            self.rusty = True
+
+    assert {"open", "locked", "rusty"} <= set(Gate().state_dict())
+
+
 def test_flags_are_loaded_as_python_values():
     door, state = Door(), {"open": torch.tensor(False), "locked": torch.tensor(True), "height": torch.tensor(3.0)}
     kept = copy.copy(state)

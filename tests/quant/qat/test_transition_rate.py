@@ -13,6 +13,7 @@ from quant.graph.quant_layers import QuantLayer
 from quant.qat.transition_rate import TransitionRate, fix_steps, scheduled_layers
 from tests.conftest import photos, spec
 from tests.nets import plain
+from utils.errors import UserError
 from utils.training import optim
 
 METHODS = [name for name, method in quant.METHODS.items() if issubclass(method.options, TrainingOptions)]
@@ -68,7 +69,7 @@ def test_weights_and_rates_are_those_of_the_equations(method, optimizer):
             weights.append(w.detach().double().clone())
         torch_optimizer.step()
     for i, ((w, quantizer), (gradients, weights)) in enumerate(zip(layers, seen, strict=True)):
-        K, U, R = 0.0, ETA, 0.1 * 3**0.5 * share
+        K, U, R = 0.0, ETA * share, 0.1 * 3**0.5 * share
         path = [*weights, w.detach().double()]
         for t, g in enumerate(directions(optimizer, gradients, weights)):
             U = max(0.0, U + ETA * (R - K))
@@ -191,3 +192,16 @@ def test_no_step_waits_for_a_value(method):
     with NoReads():
         schedule.before_step()
         schedule.after_step()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_it_starts_at_the_optimizers_own_learning_rate(share):
+    model, trained = a_net("lsq")
+    schedule = TransitionRate(torch.optim.SGD(trained, lr=0.1), model, 0.01, 0.1, lambda: share)
+    assert schedule.u.tolist() == [share] * len(schedule.layers)
+
+
+def test_a_net_without_narrow_weights_is_refused():
+    model, trained = a_net("lsq", bits=8)
+    with pytest.raises(UserError, match=r"quant.transition_rate: no layer's weights have 7 bits or fewer"):
+        TransitionRate(torch.optim.SGD(trained, lr=0.1), model, 0.01, 0.1, lambda: 1.0)

@@ -29,7 +29,7 @@ class Batches:
         return STEPS
 
     def epoch(self, epoch: int, first: int = 0):
-        return zip(self.images.split(8)[first:], self.labels.split(8)[first:], strict=True)
+        yield from zip(self.images.split(8)[first:], self.labels.split(8)[first:], strict=True)
 
 
 class Saver:
