@@ -3,7 +3,7 @@
 import contextlib
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,6 @@ from utils import distributed
 from utils.errors import UserError, first_line
 
 CPU = torch.device("cpu")
-BACKENDS: Any = torch.backends
-"""Whose annotations lack fp32_precision."""
 T = TypeVar("T")
 STEPS_BETWEEN_READS = 32
 """Of a training on an accelerator, which stands still while a number is read from it."""
@@ -29,7 +27,7 @@ def use_tf32(wanted: bool, device: torch.device) -> None:
     convolutions and no in matrix products. Raises UserError where a device of another kind is to do so."""
     if wanted and device.type != "cuda":
         raise UserError(f"run.tf32: only CUDA has TensorFloat-32, and this run trains on {device}")
-    BACKENDS.cuda.matmul.fp32_precision = BACKENDS.cudnn.conv.fp32_precision = "tf32" if wanted else "ieee"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = wanted
 
 
 @contextlib.contextmanager
@@ -42,12 +40,13 @@ def exact_products(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = BACKENDS.cudnn.enabled, BACKENDS.cuda.matmul.fp32_precision
-    BACKENDS.cudnn.enabled, BACKENDS.cuda.matmul.fp32_precision = False, "ieee"
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.enabled, matmul.allow_tf32
+    cudnn.enabled, matmul.allow_tf32 = False, False
     try:
         yield
     finally:
-        BACKENDS.cudnn.enabled, BACKENDS.cuda.matmul.fp32_precision = before
+        cudnn.enabled, matmul.allow_tf32 = before
 
 
 def find(name: str) -> torch.device:

@@ -81,18 +81,18 @@ def test_only_copies_from_pinned_memory_are_not_waited_for():
 
 @pytest.fixture
 def as_before():
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     yield
-    torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision = before
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def test_tf32_only_on_request(as_before):
+@pytest.mark.parametrize("wanted", [True, False])
+def test_tf32_only_on_request(wanted, as_before):
     of_cpus = torch.backends.mkldnn.fp32_precision
-    device.use_tf32(True, CUDA)
+    device.use_tf32(wanted, CUDA)
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is wanted
     assert torch.backends.mkldnn.fp32_precision == of_cpus
-    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "tf32"
-    device.use_tf32(False, CUDA)
-    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.get_float32_matmul_precision() == ("high" if wanted else "highest"), "torch's own checks still work"
 
 
 def test_what_has_no_tf32_is_told():
@@ -105,9 +105,9 @@ def test_products_of_integers_are_exact_on_a_gpu_for_a_while(as_before):
     device.use_tf32(True, CUDA)
     with device.exact_products(CUDA):
         assert not torch.backends.cudnn.enabled
-        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert not torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cudnn.enabled
-    assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert torch.backends.cuda.matmul.allow_tf32
     with device.exact_products(device.CPU):
         assert torch.backends.cudnn.enabled
 
