@@ -34,7 +34,7 @@ schema: .venv/installed
 	$(INSTALL) -r requirements.txt
 	touch $@
 
-.venv/deploy: .venv/installed requirements-deploy.txt requirements-executorch.txt requirements-litert.txt
-	$(INSTALL) -r requirements-deploy.txt
+.venv/deploy: .venv/installed requirements-deploy.txt requirements-ray.txt requirements-executorch.txt requirements-litert.txt
+	$(INSTALL) -r requirements-deploy.txt -r requirements-ray.txt
 	$(INSTALL) --no-deps -r requirements-executorch.txt -r requirements-litert.txt
 	touch $@
