@@ -28,7 +28,11 @@ TRAIN = ["train.py", "data.image_size=16", "data.batch_size=60", "data.limit=300
 RUN = ["run.device=cpu", "run.epochs=8", "run.checkpoint_minutes=0.0001", "run.name=run"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--max-restarts=3"]
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+AWAY = 30
+"""Seconds; for 15 of them torchrun counts a dead host as there."""
+NO_SHARED_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""Else a torchrun that is started anew waits for an address that the others have only said to the one before it."""
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"} | NO_SHARED_STORE
 NAMED = 'hostname "$0" && mount --bind "$1" /etc/hosts && shift && exec "$@"'
 """Runs a command on a host of this name, which knows both by name. (What is mounted within `ip netns exec` is seen only
 there.)"""
@@ -70,14 +74,14 @@ def ends(processes: dict[str, subprocess.Popen]) -> bool:
 
 
 def with_a_death(folder: Path) -> dict[str, subprocess.Popen]:
-    """A run on both hosts, the second of which dies in the middle, and comes back after ten seconds."""
+    """A run on both hosts, the second of which dies in the middle, and comes back."""
     processes = started(folder)
     while not (folder / "run" / "last.prev.pt").exists():
         time.sleep(0.05)
     die("host2")
     processes["host2"].wait()
     print("host2 is dead", flush=True)
-    time.sleep(10)
+    time.sleep(AWAY)
     began = time.monotonic()
     ip("-n", "host2", "link", "set", "cable", "up")
     processes["host2"] = start("host2", folder)
