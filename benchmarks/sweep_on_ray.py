@@ -9,7 +9,9 @@ processes of this machine, of one CPU each (ray.cluster_utils); Ray knows them a
 import argparse
 import contextlib
 import csv
+import itertools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,7 +25,7 @@ import torch
 from utils.runs import tensor_file
 
 NET = ["model.name=tests.nets:plain", "data.image_size=16", "data.limit=256", "data.batch_size=32"]
-RUN = ["optim.name=adam", "optim.lr=0.01", "run.epochs=12", "run.engines=reference", "run.device=cpu", "run.name=grid"]
+RUN = ["optim.name=adam", "optim.lr=0.01", "run.epochs=30", "run.engines=reference", "run.device=cpu", "run.name=grid"]
 BITS = [2, 3, 4, 5, 6, 8]
 QUICK_TO_NOTICE = {"health_check_period_ms": 500, "health_check_timeout_ms": 500, "health_check_failure_threshold": 3}
 """Ray's own take some 15 seconds to give up a node that does not answer."""
@@ -73,9 +75,18 @@ def two_nodes() -> Iterator[tuple[str, Any]]:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         second = cluster.add_node(**node)
-        yield cluster.address, lambda: cluster.remove_node(second, allow_graceful=False)
+        yield cluster.address, lambda: kill(cluster, second)
     finally:
         cluster.shutdown()
+
+
+def kill(cluster: Any, node: Any) -> None:
+    """Kill a node with its workers, as when a machine dies. Without it they would live on for a second."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    children = [path.read_text().split() for path in Path(f"/proc/{raylet}/task").glob("*/children")]
+    for process in [raylet, *map(int, itertools.chain(*children))]:
+        os.kill(process, signal.SIGKILL)
+    cluster.remove_node(node, allow_graceful=False)
 
 
 def cells(folder: Path) -> list[str]:
