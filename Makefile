@@ -47,7 +47,7 @@ $(VENV)/installed: requirements.txt $(CONSTRAINTS)
 	$(INSTALL) -r requirements.txt
 	touch $@
 
-$(VENV)/deploy: $(VENV)/installed requirements-deploy.txt requirements-executorch.txt requirements-litert.txt
-	$(INSTALL) -r requirements-deploy.txt
+$(VENV)/deploy: $(VENV)/installed requirements-deploy.txt requirements-ray.txt requirements-executorch.txt requirements-litert.txt
+	$(INSTALL) -r requirements-deploy.txt -r requirements-ray.txt
 	$(INSTALL) --no-deps -r requirements-executorch.txt -r requirements-litert.txt
 	touch $@

@@ -42,6 +42,8 @@ Counts = Count | Annotated[list[Count], Field(min_length=1)]
 """A number, or several that are tried one after the other."""
 Trust = bool | Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 """Whose code a checkpoint may call beyond what utils/importing.py says: nobody's, anybody's, or one function's."""
+Axis = list[Any] | dict[str, dict[str, Any]]
+"""Of a sweep: the values of a key, or names with the keys they stand for."""
 
 
 def _boosted(plain: type[Section]) -> type[Section]:
@@ -108,6 +110,28 @@ class RunSettings(Section):
         return Path(self.dir) / self.name
 
 
+class SweepSettings(Section):
+    """The sweep section: where the cells run, and, under every other key, an axis of values."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Axis]
+
+    on: Literal["here", "ray"] = "here"
+    """Where the runs of a sweep are: here, one after the other; or on Ray (pip install ray), as many at a time as there
+    are CPUs and GPUs for. Any further key is an axis: {"quant.act_bits": [2, 4]}, or names with the keys they stand
+    for. There is a run for every combination."""
+    address: str | None = None
+    """HOST:PORT of the head of a Ray cluster, or auto: the one that this machine is in; null: this machine alone."""
+    cpus: int = Field(1, ge=1)
+    """CPUs of each run on Ray, and its threads."""
+    gpus: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0
+    """GPUs of each run on Ray; 0.5: two runs share one."""
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        return dict(self.model_extra or {})
+
+
 class TrainSettings(Section):
     """A training setting, such as setting/train.json: one run, or a sweep of them."""
 
@@ -118,8 +142,7 @@ class TrainSettings(Section):
     quant: Annotated[QuantSettings, quant_sections] = Field(default_factory=quant_sections.make_default)
     optim: Annotated[OptimSettings, OPTIM_SECTIONS] = Field(default_factory=OPTIM_SECTIONS.make_default)
     run: RunSettings = RunSettings()
-    sweep: dict[str, list[Any] | dict[str, dict[str, Any]]] = Field({})
-    """A run for every combination: {"quant.act_bits": [2, 4]}, or names with the keys they stand for."""
+    sweep: SweepSettings = SweepSettings()
 
     @property
     def engines(self) -> list[str]:

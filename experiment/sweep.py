@@ -5,20 +5,21 @@
 columns; cells that differ only in run.seed are reported as mean and standard deviation.
 """
 
+import contextlib
 import functools
 import itertools
 import json
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiment import inputs
 from experiment.report import html, sweep_report
 from experiment.report.sweep_table import SEED, Row, write_tables
 from experiment.run_folder import run_folder
-from experiment.settings import TrainSettings
+from experiment.settings import Axis, SweepSettings, TrainSettings
 from utils import files
 from utils.config import as_name, blame, vary
 from utils.console import say
@@ -44,8 +45,12 @@ class Cell:
         return as_name(labels).replace(" ", "_")
 
 
-def cells(sweep: dict[str, list | dict]) -> list[Cell]:
-    """Every combination, the last axis varying fastest; [] for an empty sweep. Raises UserError for an invalid one."""
+Planned = list[tuple[Cell, TrainSettings]]
+"""The cells of a sweep with their checked settings."""
+
+
+def cells(sweep: dict[str, Axis]) -> list[Cell]:
+    """Every combination, the last axis varying fastest; [] without axes. Raises UserError for invalid ones."""
     if not sweep:
         return []
     axes = []
@@ -71,7 +76,7 @@ def cells(sweep: dict[str, list | dict]) -> list[Cell]:
 
 def find_conflict(settings: TrainSettings, keys: list[str]) -> str | None:
     """Why one of these keys cannot be given on the command line: a cell of the sweep replaces it; None if none does."""
-    for cell, key in itertools.product(cells(settings.sweep), keys):
+    for cell, key in itertools.product(cells(settings.sweep.axes), keys):
         own = next((own for own in cell.overrides if _contains(own, key)), None)
         if own:
             return f"{key}: cell {cell.name} of the sweep sets {own} itself"
@@ -94,11 +99,9 @@ def _axis(key: str, sweep: dict) -> str:
     return short if alone and key != SEED else key
 
 
-def runs(
-    settings: TrainSettings, planned: list[Cell], check: Callable[[TrainSettings, str], TrainSettings]
-) -> list[tuple[Cell, TrainSettings]]:
+def runs(settings: TrainSettings, planned: list[Cell], check: Callable[[TrainSettings, str], TrainSettings]) -> Planned:
     """Every cell with its checked settings. check(settings, name of the cell) checks and resolves them."""
-    single = settings.model_copy(update={"sweep": {}})
+    single = settings.model_copy(update={"sweep": SweepSettings()})
     varied = [(cell, vary(single, cell.overrides, f"cell {cell.name}")) for cell in planned]
     return [(cell, _checked(cell, own, check)) for cell, own in varied]
 
@@ -110,52 +113,79 @@ def _checked(
         return check(settings, cell.name)
 
 
-def run(
-    folder: Path,
-    planned: list[tuple[Cell, TrainSettings]],
-    train: Callable[[TrainSettings, Processes], None],
-    baseline: Callable[[], dict | None],
-    title: str,
-    processes: Processes,
-) -> None:
-    """Train every cell that is not finished, each in its folder; update table.md, .csv, .png and report.html after
-    each.
+class Ended(NamedTuple):
+    """A cell's run is over. at: its place among the planned ones. why: why it failed, or None."""
 
-    train(settings, processes): trains one cell. baseline(): the accuracy of the float weights that all cells start
-    from, or None. title: of the table.
+    at: int
+    why: str | None
 
-    A cell that fails is reported, leaves its traceback in error.txt, and the sweep goes on; at the end, UserError is
-    raised. With several processes the first failure ends the sweep, since other processes may still wait for the
-    failed one.
+
+def one_by_one(
+    folder: Path, planned: Planned, train: Callable[[TrainSettings, Processes], None], processes: Processes
+) -> Generator[Ended]:
+    """Train every cell that is not finished, one after the other, with train(settings, processes).
+
+    A cell that fails leaves its traceback in error.txt, and the others follow. With several processes the first failure
+    ends the sweep, since other processes may still wait for the failed one.
     """
-    failed: dict[str, str] = {}
-    rows: list[Row] = []
-    shown: list[sweep_report.Cell] = []
-    reference = baseline() if processes.is_main else None
-    for i, (cell, settings) in enumerate(planned):
+    for at, (cell, settings) in enumerate(planned):
         try:
             done = processes.from_main(functools.partial(is_finished, settings))
-            say(f"\n[{i + 1}/{len(planned)}] {cell.name}" + (": finished before" if done else ""))
+            say(f"\n{place(at, planned)}" + (": finished before" if done else ""))
             if not done:
                 train(settings, processes)
         except Exception as error:  # whatever it is, the other cells are to run
             if processes.world_size > 1 or isinstance(error, BrokenPipeError):
                 raise
-            failed[cell.name] = report_failure(folder / cell.name, error)
-            continue
-        if processes.is_main:
-            (folder / cell.name / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
-            rows.append((cell.labels, read_summary(folder / cell.name)))
-            shown.append((cell.name, *rows[-1]))
-            with files.if_possible(folder / "table.md"):
-                write_tables(folder, rows, reference, title)
-            with html.if_possible(folder / "report.html"):
-                sweep_report.write(shown, reference, title, folder / "report.html")
+            yield Ended(at, report_failure(folder / cell.name, error))
+        else:
+            yield Ended(at, None)
+
+
+def place(at: int, planned: Planned) -> str:
+    """How messages name a cell: [2/12] act_bits=4."""
+    return f"[{at + 1}/{len(planned)}] {planned[at][0].name}"
+
+
+def gather(
+    folder: Path,
+    planned: Planned,
+    ends: Generator[Ended],
+    baseline: Callable[[], dict | None],
+    title: str,
+    is_main: bool,
+) -> None:
+    """Run the cells; update table.md, .csv, .png and report.html whenever one ends. Only the main process writes.
+
+    ends: trains the cells, and yields each as it ends, in any order. baseline(): the accuracy of the float weights that
+    all cells start from, or None. title: of the table. Raises UserError at the end if cells failed.
+    """
+    failed: dict[int, str] = {}
+    rows: dict[int, Row] = {}
+    reference = baseline() if is_main else None
+    with contextlib.closing(ends):
+        for at, why in ends:
+            cell, _ = planned[at]
+            if why is not None:
+                failed[at] = why
+            elif is_main:
+                (folder / cell.name / "error.txt").unlink(missing_ok=True)  # of an earlier attempt
+                rows[at] = (cell.labels, read_summary(folder / cell.name))
+                _write(folder, {planned[i][0].name: rows[i] for i in sorted(rows)}, reference, title)
     if rows and (folder / "table.md").is_file():
         say("\n" + (folder / "table.md").read_text(encoding="utf-8"))
     if failed:
-        name, why = next(iter(failed.items()))
-        raise UserError(f"{len(failed)} of {len(planned)} cells failed; {name}: {why}")
+        first = min(failed)
+        raise UserError(f"{len(failed)} of {len(planned)} cells failed; {planned[first][0].name}: {failed[first]}")
+
+
+def _write(folder: Path, rows: dict[str, Row], reference: dict | None, title: str) -> None:
+    """Write the tables and the page of the cells that have ended, by name."""
+    with files.if_possible(folder / "table.md"):
+        write_tables(folder, list(rows.values()), reference, title)
+    with html.if_possible(folder / "report.html"):
+        shown = [(name, *row) for name, row in rows.items()]
+        sweep_report.write(shown, reference, title, folder / "report.html")
 
 
 def is_finished(settings: TrainSettings) -> bool:

@@ -2,11 +2,11 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from logging import LogRecord
 from pathlib import Path
 
-from experiment import cli, datasets, inputs, sweep
+from experiment import cli, datasets, inputs, ray_sweep, sweep
 from experiment.check import check
 from experiment.report.accuracy_table import accuracy_table
 from experiment.results import float_score
@@ -30,14 +30,15 @@ def main(arguments: list[str], description: str | None = __doc__) -> None:
 
 def plan(settings: TrainSettings, setting_file: str) -> cli.Job:
     """The run or sweep that the settings describe, checked. Raises UserError."""
-    cells = sweep.cells(settings.sweep)
+    ray_sweep.check(settings.sweep)
+    cells = sweep.cells(settings.sweep.axes)
     name = settings.run.name or config.as_name(Path(setting_file).stem)
     if not cells:
         checked = check(settings, name)
-        return cli.Job(checked, lambda: with_processes(checked, functools.partial(train, checked)))
+        return cli.Job(checked, lambda: train_alone(checked))
     runs = sweep.runs(settings, cells, lambda cell_settings, cell: check(cell_settings, f"{name}/{cell}"))
     named = settings.model_copy(update={"run": settings.run.model_copy(update={"name": name})})
-    return cli.Job(named, lambda: with_processes(named, functools.partial(train_all, runs, name)))
+    return cli.Job(named, lambda: train_all(named, runs))
 
 
 def with_processes(settings: TrainSettings, run: Callable[[Processes], None]) -> None:
@@ -48,18 +49,37 @@ def with_processes(settings: TrainSettings, run: Callable[[Processes], None]) ->
         run(processes)
 
 
-def train_all(runs: list[tuple[sweep.Cell, TrainSettings]], name: str, processes: Processes) -> None:
-    """Train every run of a sweep, in the folder of that name.
+def train_all(asked: TrainSettings, runs: sweep.Planned) -> None:
+    """Train every run of a sweep, in this process or on Ray. asked: the settings of the sweep, with its name."""
+    folder = asked.run.folder
+    if asked.sweep.on == "ray":
+        with handle_signals():
+            gather(asked, runs, ray_sweep.at_once(folder, runs, train_alone, asked.sweep), is_main=True)
+        return
+    with_processes(
+        asked,
+        lambda processes: gather(asked, runs, sweep.one_by_one(folder, runs, train, processes), processes.is_main),
+    )
+
+
+def gather(asked: TrainSettings, runs: sweep.Planned, ends: Generator[sweep.Ended], is_main: bool) -> None:
+    """Let the runs of a sweep end, and make its tables, in the folder of its name.
 
     Only the first process writes there; a lock keeps other programs out.
     """
-    settings = [cell_settings for _, cell_settings in runs]
-    folder = Path(settings[0].run.dir) / name
-    if processes.is_main:
+    settings, folder = [own for _, own in runs], asked.run.folder
+    if is_main:
         files.make_folder(folder.parent, "run.dir")
         check_no_single_run(folder)
-    with files.locked(folder) if processes.is_main else contextlib.nullcontext():
-        sweep.run(folder, runs, train, lambda: float_score(settings), sweep.title(settings, name), processes)
+    stopped = default_message(f"stopped; {resume_hint(folder, asked.run.resume)}")
+    with stopped, files.locked(folder) if is_main else contextlib.nullcontext():
+        title = sweep.title(settings, asked.run.name or "")
+        sweep.gather(folder, runs, ends, lambda: float_score(settings), title, is_main)
+
+
+def train_alone(settings: TrainSettings) -> None:
+    """Train one run in this process."""
+    with_processes(settings, functools.partial(train, settings))
 
 
 def train(settings: TrainSettings, processes: Processes) -> None:

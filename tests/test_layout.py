@@ -72,7 +72,7 @@ def test_every_module_has_its_test_file_under_the_same_path():
 
 def test_a_start_does_not_import_what_few_runs_need():
     """Each of these takes seconds, which the line of a misspelt key would come later by."""
-    slow = {"torchvision", "matplotlib", "sklearn", "timm", "onnxruntime", "openvino"}
+    slow = {"torchvision", "matplotlib", "sklearn", "timm", "onnxruntime", "openvino", "ray"}
     program = f"import sys, experiment.training, experiment.evaluation; print(*{slow} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -2,12 +2,14 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -60,10 +62,11 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, patience: float = 0) -> Iterator[None]:
     """Lock a folder against other train.py processes, under each of its names. Raises UserError if one has locked it.
 
-    The operating system releases the lock when the process ends, even if it is killed. Does nothing on Windows.
+    patience: seconds to wait for that one first. The operating system releases the lock when the process ends, even if
+    it is killed. Does nothing on Windows.
     """
     try:
         import fcntl  # not on Windows
@@ -74,11 +77,23 @@ def locked(folder: Path) -> Iterator[None]:
         # where a link leads, too, so that two names of one folder are one; and the link, which may be renamed
         for name in {folder.resolve(), folder.parent.resolve() / folder.name}:
             file = stack.enter_context(_lock_file(name.with_name(f".{name.name}.lock")))
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock, not inherited
-            except OSError:
-                raise UserError(f"run.name: another train.py is writing to {folder}; choose another name") from None
+            # unlike flock, not inherited
+            lock = functools.partial(fcntl.lockf, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _succeeds(lock, patience):
+                raise UserError(f"run.name: another train.py is writing to {folder}; choose another name")
         yield
+
+
+def _succeeds(attempt: Callable[[], object], patience: float) -> bool:
+    """Whether the attempt ends without an OSError within so many seconds; it is made once at least."""
+    deadline = time.monotonic() + patience
+    while True:
+        with contextlib.suppress(OSError):
+            attempt()
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.1)
 
 
 def _lock_file(path: Path) -> IO[bytes]:

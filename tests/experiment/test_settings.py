@@ -80,8 +80,8 @@ def test_renamed_keys_in_a_file_on_the_command_line_and_in_a_sweep(tmp_path, cap
     path.write_text(json.dumps({"quant": {"method": "ptq", "equalize": True}, "sweep": sweep}))
     found = config.load(TrainSettings, str(path), ["quant.equalize=false", "quant.correct=norm"])
     assert (found.quant.cross_layer_equalization, found.quant.bias_correction) == (False, "norm")
-    assert list(found.sweep) == ["quant.bias_correction", "how"]
-    assert found.sweep["how"] == {
+    assert list(found.sweep.axes) == ["quant.bias_correction", "how"]
+    assert found.sweep.axes["how"] == {
         "a": {"quant.bn_reestimation_images": 9},
         "b": {"quant": {"oscillation_dampening": 1}},
     }
@@ -95,7 +95,7 @@ def test_augment_was_true_or_false(tmp_path, capsys):
     path = tmp_path / "my.json"
     path.write_text('{"data": {"augment": true}, "sweep": {"data.augment": [false, "rand"]}}')
     found = config.load(TrainSettings, str(path), [])
-    assert (found.data.augment, found.sweep) == ("crop", {"data.augment": ["none", "rand"]})
+    assert (found.data.augment, found.sweep.axes) == ("crop", {"data.augment": ["none", "rand"]})
     assert config.load(TrainSettings, str(path), ["data.augment=false"]).data.augment == "none"
     assert stored({"data": {"augment": False}}, "last.pt").data.augment == "none"
     told = capsys.readouterr().err.splitlines()

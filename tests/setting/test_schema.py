@@ -108,7 +108,9 @@ def test_every_run_and_every_cell_of_a_sweep_passes_the_scripts_own_check(path, 
     monkeypatch.setattr(checks, "check_model", once(checks.check_model))
     settings = config.load(TrainSettings, str(path), [])
     assert settings.note
-    runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep), check)] or [check(settings, path.stem)]
+    runs = [own for _, own in sweep.runs(settings, sweep.cells(settings.sweep.axes), check)] or [
+        check(settings, path.stem)
+    ]
     assert all(one.quant.method in quant.METHODS for one in runs)
     trained_by = {Path(file).parts[1] for file in named if file != models.PRETRAINED}
     assert trained_by <= {setting.stem for setting in SETTINGS}
