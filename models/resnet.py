@@ -37,10 +37,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        if self.extra:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
-        return F.relu(out + x)
+        return F.relu(self.bn2(self.conv2(out)) + self.skipped(x))
+
+    def skipped(self, x: Tensor) -> Tensor:
+        """What is added to the second convolution."""
+        if not self.extra:
+            return x
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra // 2))
 
 
 class CifarResNet(nn.Module):
@@ -65,20 +68,15 @@ class CifarResNet(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-class TinyBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut: the input, or a 1 x 1 convolution of it where the shape changes."""
+class TinyBlock(Block):
+    """With the input as the shortcut, or a 1 x 1 convolution of it where the shape changes."""
 
     def __init__(self, c_in: int, c_out: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(c_out)
-        self.shortcut = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1, stride)
+        super().__init__(c_in, c_out, stride)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1, stride) if self.extra else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+    def skipped(self, x: Tensor) -> Tensor:
+        return self.shortcut(x)
 
 
 class TinyResNet(nn.Sequential):
