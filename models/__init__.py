@@ -62,11 +62,11 @@ VARIANT: dict[str, tuple[str, ...]] = {"variant": ("torchvision", "reference")}
 FIVE_POOLS = {"cifar": 32, "imagenet": 32}
 
 MODELS = {
-    "resnet8": Row(resnet8, ("cifar",)),
     "resnet20": Row(resnet20, ("cifar",)),
     "resnet32": Row(resnet32, ("cifar",)),
     "resnet44": Row(resnet44, ("cifar",)),
     "resnet56": Row(resnet56, ("cifar",)),
+    "resnet8": Row(resnet8, ("cifar",)),
     "fast_cnn": Row(fast_cnn, ("cifar",)),
     "resnet18": Row(resnet18, BOTH),
     "resnet34": Row(resnet34, BOTH),
