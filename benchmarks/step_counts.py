@@ -4,10 +4,10 @@
     python -m benchmarks.step_counts --models resnet20 --options     each option by itself
 
 On an accelerator each of them waits for the device or copies to it. The step is that of the training loop with all
-that may take part: a teacher, the average of the weights, oscillation dampening, clipped
-gradients. It is counted on the CPU, where the code is made to treat numbers as it does on an accelerator. `calls` are
-torch's operators in the step, `of float` their multiple of those of the unquantized model. Loss and scores are read
-every 32 steps; those reads are `deferred`, in as many steps.
+that may take part: a teacher, the average of the weights, oscillation dampening, clipped gradients. It is counted on
+the CPU, where the code is made to treat numbers as it does on an accelerator. `calls` are torch's operators in the
+step, `of float` their multiple of those of the unquantized model. Loss and scores are read every 32 steps: `deferred`
+is how many such reads there were, and in how many steps.
 """
 
 import argparse
@@ -222,11 +222,11 @@ def count(keys: dict[str, Any], model: str, optimizer: str, steps: int = 2, imag
         on.clear()
         if WARMUP <= step < WARMUP + steps:
             found.reads = found.copies = found.made = found.calls = 0
-            on.extend([Operators(found, counts_steps), Lists(found)])
+            on.extend([Operators(found, is_step_number), Lists(found)])
             for mode in on:
                 mode.__enter__()
 
-    def counts_steps(x: Tensor) -> bool:
+    def is_step_number(x: Tensor) -> bool:
         """Whether x is one of Adam's step numbers, which stay on the host."""
         return any(state.get("step") is x for state in loop.optimizer.state.values())
 

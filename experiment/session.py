@@ -63,7 +63,6 @@ class Session:
 
     def run(self) -> None:
         seed.seed_all(self.settings.run.seed, self.settings.run.deterministic)
-        device.use_tf32(self.settings.run.tf32, self.processes.device)
         self.build_model()
         self.restore_chosen_layers()
         if not self.settings.ends_in_float:

@@ -89,6 +89,7 @@ def train(settings: TrainSettings, processes: Processes) -> None:
     programs out.
     """
     path = run_folder(settings).path
+    device.use_tf32(settings.run.tf32, processes.device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(default_message(f"stopped; {resume_hint(path, settings.run.resume)}"))
         if processes.is_main:

@@ -66,7 +66,7 @@ class TransitionRate:
         self.layers = scheduled_layers(model)
         if not self.layers:
             raise UserError(
-                f"quant.transition_rate: no layer's weights have {MOST_BITS} bits or fewer, as those that it is for"
+                f"quant.transition_rate: no layer's weights have {MOST_BITS} bits or fewer; others are not scheduled"
             )
         bits = torch.tensor([float(quantizer.bits) for _, quantizer in self.layers])
         device = next(model.parameters()).device
