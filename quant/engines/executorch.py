@@ -5,11 +5,9 @@ ExecuTorch is optional: requirements-executorch.txt.
 
 import importlib.util
 
-from quant.core.integer_operator import IntegerOperator
-from quant.engines.program_kernels import Ways
 from quant.engines.programs import ProgramEngine
 from quant.engines.xnnpack_builder import XnnpackBuilder
-from quant.engines.xnnpack_kernels import OUTSIDE, XNNPACK, ways_of
+from quant.engines.xnnpack_kernels import IN_FLOAT, OUTSIDE, WAYS, XNNPACK
 
 PACKAGES = ("executorch", "torchao", "ruamel.yaml", "tabulate", "flatbuffers")
 """What writing a program imports, of all that executorch asks for."""
@@ -32,10 +30,8 @@ def _is_here(name: str) -> bool:
 class XnnpackEngine(ProgramEngine):
     """XNNPACK, in ExecuTorch."""
 
-    name, builder, int8, outside = "executorch", XnnpackBuilder, XNNPACK, OUTSIDE
+    name, builder, table = "executorch", XnnpackBuilder, WAYS
+    int8, in_float, outside = XNNPACK, IN_FLOAT, OUTSIDE
 
     def missing(self) -> str:
         return missing()
-
-    def ways(self, op: IntegerOperator) -> Ways:
-        return ways_of(op)

@@ -7,10 +7,8 @@ import importlib.util
 
 import torch
 
-from quant.core.integer_operator import IntegerOperator
 from quant.engines.litert_builder import LitertBuilder
-from quant.engines.litert_kernels import LITERT, OUTSIDE, ways_of
-from quant.engines.program_kernels import Ways
+from quant.engines.litert_kernels import IN_FLOAT, LITERT, OUTSIDE, WAYS
 from quant.engines.programs import ProgramEngine
 
 PACKAGES = ("ai_edge_litert", "flatbuffers")
@@ -26,11 +24,9 @@ def missing() -> str:
 class LitertEngine(ProgramEngine):
     """LiteRT, which has XNNPACK run what that can."""
 
-    name, builder, int8, outside = "litert", LitertBuilder, LITERT, OUTSIDE
+    name, builder, table = "litert", LitertBuilder, WAYS
+    int8, in_float, outside = LITERT, IN_FLOAT, OUTSIDE
     layout = torch.channels_last
 
     def missing(self) -> str:
         return missing()
-
-    def ways(self, op: IntegerOperator) -> Ways:
-        return ways_of(op)

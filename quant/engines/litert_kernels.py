@@ -1,14 +1,13 @@
 """The ways to write an operator in LiteRT's, the fastest first."""
 
 import functools
-from collections.abc import Callable
 
 import torch
 
 from quant.core.integer_operator import IntegerOperator, add, average, function, mul, sub
 from quant.engines.base import Operator
 from quant.engines.onnx_qdq import Rounded, step_off_ties, written_average, written_in_float, written_product
-from quant.engines.program_kernels import COMPOSED, Ways, fused_product, fused_sum, then
+from quant.engines.program_kernels import COMPOSED, Table, Ways, fused_product, fused_sum, then
 from quant.engines.qdq_operators import on_grid
 
 LITERT, IN_FLOAT, TABLE, OUTSIDE = "litert", "litert in float", "litert table", "not in litert"
@@ -40,15 +39,10 @@ def _table(op: IntegerOperator) -> Operator:
     return lambda values: qdq.look_up(values, entries, *x, scale, zero_point)
 
 
-_WAYS: dict[Callable, Callable[[IntegerOperator], Ways]] = {
+WAYS: Table = {
     add: functools.partial(_sum, sign=1),
     sub: functools.partial(_sum, sign=-1),
     mul: _product,
     average: lambda op: [(IN_FLOAT, written_average(op))],
     function: _function,
 }
-
-
-def ways_of(op: IntegerOperator) -> Ways:
-    make = _WAYS.get(op.arithmetic)
-    return [(IN_FLOAT, written_in_float(op))] if make is None else make(op)

@@ -17,6 +17,8 @@ from utils.stderr import silenced
 
 Ways = list[tuple[str, Operator]]
 """Names of kernels and how they are traced, the fastest first."""
+Table = dict[Callable, Callable[[IntegerOperator], Ways]]
+"""Arithmetic of an operator -> function that gives the ways to write it."""
 qdq = torch.ops.qdq
 
 

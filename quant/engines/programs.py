@@ -16,8 +16,8 @@ from quant.engines.base import EngineFailed, IntegerModel, Operator
 from quant.engines.nhwc_builder import Builder
 from quant.engines.nhwc_islands import ISLANDS
 from quant.engines.nhwc_writer import write
-from quant.engines.onnx_qdq import QdqEngine
-from quant.engines.program_kernels import Kernel, Tried, Ways, exported, outside
+from quant.engines.onnx_qdq import QdqEngine, written_in_float
+from quant.engines.program_kernels import Kernel, Table, Tried, Ways, exported, outside
 from quant.engines.qdq_operators import on_grid
 from utils.errors import first_line
 from utils.stderr import silenced
@@ -33,18 +33,22 @@ qdq = torch.ops.qdq
 class ProgramEngine(QdqEngine):
     """Native tensors are floats on the grid, as in engines/onnx_qdq.py.
 
-    builder: writes the runtime's graphs. int8, outside: names of a kernel for integers, and of none.
+    builder: writes the runtime's graphs. int8, in_float, outside: names of a kernel for integers, of one in fp32, of
+    none. table: how operators without weights are written.
     """
 
     builder: type[Builder]
     int8: str
+    in_float: str
     outside: str
+    table: Table
     layout = torch.contiguous_format
     is_timed = False
 
     def ways(self, op: IntegerOperator) -> Ways:
         """How an operator without weights may be written, the fastest first."""
-        raise NotImplementedError
+        make = self.table.get(op.arithmetic)
+        return [(self.in_float, written_in_float(op))] if make is None else make(op)
 
     def kernels(self, layer: IntegerLayer) -> tuple[str, ...]:
         return (self.int8, self.outside)

@@ -1,7 +1,6 @@
 """The ways to write an operator in XNNPACK's, the fastest first."""
 
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,7 +8,7 @@ from torch import Tensor
 from quant.core.integer_operator import IntegerOperator, add, average, function, mul, sub
 from quant.engines.base import Operator
 from quant.engines.onnx_qdq import Rounded, step_off_ties, written_average, written_in_float, written_product
-from quant.engines.program_kernels import COMPOSED, Kernel, Tried, Ways, fused_product, fused_sum, then
+from quant.engines.program_kernels import COMPOSED, Kernel, Table, Tried, Ways, fused_product, fused_sum, then
 from quant.engines.qdq_operators import on_grid
 from quant.engines.xnnpack_builder import XnnpackBuilder
 
@@ -62,15 +61,10 @@ def _off(op: IntegerOperator, kernel: Kernel) -> dict[int, int]:
     return {int(every[i]): int(off[i]) for i in off.nonzero()[:, 0].tolist()}
 
 
-_WAYS: dict[Callable, Callable[[IntegerOperator], Ways]] = {
+WAYS: Table = {
     add: functools.partial(_sum, sign=1),
     sub: functools.partial(_sum, sign=-1),
     mul: _products,
     average: lambda op: [(IN_FLOAT, written_average(op))],
     function: _function,
 }
-
-
-def ways_of(op: IntegerOperator) -> Ways:
-    make = _WAYS.get(op.arithmetic)
-    return [(IN_FLOAT, written_in_float(op))] if make is None else make(op)
